@@ -1,0 +1,27 @@
+# Two commands: `make demo` and `make test`. Each sets up what is missing first, once.
+VENV ?= .venv
+PYTHON_BIN := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: demo test test-slow lint setup setup-dev clean
+
+demo: setup
+	$(PYTHON_BIN) -m cosmos_ray demo $(ARGS)
+
+test: setup-dev lint
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup-dev
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow $(ARGS)
+
+lint: setup-dev
+	$(PYTHON_BIN) -m ruff check cosmos_ray jobs tests
+
+setup:
+	@cluster/setup.sh $(VENV)
+
+setup-dev:
+	@cluster/setup.sh $(VENV) dev
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,125 @@
+"""``python -m cosmos_ray COMMAND``: the stages of the loop, and ``demo`` for all of them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import signal
+import sys
+import warnings
+from dataclasses import dataclass
+
+from cosmos_ray.config import QUICK, RunConfig
+from cosmos_ray.errors import ConfigError, CosmosRayError
+from cosmos_ray.settings import add_flags, make_config
+
+
+@dataclass(frozen=True)
+class Command:
+    """A stage as a command."""
+
+    help: str
+    needs_ray: bool = True
+    creates: bool = False  #: whether it may start a new run
+
+
+COMMANDS = {
+    "demo": Command("run every stage and write the report", creates=True),
+    "collect": Command("record scripted demonstrations", creates=True),
+    "pretrain": Command("train the base policy on the demonstrations"),
+    "rollout": Command("run episodes of the base policy: successes and failures"),
+    "refine": Command("train on rollouts while acting, pushing new weights to the pool"),
+    "evaluate": Command("compare base, refined and planning on held-out initial states"),
+    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False),
+    "report": Command("write report.html and report.json", needs_ray=False),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line per mistake, with the nearest flag there is."""
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments:"):
+            bad = message.split(":", 1)[1].split()[0].split("=")[0]
+            known = [s for action in self._actions for s in action.option_strings]
+            close = difflib.get_close_matches(bad, known, n=1, cutoff=0.5)
+            message = f"unknown flag {bad}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+        raise ConfigError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    parser = _Parser(prog="cosmos_ray", description="Closed-loop Cosmos Policy: collect, train, roll out, refine, plan.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help.capitalize() + ".", allow_abbrev=False)
+        sub.add_argument("--quiet", action="store_true", help="no progress lines")
+        if command.creates:
+            sub.add_argument("--fresh", action="store_true", help="move an existing run of this name aside and start anew")
+        if name == "demo":
+            sub.add_argument("--quick", action="store_true", help="every stage at small counts, about four minutes on two cores")
+        add_flags(sub)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (failed), 2 (wrong input), 130 (interrupted)."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
+    except ConfigError as error:
+        return _fail(f"error: {error}", 2)
+    except CosmosRayError as error:
+        return _fail(f"{type(error).__name__}: {error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues where it stopped", 130)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser()
+    # Subparsers hand unknown flags up to the main parser, whose flags would then be suggested: parse them on the right one.
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        sub = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[options.command]
+        sub.error("unrecognized arguments: " + " ".join(unknown))
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    base = QUICK if getattr(options, "quick", False) else RunConfig()
+    flags = {k: v for k, v in vars(options).items() if k not in ("command", "config", "quiet", "fresh", "quick")}
+    config = make_config(base, options.config, flags)
+    command = COMMANDS[options.command]
+
+    from cosmos_ray.run import open_run
+    from cosmos_ray.stages.command import run_stage
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with open_run(config, fresh=getattr(options, "fresh", False), quiet=options.quiet, create=command.creates,
+                  with_ray=command.needs_ray) as run:
+        sys.stdout.write(run_stage(options.command, run) + "\n")
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM (a stopped Ray job, a scheduler) ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"cosmos_ray: {message}\n")
+    return code
+
+
+def entry(arguments: list[str] | None = None) -> None:
+    """Console entry point; ``arguments`` default to the command line's.
+
+    Leaves without interpreter teardown, where GL and Ray threads abort now and then.
+    """
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

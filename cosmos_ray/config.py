@@ -1,0 +1,213 @@
+"""Every setting of a run, as frozen dataclasses; the help text stands at the field.
+
+One :class:`RunConfig` describes every stage. It is filled from defaults, then a TOML file (``--config``), then flags
+(``--section.field value``), and stored as ``config.json`` beside the run so that a later stage starts from the same one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from cosmos_ray.errors import ConfigError
+
+
+def option(default: Any, help: str, choices: tuple | None = None, low: float | None = None, high: float | None = None):
+    """A dataclass field with its help text and the values it accepts (``choices``, or ``low <= value <= high``)."""
+    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class SimConfig:
+    """Which robosuite environment runs, and what is seen of it."""
+
+    task: str = option("Lift", "robosuite task name (Lift, Stack, PickPlaceCan, NutAssemblySquare, Door, or any other)")
+    robots: tuple[str, ...] = option(("Panda",), "robot arms, as robosuite names them; two for two-arm tasks")
+    controller: str = option("OSC_POSE", "robosuite part controller of the arms")
+    wrist_cameras: tuple[str, ...] = option(("robot0_eye_in_hand",), "wrist cameras, in latent-frame order")
+    third_cameras: tuple[str, ...] = option(("agentview",), "third-person cameras, in latent-frame order")
+    image_size: int = option(64, "height and width of every frame in pixels", low=16, high=1024)
+    actions: str = option("auto", "action space: 'position' (dx, dy, dz, gripper), 'pose' (+ rotation) or 'auto' by task",
+                          choices=("auto", "position", "pose"))
+    horizon: int = option(0, "control steps before an episode times out; 0 takes the task's own", low=0)
+    control_freq: int = option(20, "control steps per simulated second", low=1, high=500)
+    placement: float = option(0.0, "half-width in metres of the initial object placement; 0 keeps robosuite's own", low=0, high=0.3)
+    mesh_cell: float = option(0.008, "vertex-clustering cell in metres of the render-only meshes; 0 renders them undecimated",
+                              low=0, high=0.05)
+    fast_step: bool = option(True, "fused OSC substeps (about 3x faster; falls back to robosuite's own where not valid)")
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Every camera in latent-frame order: wrist cameras, then third-person cameras."""
+        return tuple(self.wrist_cameras) + tuple(self.third_cameras)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The one network that is policy, world model and value function."""
+
+    preset: str = option("tiny", "model size: 'tiny' for a laptop, 'cosmos-predict2-2b' for the real dimensions",
+                         choices=("tiny", "cosmos-predict2-2b"))
+    chunk: int = option(8, "actions per chunk (K)", low=1, high=256)
+    output: str = option("auto", "what the network outputs: 'x0', 'velocity' (rectified flow) or 'auto' by preset",
+                         choices=("auto", "x0", "velocity"))
+    width: int = option(0, "model channels; 0 takes the preset's", low=0)
+    layers: int = option(0, "transformer blocks; 0 takes the preset's", low=0)
+    heads: int = option(0, "attention heads; 0 takes the preset's", low=0)
+    patch: int = option(0, "spatial patch of the latent grid; 0 takes the preset's", low=0)
+    sigma_frame_scale: str = option("auto", "multiply training sigma by sqrt(latent frames): 'on', 'off', 'auto' by preset",
+                                    choices=("auto", "on", "off"))
+    sigma_min: float = option(0.0, "last sigma of the sampler; 0 takes the preset's (1 for tiny, 4 for the 2B)", low=0, high=80)
+    action_weight: float = option(4.0, "loss weight of the ACTION frame", low=0)
+    value_weight: float = option(3.0, "loss weight of the VALUE frame", low=0)
+    tokenizer_path: str = option("", "directory of the Wan 2.1 VAE in diffusers layout (2B preset only)")
+    text_path: str = option("", "directory of the T5 encoder, or a .safetensors file of cached embeddings (2B preset only)")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """How stored episodes become training samples."""
+
+    gamma: float = option(0.98, "discount of the Monte-Carlo return per control step", low=0.5, high=1.0)
+    success_share: float = option(0.5, "share of successful episodes among rollout samples", low=0, high=1)
+    rollout_frame_stride: int = option(4, "also store a rendered frame every this many steps of a rollout; 0 keeps chunk ends",
+                                       low=0)
+    samples_per_insert: float = option(0.0, "training windows per collected control step while refining; 0 paces "
+                                       "both to end together", low=0)
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The DeepSpeed learner."""
+
+    batch_size: int = option(32, "samples per step, all ranks together", low=1)
+    lr: float = option(1.5e-3, "peak learning rate of `pretrain`", low=0)
+    refine_lr: float = option(8e-4, "peak learning rate of `refine`", low=0)
+    warmup: int = option(50, "linear warm-up steps", low=0)
+    decay_from: float = option(0.3, "share of the steps after which the rate decays linearly", low=0, high=1)
+    final_lr: float = option(0.05, "last learning rate as a share of the peak", low=0, high=1)
+    weight_decay: float = option(0.01, "AdamW weight decay", low=0)
+    beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=1)
+    clip: float = option(1.0, "gradient-norm clipping; 0 disables it", low=0)
+    ema: float = option(0.995, "decay of the weight average that is published; 0 publishes the raw weights", low=0, high=1)
+    zero_stage: int = option(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
+    world_size: int = option(1, "learner ranks, one Ray actor each", low=1)
+    precision: str = option("fp32", "compute precision", choices=("fp32", "bf16"))
+    threads: int = option(0, "CPU threads per rank; 0 shares the machine's cores among the ranks", low=0)
+    base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "shares of policy, world-model and value samples in `pretrain`", low=0, high=1)
+    refine_mix: tuple[float, ...] = option((0.1, 0.45, 0.45), "the same in `refine` (paper: 10/45/45)", low=0, high=1)
+    value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'full' V(s,a,s')",
+                             choices=("future", "action", "full"))
+    checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """The shared pool that answers every rollout worker."""
+
+    actors: int = option(1, "inference actors", low=1)
+    gpus: float = option(0.0, "GPUs per inference actor", low=0)
+    max_batch: int = option(16, "observation rows per forward pass at most", low=1)
+    wait_ms: float = option(2.0, "how long a waiting request may be held back to fill the batch", low=0, high=1000)
+    threads: int = option(1, "CPU threads per inference actor", low=1)
+    steps: int = option(5, "network evaluations per action chunk", low=1, high=100)
+    timeout_s: float = option(60.0, "seconds a worker waits for an answer, retries included", low=1)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The fleet that acts in the simulator."""
+
+    workers: int = option(2, "rollout workers, one Ray actor (one process) each", low=1)
+    envs_per_worker: int = option(6, "episodes each worker runs at once", low=1)
+    execute: int = option(0, "actions of a chunk that are executed before the next query; 0 executes all", low=0)
+    action_noise: float = option(0.0, "standard deviation of exploration noise added to executed actions", low=0, high=1)
+    deadline_s: float = option(180.0, "seconds without any answer after which a worker is replaced", low=5)
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """Best-of-N planning (paper section on test-time planning)."""
+
+    candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
+    value: str = option("future", "rank by 'future' V(s') of predicted futures or by 'action' Q(s,a)", choices=("future", "action"))
+    futures: int = option(1, "predicted futures per candidate", low=1, high=64)
+    future_steps: int = option(1, "network evaluations of the longest future prediction", low=1, high=100)
+    values: int = option(2, "value samples per predicted future", low=1, high=64)
+    value_steps: int = option(1, "network evaluations of the longest value sample", low=1, high=100)
+    aggregate: str = option("average", "how value samples become one score",
+                            choices=("average", "lcb", "success_vote", "majority_mean"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: where it lives, how much it does, and the settings of every part."""
+
+    name: str = option("demo", "run name: a folder under --root")
+    root: str = option("runs", "folder that holds runs")
+    seed: int = option(0, "seed of everything random in the run", low=0)
+    demos: int = option(120, "demonstrations to have in the store after `collect`", low=1)
+    pretrain_steps: int = option(900, "learner steps of `pretrain`", low=1)
+    rollouts: int = option(80, "rollout episodes to have in the store after `rollout`", low=0)
+    refine_steps: int = option(450, "learner steps of `refine`", low=1)
+    refine_rollouts: int = option(60, "further rollout episodes collected during `refine`", low=0)
+    publish_every: int = option(50, "learner steps between weight pushes to the pool while refining", low=1)
+    eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1)
+    verify: int = option(0, "`evaluate` also repeats this many stored episodes per arm and compares them step by step", low=0)
+    plan_seed: int = option(0, "`plan`: number of the held-out initial state", low=0)
+    address: str = option("", "Ray cluster to join (host:port or auto); empty joins $RAY_ADDRESS if set, else starts a local one")
+    wandb: str = option("off", "Weights & Biases mode", choices=("off", "offline", "online"))
+    sim: SimConfig = field(default_factory=SimConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+
+
+#: ``demo --quick``: every stage at small counts, to see it work rather than to learn much
+QUICK = RunConfig(name="quick", demos=30, pretrain_steps=150, rollouts=12, refine_steps=60, refine_rollouts=12, publish_every=20,
+                  eval_episodes=8)
+
+
+def check(config: Any, where: str = "") -> None:
+    """Raise :class:`ConfigError` for the first field of a (nested) config that is out of its range or choices."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        name = f"{where}{item.name}"
+        if dataclasses.is_dataclass(value):
+            check(value, name + ".")
+            continue
+        choices, low, high = (item.metadata.get(k) for k in ("choices", "low", "high"))
+        if choices is not None and value not in choices:
+            raise ConfigError(f"{name} = {value!r} is not one of {', '.join(map(str, choices))}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if (low is not None and number < low) or (high is not None and number > high):
+                bounds = " and ".join(f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None)
+                raise ConfigError(f"{name} = {value!r} is out of range: it must be {bounds}")
+    if isinstance(config, RunConfig):
+        _check_together(config)
+
+
+def _check_together(config: RunConfig) -> None:
+    """The constraints that tie two fields together."""
+    for name in ("base_mix", "refine_mix"):
+        mix = getattr(config.learner, name)
+        if len(mix) != 3 or abs(sum(mix) - 1) > 1e-6:
+            raise ConfigError(f"learner.{name} = {mix}: give three shares (policy, world model, value) that add up to 1")
+    if config.learner.zero_stage == 3 and config.learner.ema:
+        raise ConfigError("learner.ema needs whole parameters on every rank: set learner.ema to 0 with learner.zero_stage 3")
+    if config.learner.batch_size % config.learner.world_size:
+        raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
+                          f"{config.learner.world_size} ranks")
+    if config.rollout.execute > config.model.chunk:
+        raise ConfigError(f"rollout.execute = {config.rollout.execute} is longer than the chunk, model.chunk = {config.model.chunk}")
+    if not config.sim.cameras:
+        raise ConfigError("sim.wrist_cameras and sim.third_cameras are both empty: the policy needs at least one camera")
+    if len(set(config.sim.cameras)) != len(config.sim.cameras):
+        raise ConfigError(f"sim.wrist_cameras and sim.third_cameras name a camera twice: {', '.join(config.sim.cameras)}")
+    if not config.name or any(c in config.name for c in "/\\\0") or config.name in (".", ".."):
+        raise ConfigError(f"name = {config.name!r} is not a folder name: use letters, digits, '-' and '_'")

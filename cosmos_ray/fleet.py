@@ -1,0 +1,148 @@
+"""Keeps a set of worker actors busy with tickets, replaces the ones that die or hang, and runs every ticket to its end.
+
+Used by the driver for demonstrations and rollouts alike. A ticket given to a worker that dies is given out again; because the
+store commits an episode once per key, running it twice is the same as running it once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from cosmos_ray.errors import CosmosRayError
+from cosmos_ray.rollout.ticket import Finished
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3  #: times a ticket may take its worker down with it before the run gives up on that ticket
+START_S = 240.0  #: allowance for a worker's first answer: imports, model build, kernels
+
+
+class WorkerTrouble(CosmosRayError):
+    """Workers keep dying without finishing anything."""
+
+
+@dataclass
+class _Worker:
+    actor: ActorHandle
+    tickets: dict[str, Any] = field(default_factory=dict)  #: name -> ticket, given out and not finished
+    call: ray.ObjectRef | None = None
+    called: float = 0.0
+    answered: bool = False  #: whether this actor ever answered
+
+
+class Fleet:
+    """Workers with an ``advance(tickets, seconds) -> [Finished]`` method.
+
+    Args:
+        spawn: starts worker ``index`` and returns its handle.
+        count: number of workers.
+        capacity: tickets a worker holds at once.
+        name_of: the store name a ticket finishes under (a tuple where it may finish under several).
+        deadline_s: a worker that does not answer for so long is replaced.
+        turn_s: how long a worker works before it answers.
+    """
+
+    def __init__(self, spawn: Callable[[int], ActorHandle], count: int, capacity: int, name_of: Callable[[Any], tuple[str, ...]],
+                 deadline_s: float, turn_s: float = 1.0):
+        self._spawn, self._capacity, self._names, self._deadline, self._turn = spawn, capacity, name_of, deadline_s, turn_s
+        self._workers = [_Worker(spawn(i)) for i in range(count)]
+        self._queue: deque[Any] = deque()
+        self._deaths: dict[str, int] = {}
+        self.replaced = 0  #: workers that died or hung and were replaced
+        self.abandoned: list[str] = []  #: tickets given up after taking down ``ATTEMPTS`` workers
+
+    @property
+    def capacity(self) -> int:
+        """Tickets that can be running at once."""
+        return self._capacity * len(self._workers)
+
+    @property
+    def outstanding(self) -> int:
+        """Tickets submitted and not finished."""
+        return len(self._queue) + sum(len(w.tickets) for w in self._workers)
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return ray.get([w.actor.pid.remote() for w in self._workers])
+
+    def submit(self, tickets: list[Any]) -> None:
+        """Add tickets to the queue."""
+        self._queue.extend(tickets)
+
+    def poll(self, timeout: float) -> list[Finished]:
+        """Hand out work, wait up to ``timeout`` seconds for a worker to answer, return what finished.
+
+        An error that a worker raises on purpose (a full disk, a wrong model) is raised here: every worker would meet it.
+        """
+        for worker in self._workers:
+            if worker.call is None:
+                self._hand_out(worker)
+        calls = {w.call: w for w in self._workers if w.call is not None}
+        if not calls:
+            return []
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+        if ready:
+            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        finished = []
+        for call in ready:
+            finished += self._collect(calls[call])
+        for i, worker in enumerate(self._workers):
+            patience = self._deadline if worker.answered else max(self._deadline, START_S)
+            if worker.call is not None and worker.call not in ready and time.monotonic() - worker.called > patience:
+                self._replace(i, f"no answer for {patience:g} s")
+        return finished
+
+    def close(self) -> None:
+        """Stop the workers."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+
+    def _hand_out(self, worker: _Worker) -> None:
+        # Shares are even, so that the last tickets of a queue do not all land on one worker.
+        share = -(-(len(self._queue) + sum(len(w.tickets) for w in self._workers)) // len(self._workers))
+        room = min(self._capacity, max(share, 1)) - len(worker.tickets)
+        fresh = [self._queue.popleft() for _ in range(max(0, min(room, len(self._queue))))]
+        for ticket in fresh:
+            worker.tickets[self._names(ticket)[0]] = ticket
+        if worker.tickets:
+            worker.call, worker.called = worker.actor.advance.remote(fresh, self._turn), time.monotonic()
+
+    def _collect(self, worker: _Worker) -> list[Finished]:
+        try:
+            finished = ray.get(worker.call)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, CosmosRayError) else error from error
+        except RayActorError as error:
+            self._replace(self._workers.index(worker), str(error).strip().splitlines()[0])
+            return []
+        worker.call, worker.answered = None, True
+        for episode in finished:
+            for name, ticket in list(worker.tickets.items()):
+                if episode.name in self._names(ticket):
+                    del worker.tickets[name]
+        return finished
+
+    def _replace(self, index: int, reason: str) -> None:
+        """Start a new worker in place of a dead one and give its tickets out again."""
+        worker = self._workers[index]
+        logger.warning("rollout worker %d is replaced (%s); %d episodes start again", index, reason, len(worker.tickets))
+        ray.kill(worker.actor)
+        self.replaced += 1
+        for name, ticket in worker.tickets.items():
+            self._deaths[name] = self._deaths.get(name, 0) + 1
+            if self._deaths[name] < ATTEMPTS:
+                self._queue.appendleft(ticket)
+            else:
+                self.abandoned.append(name)
+        if self.replaced > 5 * len(self._workers) and not any(w.answered for w in self._workers):
+            raise WorkerTrouble(f"rollout workers died {self.replaced} times without finishing an episode: {reason}")
+        self._workers[index] = _Worker(self._spawn(index))

@@ -1,0 +1,124 @@
+"""The folder of a run: what lies where, who may write, and which settings it was made with."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.replay.store import ReplayStore
+
+
+class RunFolder:
+    """Paths of one run under ``root/name``; opening it takes the run's lock.
+
+    Raises ConfigError when another process works in it, or when it was made with another simulator or model setting (such
+    data cannot be mixed). With ``fresh`` an existing run is moved aside first, never deleted.
+    """
+
+    def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True):
+        self.path = Path(config.root).expanduser().resolve() / config.name
+        if not create and not (self.path / "config.json").exists():
+            raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` first, or give --root and --name")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}") from error
+        self._lock = self._take_lock()
+        if fresh and (self.path / "config.json").exists():
+            self._move_aside()
+        self._check_config(config)
+
+    @property
+    def replay(self) -> Path:
+        """The replay store."""
+        return self.path / "replay"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def checkpoint(self, name: str) -> Path:
+        """Policy checkpoint ``initial``, ``base`` or ``refined``."""
+        return self.path / "checkpoints" / name
+
+    def learner_state(self, name: str) -> Path:
+        """Resumable learner state of a training stage."""
+        return self.path / "learner" / name
+
+    def store(self) -> ReplayStore:
+        """Open the replay store, with everything committed so far known."""
+        store = ReplayStore(self.replay)
+        store.refresh()
+        return store
+
+    def record(self, stage: str, **values: Any) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"stage": stage, "time": round(time.time(), 2), **values}) + "\n")
+
+    def metrics(self, stage: str) -> list[dict]:
+        """The recorded lines of a stage, oldest first; a line torn by a crash is left out."""
+        out = []
+        file = self.path / "metrics.jsonl"
+        for line in file.read_text().splitlines() if file.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row.get("stage") == stage:
+                out.append(row)
+        return out
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Replace a JSON file of the run, whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(data, indent=1))
+        os.replace(temporary, self.path / name)
+
+    def read_json(self, name: str) -> Any | None:
+        """The content of a JSON file of the run, or None when there is none."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.close()
+
+    def _take_lock(self):
+        lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until close()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "?"
+            raise ConfigError(f"run {self.path} is in use by process {owner}: wait for it, or give another --name") from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def _move_aside(self) -> None:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self._lock.close()
+        self.path.rename(aside)
+        self.path.mkdir()
+        self._lock = self._take_lock()
+
+    def _check_config(self, config: RunConfig) -> None:
+        own = json.loads(json.dumps(dataclasses.asdict(config)))
+        before = self.read_json("config.json")
+        for section in ("sim", "model") if before else ():
+            for key, value in own[section].items():
+                if before.get(section, {}).get(key, value) != value:
+                    raise ConfigError(f"run {self.path} was made with {section}.{key} = {before[section][key]!r}, not {value!r}: "
+                                      "give another --name, or --fresh to move it aside")
+        self.write_json("config.json", own)

@@ -1,0 +1,47 @@
+"""The Ray shell around :class:`InferenceCore`."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+import torch
+
+from cosmos_ray.config import InferenceConfig
+from cosmos_ray.inference.batcher import Batcher
+from cosmos_ray.inference.core import ActReply, ActRequest, InferenceCore
+from cosmos_ray.model.checkpoint import load_policy
+from cosmos_ray.weights import Weights
+
+
+@ray.remote(max_restarts=-1, max_task_retries=0)
+class InferenceActor:
+    """Serves one policy. Restarted by Ray after a crash; it then holds ``checkpoint`` until the driver pushes newer weights.
+
+    Calls are not retried by Ray: answering has no side effect, and the client retries against any actor of the pool.
+    """
+
+    def __init__(self, checkpoint: str, config: InferenceConfig):
+        torch.set_num_threads(config.threads)
+        policy, version = load_policy(checkpoint)
+        device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
+        self._core = InferenceCore(policy.to(device), version)
+        self._batcher = Batcher(lambda requests: self._core.answer(requests), config.max_batch, config.wait_ms / 1000)
+
+    async def act(self, request: ActRequest) -> ActReply:
+        """Answer a request, batched with whatever else is waiting."""
+        return await self._batcher.submit(request)
+
+    async def set_weights(self, weights: Weights) -> int:
+        """Swap weights between two batches; returns the version now held."""
+        return await self._batcher.between(self._core.set_weights, weights)
+
+    async def load(self, checkpoint: str) -> int:
+        """Replace the policy by a checkpoint, whatever its version; returns that version."""
+        policy, version = await self._batcher.between(load_policy, checkpoint)
+        self._core = InferenceCore(policy.to(self._core.policy.device), version)
+        return version
+
+    async def status(self) -> dict:
+        """{version, batches, rows, pid}."""
+        return {"version": self._core.version, "batches": self._batcher.batches, "rows": self._batcher.rows, "pid": os.getpid()}

@@ -1,0 +1,62 @@
+"""The worker's side of the pool: send a request, survive the death of the actor that was answering it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from cosmos_ray.errors import PoolUnavailable
+from cosmos_ray.inference.core import ActReply, ActRequest, WrongVersion
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.25  #: pause before a request is sent again
+
+
+@dataclass
+class Pending:
+    """A request in flight."""
+
+    request: ActRequest
+    reference: ray.ObjectRef
+    deadline: float
+
+
+class PoolClient:
+    """Sends requests to the actors in turn; a request whose actor dies, or holds the wrong version, goes to the next one."""
+
+    def __init__(self, actors: list[ActorHandle], timeout_s: float, start: int = 0):
+        self.actors, self.timeout_s = actors, timeout_s
+        self.retries = 0
+        self._next = start
+
+    def submit(self, request: ActRequest) -> Pending:
+        """Send without waiting."""
+        return Pending(request, self._send(request), time.monotonic() + self.timeout_s)
+
+    def result(self, pending: Pending) -> ActReply:
+        """Wait for the answer. PoolUnavailable when no actor gave one within ``timeout_s`` of :meth:`submit`."""
+        while True:
+            left = pending.deadline - time.monotonic()
+            try:
+                return ray.get(pending.reference, timeout=max(0.0, left))
+            except (RayActorError, GetTimeoutError, RayTaskError) as error:
+                if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongVersion):
+                    raise error.cause from error
+                if left <= RETRY_S:
+                    reason = str(error.cause if isinstance(error, RayTaskError) else error).splitlines()[0]
+                    raise PoolUnavailable(f"none of {len(self.actors)} inference actors answered within "
+                                          f"{self.timeout_s:g} s: {reason}") from error
+                logger.info("inference request goes to another actor: %s", type(error).__name__)
+                self.retries += 1
+                time.sleep(RETRY_S)
+                pending.reference = self._send(pending.request)
+
+    def _send(self, request: ActRequest) -> ray.ObjectRef:
+        self._next = (self._next + 1) % len(self.actors)
+        return self.actors[self._next].act.remote(request)

@@ -1,0 +1,97 @@
+"""Answering requests for action chunks, without Ray: group, batch, decide, stamp with the policy version."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cosmos_ray.config import PlannerConfig
+from cosmos_ray.errors import CosmosRayError
+from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.planning.best_of_n import act_directly, plan
+from cosmos_ray.weights import Weights, unpack
+
+
+class WrongVersion(CosmosRayError):
+    """The request insists on a policy version that this actor does not hold (yet): ask again, or ask another."""
+
+
+@dataclass(frozen=True)
+class ActRequest:
+    """B observations that want an action chunk each."""
+
+    images: np.ndarray  #: (B, cameras, H, W, 3) uint8
+    proprio: np.ndarray  #: (B, p) float32
+    instructions: tuple[str, ...]  #: B task descriptions
+    seeds: np.ndarray  #: (B,) int64, one per decision: a row's answer depends on it, not on the batch it was in
+    steps: int = 5  #: network evaluations per chunk
+    planner: PlannerConfig | None = None  #: best-of-N, or None for the policy alone
+    version: int | None = None  #: insist on this policy version
+    decode_futures: bool = False  #: also return the predicted frames
+
+
+@dataclass(frozen=True)
+class ActReply:
+    """Answers to the rows of one request."""
+
+    actions: np.ndarray  #: (B, K, d) float32, physical units
+    values: np.ndarray  #: (B,) float32, the policy's value of the chosen chunk, in [-1, 1]
+    scores: np.ndarray  #: (B, N) float32 candidate scores in [0, 1]; N = 1 without planning
+    chosen: np.ndarray  #: (B,) int64
+    version: int  #: policy version that answered
+    candidates: np.ndarray  #: (B, N, K, d) float32, every proposed chunk
+    futures: np.ndarray | None = None  #: (B, cameras, H, W, 3) uint8 predicted frames at the end of the chunk
+
+
+class InferenceCore:
+    """One policy and its version. ``answer`` and ``set_weights`` must not run at the same time."""
+
+    def __init__(self, policy: CosmosPolicy, version: int):
+        self.policy, self.version = policy.eval(), version
+
+    def set_weights(self, weights: Weights) -> int:
+        """Adopt newer weights (older ones are ignored, so late messages do no harm); returns the version now held."""
+        if weights.version > self.version:
+            unpack(weights, self.policy.net)
+            self.version = weights.version
+        return self.version
+
+    def answer(self, requests: list[ActRequest]) -> list[ActReply | CosmosRayError]:
+        """Answer many requests in as few forward passes as their settings allow; a bad request fails alone."""
+        replies: list[ActReply | CosmosRayError | None] = [None] * len(requests)
+        groups = defaultdict(list)
+        for i, request in enumerate(requests):
+            if request.version is not None and request.version != self.version:
+                replies[i] = WrongVersion(f"policy version {request.version} was asked for, this actor holds {self.version}")
+            else:
+                key = (request.steps, request.planner, request.decode_futures, request.images.shape[1:], request.proprio.shape[1:])
+                groups[key].append(i)
+        for members in groups.values():
+            try:
+                answers = self._answer_alike([requests[i] for i in members])
+            except CosmosRayError as error:
+                answers = [error] * len(members)
+            for i, answer in zip(members, answers, strict=True):
+                replies[i] = answer
+        return replies
+
+    def _answer_alike(self, requests: list[ActRequest]) -> list[ActReply]:
+        first = requests[0]
+        known = self.policy.current_latents(np.concatenate([r.images for r in requests]), np.concatenate([r.proprio for r in requests]))
+        text = self.policy.embed([i for r in requests for i in r.instructions])
+        seeds = torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64))
+        if first.planner is None:
+            decision = act_directly(self.policy, known, text, seeds, first.steps)
+        else:
+            decision = plan(self.policy, known, text, seeds, first.steps, first.planner)
+        futures = self.policy.read_future_images(decision.latents) if first.decode_futures else None
+        replies, start = [], 0
+        for request in requests:
+            rows = slice(start, start := start + len(request.seeds))
+            cut = lambda tensor, rows=rows: tensor[rows].cpu().numpy()  # noqa: E731
+            replies.append(ActReply(cut(decision.actions), cut(decision.values), cut(decision.scores), cut(decision.chosen),
+                                    self.version, cut(decision.candidates), None if futures is None else cut(futures)))
+        return replies

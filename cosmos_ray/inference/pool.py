@@ -1,0 +1,98 @@
+"""The driver's side of the pool: start the actors, push weights, bring restarted ones up to date."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from cosmos_ray.config import InferenceConfig
+from cosmos_ray.errors import CheckpointError, PoolUnavailable
+from cosmos_ray.inference.actor import InferenceActor
+from cosmos_ray.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+START_S = 180.0  #: to import torch and load the checkpoint, on a machine busy with other actors
+PUSH_S = 60.0  #: for every actor to take new weights
+
+
+class InferencePool:
+    """Handles of the inference actors and the weights they ought to hold."""
+
+    def __init__(self, checkpoint: str | Path, config: InferenceConfig, cpus: float):
+        options = {"num_cpus": cpus, "num_gpus": config.gpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
+        self.actors = [InferenceActor.options(**options).remote(str(Path(checkpoint).resolve()), config) for _ in range(config.actors)]
+        self.restarts = 0
+        self._current: tuple[int, ray.ObjectRef | str] | None = None
+        try:
+            self._pids = [s["pid"] for s in ray.get([a.status.remote() for a in self.actors], timeout=START_S)]
+        except GetTimeoutError as error:
+            raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: does the cluster have "
+                                  f"{config.actors} x {config.gpus:g} GPUs free?") from error
+        except RayActorError as error:
+            raise CheckpointError(f"an inference actor could not start: {_root(error)}") from error
+
+    def push(self, weights: Weights) -> None:
+        """Give every actor newer weights while they keep serving. An actor that is down gets them from :meth:`repair`."""
+        self._current = (weights.version, ray.put(weights))
+        self._deliver(self.actors)
+
+    def load(self, checkpoint: str | Path, version: int) -> None:
+        """Switch every actor to a checkpoint (evaluation of another policy)."""
+        self._current = (version, str(Path(checkpoint).resolve()))
+        self._deliver(self.actors)
+
+    def repair(self) -> None:
+        """Look after actors that Ray restarted: count them and give them the current weights. Cheap; call it every few seconds."""
+        stale = []
+        for i, actor in enumerate(self.actors):
+            try:
+                status = ray.get(actor.status.remote(), timeout=5)
+            except (RayActorError, GetTimeoutError):
+                continue  # still restarting: next time
+            if status["pid"] != self._pids[i]:
+                self._pids[i] = status["pid"]
+                self.restarts += 1
+                logger.warning("inference actor %d was restarted", i)
+            if self._current and status["version"] != self._current[0]:
+                stale.append(actor)
+        if stale:
+            self._deliver(stale)
+
+    def status(self) -> list[dict]:
+        """Status of the actors that answer within five seconds."""
+        ready, _ = ray.wait(references := [a.status.remote() for a in self.actors], num_returns=len(self.actors), timeout=5)
+        out = []
+        for reference in references:
+            try:
+                if reference in ready:
+                    out.append(ray.get(reference))
+            except RayActorError:
+                continue
+        return out
+
+    def close(self) -> None:
+        """Stop the actors."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def _deliver(self, actors: list) -> None:
+        version, payload = self._current
+        calls = [a.load.remote(payload) if isinstance(payload, str) else a.set_weights.remote(payload) for a in actors]
+        ready, late = ray.wait(calls, num_returns=len(calls), timeout=PUSH_S)
+        for call in late:
+            logger.warning("an inference actor has not taken policy version %d within %g s", version, PUSH_S)
+            ray.cancel(call)
+        for call in ready:
+            try:
+                ray.get(call)
+            except RayActorError:
+                logger.warning("an inference actor died while taking policy version %d; it will get it after its restart", version)
+
+
+def _root(error: BaseException) -> str:
+    """Last line of an actor's start-up error, which holds the message we raised there."""
+    return str(error).strip().splitlines()[-1]

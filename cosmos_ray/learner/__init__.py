@@ -1,0 +1,1 @@
+"""The DeepSpeed ZeRO learner: sample mixture, training core, Ray shell."""

@@ -1,0 +1,142 @@
+"""The Ray shell around :class:`LearnerCore`, and the group of ranks the driver talks to."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from cosmos_ray.config import LearnerConfig
+from cosmos_ray.errors import CosmosRayError
+from cosmos_ray.learner.mixture import BatchSource, Mixture
+from cosmos_ray.weights import Weights
+
+START_S = 300.0  #: to import DeepSpeed, meet the other ranks and load a checkpoint
+
+
+class LearnerLost(CosmosRayError):
+    """A learner rank died. Everything committed is safe; the run resumes from its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class LearnerTask:
+    """What a learner is to do, as plain data."""
+
+    policy: str  #: checkpoint directory to start from
+    store: str  #: replay store directory
+    state: str  #: directory of resumable learner state
+    mixture: Mixture
+    chunk: int
+    gamma: float
+    peak_lr: float
+    total_steps: int
+    seed: int
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerActor:
+    """One rank. Never restarted by Ray: a new engine would be out of step with the other ranks."""
+
+    def __init__(self, config: LearnerConfig, rank: int):
+        self.config, self.rank = config, rank
+
+    def address(self) -> tuple[str, int]:
+        """(host, free port) for the rendezvous; asked of rank 0."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return ray.util.get_node_ip_address(), s.getsockname()[1]
+
+    def start(self, task: LearnerTask, address: str, port: int, resume: bool) -> int:
+        """Build the engine; returns the step it continues from."""
+        import torch
+
+        from cosmos_ray.learner.core import LearnerCore, rendezvous
+        from cosmos_ray.model.checkpoint import load_policy
+        from cosmos_ray.replay.sampler import WindowSampler
+        from cosmos_ray.replay.store import ReplayStore
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        os.environ.update(rendezvous(self.rank, self.config.world_size, address, port))
+        policy, _ = load_policy(task.policy)
+        sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
+                                seed=task.seed * 1000 + self.rank)
+        source = BatchSource(sampler, task.mixture, self.config.batch_size // self.config.world_size)
+        self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
+                                rank=self.rank, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.state = task.state
+        if resume:
+            self.core.load(self.state)
+        return self.core.step_count
+
+    def train(self, steps: int) -> dict[str, float]:
+        """Take in new episodes, then train; returns mean metrics."""
+        self.core.source.sampler.refresh()
+        return self.core.train(steps)
+
+    def weights(self, version: int) -> Weights | None:
+        return self.core.weights(version)
+
+    def save(self) -> None:
+        self.core.save(self.state)
+
+    def export(self, path: str, version: int, info: dict) -> None:
+        self.core.export(path, version, info)
+
+
+class LearnerGroup:
+    """All ranks, called together. LearnerLost when one of them died; the error of a rank is raised as it is."""
+
+    def __init__(self, config: LearnerConfig, task: LearnerTask, cpus: float, threads: int, gpus: float, resume: bool):
+        variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+        if not gpus:
+            variables["DS_ACCELERATOR"] = "cpu"
+        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
+        self.ranks = [LearnerActor.options(**options).remote(config, rank) for rank in range(config.world_size)]
+        self.folder = Path(task.state)
+        address, port = self._get([self.ranks[0].address.remote()], START_S)[0]
+        self.step = self._call("start", task, address, port, resume, timeout=START_S)[0]
+
+    def begin_training(self, steps: int) -> list[ray.ObjectRef]:
+        """Start ``steps`` steps without waiting; hand the references to :meth:`finish_training`."""
+        return [rank.train.remote(steps) for rank in self.ranks]
+
+    def finish_training(self, references: list[ray.ObjectRef]) -> dict[str, float]:
+        """Wait for :meth:`begin_training`; rank 0's metrics."""
+        metrics = self._get(references, None)[0]
+        self.step = int(metrics["step"])
+        return metrics
+
+    def weights(self, version: int) -> Weights:
+        return self._call("weights", version)[0]
+
+    def save(self) -> None:
+        """Write resumable state."""
+        self._call("save")
+
+    def export(self, path: Path, version: int, info: dict) -> None:
+        """Write the published policy as a checkpoint directory."""
+        self._call("export", str(path), version, info)
+
+    def close(self) -> None:
+        """Stop the ranks, without the interpreter's exit handlers: they abort now and then under DeepSpeed."""
+        for rank in self.ranks:
+            ray.kill(rank)
+
+    def _call(self, method: str, *arguments, timeout: float | None = None) -> list:
+        return self._get([getattr(rank, method).remote(*arguments) for rank in self.ranks], timeout)
+
+    def _get(self, references: list[ray.ObjectRef], timeout: float | None) -> list:
+        try:
+            return ray.get(references, timeout=timeout)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, CosmosRayError) else error from error
+        except RayActorError as error:
+            raise LearnerLost("a learner process died (out of memory?); run the same command again to continue from its last "
+                              f"checkpoint in {self.folder}") from error
+        except GetTimeoutError as error:
+            raise LearnerLost(f"the learner did not start within {timeout:g} s: does the cluster have CPUs and GPUs for "
+                              f"{len(self.ranks)} ranks?") from error

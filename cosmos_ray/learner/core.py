@@ -1,0 +1,193 @@
+"""The learner without Ray: one DeepSpeed rank that trains the network on replay batches."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from cosmos_ray.config import LearnerConfig
+from cosmos_ray.errors import CheckpointError
+from cosmos_ray.learner.mixture import BatchSource
+from cosmos_ray.model.checkpoint import save_policy
+from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.weights import Weights, pack
+
+logger = logging.getLogger(__name__)
+
+
+def learning_rate(step: int, total: int, peak: float, config: LearnerConfig) -> float:
+    """Linear warm-up, plateau, then linear decay to ``final_lr`` of the peak."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    start = config.decay_from * total
+    done = min(1.0, max(0.0, (step - start) / max(1.0, total - start)))
+    return peak * warm * (1 - done * (1 - config.final_lr))
+
+
+class LearnerCore:
+    """Trains ``policy.net`` in a DeepSpeed engine.
+
+    The process must have the rendezvous variables ``MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK`` set (see
+    :func:`rendezvous`). Every rank must be built alike and make the same calls in the same order.
+    """
+
+    def __init__(self, config: LearnerConfig, policy: CosmosPolicy, source: BatchSource, *, peak_lr: float, total_steps: int,
+                 seed: int, rank: int = 0, device: str = "cpu"):
+        self.config, self.policy, self.source = config, policy.to(device), source
+        self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
+        self.step_count = 0
+        self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
+        self.engine = _engine(config, policy.net)
+        self.average = [p.detach().float().clone() for p in policy.net.parameters()] if config.ema else None
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step on one batch; returns loss, errors per kind of frame, gradient norm, rate and seconds."""
+        began = time.perf_counter()
+        rate = learning_rate(self.step_count, self.total_steps, self.peak_lr, self.config)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        loss, errors = self.policy.loss(self.source.draw(), self.generator, net=self.engine)
+        self.engine.backward(loss)
+        self.engine.step()
+        self.step_count += 1
+        if self.average is not None:
+            # A young average forgets its random start faster, as in the usual bias-corrected schedule.
+            decay = min(self.config.ema, (1 + self.step_count) / (10 + self.step_count))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, [p.detach().float() for p in self.policy.net.parameters()], 1 - decay)
+        norm = self.engine.get_global_grad_norm()
+        return {"step": self.step_count, "loss": float(loss.detach()), **errors, "lr": rate,
+                "grad_norm": float(norm) if norm is not None else float("nan"), "seconds": time.perf_counter() - began}
+
+    def train(self, steps: int) -> dict[str, float]:
+        """Up to ``steps`` steps (never past ``total_steps``); returns the means of their metrics and the last step."""
+        rows = [self.step() for _ in range(min(steps, self.total_steps - self.step_count))]
+        if not rows:
+            return {"step": self.step_count}
+        return {**{k: sum(r[k] for r in rows) / len(rows) for k in rows[0]}, "step": self.step_count}
+
+    def weights(self, version: int) -> Weights | None:
+        """The published weights (the average, if one is kept), on rank 0; None elsewhere. All ranks must call it."""
+        with _gathered(self.policy.net, self.config.zero_stage):
+            return pack(self.policy.net, version, self.average) if self.rank == 0 else None
+
+    def export(self, path: str | Path, version: int, info: dict | None = None) -> None:
+        """Write the published policy as a checkpoint directory (rank 0)."""
+        with _gathered(self.policy.net, self.config.zero_stage):
+            if self.rank:
+                return
+            raw = [p.detach().clone() for p in self.policy.net.parameters()] if self.average else []
+            self._put(self.average or [])
+            save_policy(self.policy, path, version, {"step": self.step_count, **(info or {})})
+            self._put(raw)
+
+    @torch.no_grad()
+    def _put(self, tensors: list[torch.Tensor]) -> None:
+        for parameter, tensor in zip(self.policy.net.parameters(), tensors, strict=False):
+            parameter.copy_(tensor)
+
+    # ---------------------------------------------------------------- resume
+
+    def save(self, folder: str | Path) -> None:
+        """Write resumable state: DeepSpeed's own shards, the weight average, random states. Visible only when complete.
+
+        DeepSpeed's shards are pickles, so resume only from folders this run wrote; policies travel as safetensors.
+        """
+        folder = Path(folder)
+        tag = f"step_{self.step_count:08d}"
+        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        own = {"step": self.step_count, "world_size": self.config.world_size, "source": self.source.state_dict(),
+               "generator": self.generator.get_state().tolist()}
+        (folder / tag / f"rank{self.rank}.json").write_text(json.dumps(own))
+        if self.average is not None and self.rank == 0:
+            torch.save(self.average, folder / tag / "average.pt")
+        torch.distributed.barrier()
+        if self.rank == 0:
+            temporary = folder / "latest.tmp"
+            temporary.write_text(tag)
+            os.replace(temporary, folder / "latest")
+            for old in sorted(folder.glob("step_*"))[:-2]:
+                _remove(old)
+
+    def load(self, folder: str | Path) -> bool:
+        """Continue from :meth:`save`; False when there is nothing to continue from.
+
+        CheckpointError when the state was written by another number of ranks or is damaged.
+        """
+        folder = Path(folder)
+        if not (folder / "latest").exists():
+            return False
+        tag = (folder / "latest").read_text().strip()
+        try:
+            own = json.loads((folder / tag / f"rank{self.rank}.json").read_text())
+            if own["world_size"] != self.config.world_size:
+                raise CheckpointError(f"{folder / tag} was written by {own['world_size']} learner ranks, not {self.config.world_size}: "
+                                      "resume with learner.world_size as before, or start afresh from the exported policy")
+            self.engine.load_checkpoint(str(folder), tag=tag)
+            if self.average is not None:
+                torch._foreach_copy_(self.average, torch.load(folder / tag / "average.pt", weights_only=True))
+        except (OSError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {error}; start afresh with --fresh") from error
+        self.step_count = own["step"]
+        self.source.load_state_dict(own["source"])
+        self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))
+        return True
+
+
+def rendezvous(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:
+    """Environment variables of one learner rank."""
+    return {"MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+
+
+def _engine(config: LearnerConfig, net: torch.nn.Module):
+    """A DeepSpeed engine around the network, quiet and without compiling extension ops on a CPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__ as ops
+    from deepspeed.utils import logger as deepspeed_logger
+
+    deepspeed_logger.setLevel(logging.ERROR)
+    # The shared-memory collectives would be compiled at first use (30-70 s, and ninja must be on PATH); gloo does without.
+    ops["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    optimizer = torch.optim.AdamW(_groups(net, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), eps=1e-8)
+    engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config={
+        "train_micro_batch_size_per_gpu": config.batch_size // config.world_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.clip,
+        "zero_optimization": {"stage": config.zero_stage},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 10**9,
+    })
+    return engine
+
+
+def _groups(net: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only, as usual for transformers."""
+    matrices = [p for p in net.parameters() if p.ndim >= 2]
+    vectors = [p for p in net.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _gathered(net: torch.nn.Module, stage: int):
+    """Context in which whole parameters are on this rank: only ZeRO-3 shards them."""
+    import contextlib
+
+    if stage < 3:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(net.parameters()))
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""From replay windows to training batches: how many samples of each kind, and from which episodes (method 2.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cosmos_ray.config import LearnerConfig, ReplayConfig
+from cosmos_ray.model.policy import TrainingBatch
+from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.replay.sampler import WindowSampler
+
+VALUE_KINDS = {"future": SampleType.VALUE_FUTURE, "action": SampleType.VALUE_ACTION, "full": SampleType.VALUE_FULL}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of a batch. Policy samples come from demonstrations, the others from rollouts."""
+
+    policy: float
+    world: float
+    value: float
+    value_kind: SampleType
+    success_share: float  #: of the rollout samples, those from successes
+    demos_as_success: bool  #: take the successes from demonstrations: base training has no rollouts yet (method section 3)
+
+    @classmethod
+    def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
+        """The mixture of training on demonstrations, 50/25/25 by default."""
+        return cls(*learner.base_mix, VALUE_KINDS[learner.value_mode], replay.success_share, True)
+
+    @classmethod
+    def refinement(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
+        """The mixture of refining on rollouts, 10/45/45 by default."""
+        return cls(*learner.refine_mix, VALUE_KINDS[learner.value_mode], replay.success_share, False)
+
+
+class BatchSource:
+    """Draws the batches of a :class:`Mixture` from a :class:`WindowSampler`.
+
+    Counts follow the shares exactly over time: the fraction of a sample that one batch cannot give is owed by the next.
+    A stratum that is still empty is replaced: failures by successes, successes by failures, both by demonstrations.
+    """
+
+    def __init__(self, sampler: WindowSampler, mixture: Mixture, batch_size: int):
+        self.sampler, self.mixture, self.batch_size = sampler, mixture, batch_size
+        m = mixture
+        success = "demo" if m.demos_as_success else "success"
+        self._cells = [("demo", SampleType.POLICY, m.policy)]
+        for kind, share in ((SampleType.WORLD_MODEL, m.world), (m.value_kind, m.value)):
+            self._cells += [(success, kind, share * m.success_share), ("failure", kind, share * (1 - m.success_share))]
+        self._owed = np.zeros(len(self._cells))
+
+    def draw(self) -> TrainingBatch:
+        """The next batch of ``batch_size`` samples. StoreError when the store holds no demonstration."""
+        windows, actions, kinds = [], [], []
+        for (stratum, kind, _), count in zip(self._cells, self._counts(), strict=True):
+            if count:
+                window = self.sampler.draw(int(count), self._filled(stratum))
+                windows.append(window)
+                actions.append(window.labels if kind is SampleType.POLICY else window.actions)
+                kinds += [int(kind)] * int(count)
+        arrays = {name: np.concatenate([getattr(w, name) for w in windows])
+                  for name in ("images", "future_images", "proprio", "future_proprio", "value")}
+        return TrainingBatch(**arrays, actions=np.concatenate(actions), instructions=sum((w.instructions for w in windows), []),
+                             kinds=np.array(kinds))
+
+    def _counts(self) -> np.ndarray:
+        """Whole samples per cell, adding up to the batch size."""
+        self._owed += self.batch_size * np.array([share for _, _, share in self._cells])
+        counts = np.floor(self._owed).astype(int)
+        short = self.batch_size - counts.sum()
+        counts[np.argsort(counts - self._owed, kind="stable")[:short]] += 1
+        self._owed -= counts
+        return counts
+
+    def _filled(self, stratum: str) -> str:
+        counts = self.sampler.counts()
+        order = {"success": ("success", "failure", "demo"), "failure": ("failure", "success", "demo"), "demo": ("demo",)}
+        return next((name for name in order[stratum] if counts[name].windows), "demo")
+
+    def state_dict(self) -> dict:
+        """JSON-serialisable state to continue the stream from."""
+        return {"owed": self._owed.tolist(), "sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._owed = np.array(state["owed"])
+        self.sampler.load_state_dict(state["sampler"])

@@ -1,0 +1,39 @@
+"""Training noise levels and reproducible noise (method 2.2, 2.6)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def hybrid_sigma(n: int, frames: int, frame_scale: bool, generator: torch.Generator) -> torch.Tensor:
+    """Draw (n,) float32 training sigmas: 70 % LogNormal(ln 4, 1.2), 30 % U(1, 85), then x sqrt(frames) if ``frame_scale``."""
+    log_normal = torch.exp(math.log(4.0) + 1.2 * torch.randn(n, generator=generator))
+    uniform = 1 + 84 * torch.rand(n, generator=generator)
+    sigma = torch.where(torch.rand(n, generator=generator) < 0.7, log_normal, uniform)
+    return sigma * math.sqrt(frames) if frame_scale else sigma
+
+
+def seeded_noise(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise (len(seeds), *shape), row i drawn from ``seeds[i]`` alone.
+
+    A row therefore does not depend on the batch it is in, unlike the public code's one generator per batch.
+    """
+    out = torch.empty(len(seeds), *shape)
+    generator = torch.Generator()
+    for row, seed in zip(out, seeds.tolist(), strict=True):
+        generator.manual_seed(seed & (2**63 - 1))
+        torch.randn(shape, generator=generator, out=row)
+    return out
+
+
+def mix_seed(*parts: int) -> int:
+    """One well-spread 63-bit seed from several integers (splitmix64 over the parts)."""
+    state = 0
+    for part in parts:
+        state = (state + (part & (2**64 - 1)) + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state & (2**63 - 1)

@@ -1,0 +1,216 @@
+"""Cosmos Policy: one network as policy, world model and value function (paper section 3, method 1 and 2).
+
+Pure torch. The learner trains it through :meth:`CosmosPolicy.loss`; inference queries :meth:`act`, :meth:`imagine` and
+:meth:`evaluate`, which are the same sampler with different frames given clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.model import solver
+from cosmos_ray.model.injection import Normalizer, extract, extract_value, inject, inject_value
+from cosmos_ray.model.noise import hybrid_sigma, seeded_noise
+from cosmos_ray.model.sample_types import SampleType, clean_frames, mask_table, target_frames
+from cosmos_ray.model.spec import PolicySpec
+from cosmos_ray.model.text import HashText, T5Text
+from cosmos_ray.model.tokenizer import PatchPCA, WanTokenizer
+from cosmos_ray.model.transformer import Transformer
+
+
+@dataclass
+class TrainingBatch:
+    """One batch of windows (s, a, s', return), as arrays; see ``replay.WindowBatch``."""
+
+    images: np.ndarray  #: (B, cameras, H, W, 3) uint8 at s
+    future_images: np.ndarray  #: the same at s'
+    proprio: np.ndarray  #: (B, p) float32 at s
+    future_proprio: np.ndarray  #: (B, p) float32 at s'
+    actions: np.ndarray  #: (B, K, d) float32: the chunk the sample is about
+    value: np.ndarray  #: (B,) float32 in [-1, 1], return at s'
+    instructions: Sequence[str]
+    kinds: np.ndarray  #: (B,) int64 SampleType
+
+
+class CosmosPolicy(nn.Module):
+    """Network, tokenizer, text and normalisation of one policy. Build it with :func:`build`, or load it from a checkpoint."""
+
+    def __init__(self, spec: PolicySpec, tokenizer: nn.Module, text: Callable[[str], torch.Tensor]):
+        super().__init__()
+        self.spec, self.layout, self.text = spec, spec.layout, text
+        self.net = Transformer(spec.transformer)
+        self.tokenizer = tokenizer
+        for name, size in (("action", spec.action_dim), ("proprio", spec.proprio_dim)):
+            self.register_buffer(f"{name}_low", torch.full((size,), -1.0))
+            self.register_buffer(f"{name}_high", torch.ones(size))
+        self.register_buffer("clean", mask_table(self.layout, clean_frames), persistent=False)
+        self.register_buffer("target", mask_table(self.layout, target_frames), persistent=False)
+        weight = torch.ones(self.layout.frames)
+        weight[self.layout.action], weight[self.layout.value] = spec.action_weight, spec.value_weight
+        self.register_buffer("frame_weight", weight, persistent=False)
+
+    def set_statistics(self, action_low, action_high, proprio_low, proprio_high) -> None:
+        """Fix the min/max normalisation, arrays (d,) and (p,)."""
+        for name, value in (("action_low", action_low), ("action_high", action_high),
+                            ("proprio_low", proprio_low), ("proprio_high", proprio_high)):
+            getattr(self, name).copy_(torch.as_tensor(value))
+
+    @property
+    def actions_scale(self) -> Normalizer:
+        return Normalizer(self.action_low, self.action_high)
+
+    @property
+    def proprio_scale(self) -> Normalizer:
+        return Normalizer(self.proprio_low, self.proprio_high)
+
+    @property
+    def device(self) -> torch.device:
+        return self.action_low.device
+
+    # ---------------------------------------------------------------- latents
+
+    def current_latents(self, images: np.ndarray, proprio: np.ndarray) -> torch.Tensor:
+        """Latents (B, C, T, h, w) float32 with the blank frame and the state s filled, zeros elsewhere.
+
+        Args: images (B, cameras, H, W, 3) uint8; proprio (B, p) float32. ConfigError when they do not fit the model.
+        """
+        self._check(images, proprio)
+        layout = self.layout
+        prefix = self.tokenizer.encode(torch.as_tensor(images, device=self.device), layout.images, layout.action)
+        latents = prefix.new_zeros(*prefix.shape[:2], layout.frames, *prefix.shape[3:])
+        latents[:, :, : layout.action] = prefix
+        latents[:, :, layout.proprio] = self._vector(self.proprio_scale, proprio)
+        return latents
+
+    def training_latents(self, batch: TrainingBatch) -> torch.Tensor:
+        """Ground-truth latents (B, C, T, h, w) float32 of whole windows."""
+        self._check(batch.images, batch.proprio)
+        layout, shape = self.layout, self.spec.frame_shape
+        images = torch.as_tensor(np.concatenate((batch.images, batch.future_images), axis=1), device=self.device)
+        latents = self.tokenizer.encode(images, layout.images + layout.future_images, layout.frames)
+        latents[:, :, layout.proprio] = self._vector(self.proprio_scale, batch.proprio)
+        latents[:, :, layout.future_proprio] = self._vector(self.proprio_scale, batch.future_proprio)
+        latents[:, :, layout.action] = self.action_frame(batch.actions)
+        latents[:, :, layout.value] = inject_value(torch.as_tensor(batch.value, device=self.device).float(), shape)
+        return latents
+
+    def action_frame(self, actions: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """(B, K, d) chunks in physical units to the (B, C, h, w) ACTION frame."""
+        actions = torch.as_tensor(actions, device=self.device).float()
+        return inject(self.actions_scale.normalize(actions).flatten(1), self.spec.frame_shape)
+
+    def read_actions(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, K, d) chunks in physical units out of generated latents."""
+        spec = self.spec
+        flat = extract(latents[:, :, self.layout.action], spec.chunk * spec.action_dim)
+        return self.actions_scale.restore(flat.view(-1, spec.chunk, spec.action_dim))
+
+    def read_value(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B,) values in [-1, 1] out of generated latents."""
+        return extract_value(latents[:, :, self.layout.value])
+
+    def read_future_images(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, cameras, H, W, 3) uint8 predicted frames, decoded on request only."""
+        return self.tokenizer.decode(latents, self.layout.future_images)
+
+    def embed(self, instructions: Sequence[str]) -> torch.Tensor:
+        """(B, L, text_width) embeddings of the instructions."""
+        return torch.stack([self.text(i) for i in instructions]).to(self.device)
+
+    def _vector(self, scale: Normalizer, vector: np.ndarray) -> torch.Tensor:
+        return inject(scale.normalize(torch.as_tensor(vector, device=self.device).float()), self.spec.frame_shape)
+
+    def _check(self, images: np.ndarray, proprio: np.ndarray) -> None:
+        spec = self.spec
+        expected = (len(spec.cameras), spec.image_size, spec.image_size, 3)
+        if tuple(images.shape[1:]) != expected:
+            raise ConfigError(f"images {tuple(images.shape[1:])} do not fit the model: it takes {expected} ({', '.join(spec.cameras)})")
+        if proprio.shape[1] != spec.proprio_dim:
+            raise ConfigError(f"proprioception of {proprio.shape[1]} numbers does not fit the model: it takes {spec.proprio_dim}")
+
+    # ---------------------------------------------------------------- denoising
+
+    def denoise(self, net: Callable, noised: torch.Tensor, sigma: torch.Tensor, known: torch.Tensor, clean: torch.Tensor,
+                text: torch.Tensor) -> torch.Tensor:
+        """One network evaluation (method 2.1).
+
+        Args: noised x_sigma (B, C, T, h, w); sigma (B,); known clean latents; clean (B, T) mask; text (B, L, width).
+        Returns the predicted x0, float32, with the clean frames put back.
+        """
+        t = (sigma / (1 + sigma))[:, None, None, None, None]
+        mask = clean[:, None, :, None, None]
+        scaled = (1 - t) * noised
+        out = net(torch.where(mask > 0, known, scaled), clean, (1 - clean) * t[:, 0, 0, :, 0], text).float()
+        x0 = out if self.spec.output == "x0" else scaled - t * out
+        return torch.where(mask > 0, known, x0)
+
+    def loss(self, batch: TrainingBatch, generator: torch.Generator, net: Callable | None = None) -> tuple[torch.Tensor, dict[str, float]]:
+        """Training loss of one batch (method 2.2, 2.3) and the mean absolute error per kind of frame.
+
+        Every sample draws its sigma and noise from ``generator``; ``net`` is the network to train (the DeepSpeed engine),
+        this policy's own by default. The errors are keyed ``action``, ``future``, ``value`` and averaged over the samples
+        that carry loss there.
+        """
+        x0 = self.training_latents(batch)
+        kinds = torch.as_tensor(batch.kinds, device=self.device)
+        clean, target = self.clean[kinds], self.target[kinds]
+        sigma = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator).to(x0)
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        noised = x0 + sigma[:, None, None, None, None] * noise
+        predicted = self.denoise(net or self.net, noised, sigma, x0, clean, self.embed(batch.instructions))
+        weight = ((1 + sigma) / sigma).square()[:, None] * target * self.frame_weight
+        error = predicted - x0
+        loss = self.spec.loss_scale * (weight * error.square().mean((1, 3, 4))).mean()
+        with torch.no_grad():
+            absolute = error.abs().mean((1, 3, 4)) * target
+            groups = {"action": [self.layout.action], "future": list(self.layout.future), "value": [self.layout.value]}
+            errors = {k: float(absolute[:, i].sum() / target[:, i].sum().clamp_min(1)) for k, i in groups.items()}
+        return loss, errors
+
+    # ---------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def generate(self, kind: SampleType, known: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> torch.Tensor:
+        """Sample the frames that ``kind`` does not give, jointly. Row i uses noise of ``seeds[i]`` alone.
+
+        Args: known (B, C, T, h, w) latents whose clean frames are filled; seeds (B,) int64; steps network evaluations.
+        Returns (B, C, T, h, w) float32.
+        """
+        spec = self.spec
+        clean = self.clean[int(kind)].expand(len(known), -1)
+        noise = seeded_noise(seeds, known.shape[1:]).to(known)
+        return solver.sample(
+            lambda x, sigma: self.denoise(self.net, x, x.new_full((len(x),), sigma), known, clean, text),
+            noise * spec.sigma_max, steps, spec.sigma_max, spec.sigma_min)
+
+    def act(self, latents: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> torch.Tensor:
+        """Policy: current latents to latents with action, future and value filled."""
+        return self.generate(SampleType.POLICY, latents, text, seeds, steps)
+
+    def imagine(self, latents: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> torch.Tensor:
+        """World model: latents with state and ACTION filled to latents with future and value filled."""
+        return self.generate(SampleType.WORLD_MODEL, latents, text, seeds, steps)
+
+    def evaluate(self, latents: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int, kind: SampleType) -> torch.Tensor:
+        """Value function of ``kind`` (one of the VALUE types): (B,) values in [-1, 1]."""
+        return self.read_value(self.generate(kind, latents, text, seeds, steps))
+
+
+def build(spec: PolicySpec, seed: int = 0) -> CosmosPolicy:
+    """A policy with freshly initialised weights; the tokenizer of ``tiny`` still has to be fitted, the 2B one's is loaded."""
+    if spec.preset == "tiny":
+        tokenizer, text = PatchPCA(), HashText(spec.text_tokens, spec.transformer.text_width)
+    else:
+        if not spec.tokenizer_path or not spec.text_path:
+            raise ConfigError(f"preset {spec.preset} needs model.tokenizer_path (Wan 2.1 VAE directory) and model.text_path (T5)")
+        tokenizer = WanTokenizer.load(spec.tokenizer_path)
+        text = T5Text(spec.text_path, spec.text_tokens, spec.transformer.text_width)
+    policy = CosmosPolicy(spec, tokenizer, text)
+    policy.net.initialize(torch.Generator().manual_seed(seed))
+    return policy

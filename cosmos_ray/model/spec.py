@@ -1,0 +1,81 @@
+"""Everything that fixes a model's shape and arithmetic, as one JSON-serialisable record, and the two presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from cosmos_ray.config import ModelConfig
+from cosmos_ray.errors import CheckpointError
+from cosmos_ray.model.layout import LatentLayout
+from cosmos_ray.model.tokenizer import CHANNELS, PATCH
+from cosmos_ray.model.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a checkpoint must agree on with the code that loads it."""
+
+    preset: str
+    cameras: tuple[str, ...]  #: latent order: wrist cameras, then third-person ones
+    image_size: int  #: pixels, square
+    chunk: int  #: actions per chunk K
+    action_dim: int
+    proprio_dim: int
+    transformer: TransformerConfig
+    output: str  #: "x0" or "velocity"
+    frame_scale: bool  #: training sigma x sqrt(frames)
+    sigma_min: float  #: last sigma of the sampler
+    sigma_max: float = 80.0
+    action_weight: float = 1.0
+    value_weight: float = 1.0
+    loss_scale: float = 1.0
+    text_tokens: int = 16
+    tokenizer_path: str = ""
+    text_path: str = ""
+
+    @property
+    def layout(self) -> LatentLayout:
+        return LatentLayout(self.cameras)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent frame."""
+        side = self.image_size // PATCH
+        return CHANNELS, side, side
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict) -> PolicySpec:
+        """Rebuild from :meth:`to_json`; CheckpointError names the field that does not fit."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise CheckpointError(f"model description has the unknown field {unknown[0]!r}: it was written by a newer cosmos_ray")
+        try:
+            inner = dict(data["transformer"])
+            inner["rope_scale"] = tuple(inner["rope_scale"])
+            return cls(**{**data, "cameras": tuple(data["cameras"]), "transformer": TransformerConfig(**inner)})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"model description is incomplete or malformed: {error}") from error
+
+
+def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, action_dim: int, proprio_dim: int) -> PolicySpec:
+    """Fill a preset, the given config overriding where it is not 0 or 'auto'."""
+    tiny = config.preset == "tiny"
+    if tiny:
+        base = TransformerConfig(width=128, heads=4, layers=4, patch=4, text_width=64, adaln_rank=64, rope_scale=(1.0, 1.0, 1.0))
+    else:
+        base = TransformerConfig()
+    chosen = {k: v for k, v in {"width": config.width, "heads": config.heads, "layers": config.layers, "patch": config.patch}.items() if v}
+    return PolicySpec(
+        preset=config.preset, cameras=cameras, image_size=image_size, chunk=config.chunk, action_dim=action_dim,
+        proprio_dim=proprio_dim, transformer=dataclasses.replace(base, **chosen),
+        output=config.output if config.output != "auto" else ("x0" if tiny else "velocity"),
+        frame_scale=config.sigma_frame_scale == "on" or (config.sigma_frame_scale == "auto" and not tiny),
+        sigma_min=config.sigma_min or (1.0 if tiny else 4.0),
+        action_weight=config.action_weight if tiny else 1.0, value_weight=config.value_weight if tiny else 1.0,
+        loss_scale=1.0 if tiny else 10.0, text_tokens=16 if tiny else 512,
+        tokenizer_path=config.tokenizer_path, text_path=config.text_path)

@@ -1,0 +1,70 @@
+"""Instructions to the (L, text_width) embeddings the network cross-attends to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cosmos_ray.errors import CheckpointError, ConfigError
+
+
+class HashText:
+    """A fixed random vector per (position, word): no weights, no downloads, the same in every process.
+
+    Enough for a model trained on a handful of instructions; it carries no meaning between words. Rows past the prompt are
+    zero, as in the T5 embeddings of the released models.
+    """
+
+    def __init__(self, tokens: int, width: int):
+        self.tokens, self.width = tokens, width
+        self._cache: dict[str, torch.Tensor] = {}
+
+    def __call__(self, instruction: str) -> torch.Tensor:
+        """(tokens, width) float32."""
+        if instruction not in self._cache:
+            out = np.zeros((self.tokens, self.width), np.float32)
+            for i, word in enumerate(re.findall(r"\w+", instruction.lower())[: self.tokens]):
+                seed = int.from_bytes(hashlib.sha256(f"{i}:{word}".encode()).digest()[:8], "little")
+                out[i] = np.random.default_rng(seed).standard_normal(self.width)
+            self._cache[instruction] = torch.from_numpy(out)
+        return self._cache[instruction]
+
+
+class T5Text:
+    """T5 embeddings: from a ``.safetensors`` file {instruction: (512, 1024)}, or computed by a local T5 encoder directory."""
+
+    def __init__(self, path: str, tokens: int = 512, width: int = 1024):
+        self.path, self.tokens, self.width = Path(path), tokens, width
+        self._encoder = None
+        self._cache: dict[str, torch.Tensor] = {}
+        if self.path.is_file():
+            from safetensors.torch import load_file
+
+            self._cache = {k: v.reshape(-1, width) for k, v in load_file(self.path).items()}
+        elif not self.path.is_dir():
+            raise CheckpointError(f"no text embeddings at {path!r}: point model.text_path at a .safetensors file or a T5 directory")
+
+    def __call__(self, instruction: str) -> torch.Tensor:
+        """(tokens, width) float32. ConfigError for an instruction that a plain embeddings file does not hold."""
+        if instruction not in self._cache:
+            if self.path.is_file():
+                raise ConfigError(f"{self.path} holds no embedding of {instruction!r}: add it, or give a T5 directory instead")
+            self._cache[instruction] = self._encode(instruction)
+        return self._cache[instruction]
+
+    @torch.no_grad()
+    def _encode(self, instruction: str) -> torch.Tensor:
+        if self._encoder is None:
+            try:
+                from transformers import AutoTokenizer, T5EncoderModel
+            except ImportError as error:
+                raise ConfigError("computing T5 embeddings needs transformers: pip install 'cosmos-ray[2b]'") from error
+            self._words = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            self._encoder = T5EncoderModel.from_pretrained(self.path, local_files_only=True).eval()
+        words = self._words(instruction, return_tensors="pt", padding="max_length", truncation=True, max_length=self.tokens)
+        hidden = self._encoder(**words).last_hidden_state[0].float()
+        return hidden * words.attention_mask[0, :, None]

@@ -1,0 +1,98 @@
+"""Best-of-N: propose N chunks, imagine where each leads, let the value function choose (paper, test-time planning; method 4.1).
+
+Every stage runs once for all candidates of all observations: N candidates, then their futures, then the values of those
+futures. Candidate 0 keeps the caller's seed, so with N = 1 this is the policy itself and ties change nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from cosmos_ray.config import PlannerConfig
+from cosmos_ray.model.injection import probability
+from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.planning.aggregate import aggregate
+
+
+@dataclass
+class Decision:
+    """What was decided for B observations, and why."""
+
+    actions: torch.Tensor  #: (B, K, d) float32, physical units
+    values: torch.Tensor  #: (B,) the policy's own value of the chosen chunk, in [-1, 1]
+    scores: torch.Tensor  #: (B, N) candidate scores in [0, 1]; (B, 1) of the policy's own value without planning
+    chosen: torch.Tensor  #: (B,) int64 index of the executed candidate
+    candidates: torch.Tensor  #: (B, N, K, d) every proposed chunk
+    latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate: its (first) imagined future when planning
+
+
+def step_ladder(longest: int, count: int) -> list[int]:
+    """Network evaluations of each member of an ensemble: ``count`` values spread over 1..longest, as the paper's [1, 3, 5]."""
+    if count == 1:
+        return [longest]
+    return [round(1 + i * (longest - 1) / (count - 1)) for i in range(count)]
+
+
+def act_directly(policy: CosmosPolicy, known: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> Decision:
+    """The policy alone: one chunk per observation, with the future and value generated jointly."""
+    latents = policy.act(known, text, seeds, steps)
+    actions, values = policy.read_actions(latents), policy.read_value(latents)
+    return Decision(actions, values, probability(values)[:, None], torch.zeros(len(seeds), dtype=torch.int64), actions[:, None], latents)
+
+
+def plan(policy: CosmosPolicy, known: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int, config: PlannerConfig) -> Decision:
+    """Choose among ``config.candidates`` chunks per observation.
+
+    Args:
+        known: (B, C, T, h, w) current latents; text (B, L, width); seeds (B,) int64 one per observation.
+        steps: network evaluations per proposed chunk.
+
+    Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action".
+    """
+    b, n = len(seeds), config.candidates
+    candidate_seeds = torch.tensor([[s if q == 0 else mix_seed(s, 1, q) for q in range(n)] for s in seeds.tolist()]).flatten()
+    known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n, 0)
+    proposed = policy.act(known, text, candidate_seeds, steps)
+    actions = policy.read_actions(proposed)
+    # The world model is asked about the chunk that would be executed: the averaged one, tiled as in training. (The public
+    # code passes the raw generated frame on, method 4.1.)
+    proposed[:, :, policy.layout.action] = policy.action_frame(actions)
+    if config.value == "action":
+        futures, scores = proposed, _values(policy, proposed, text, candidate_seeds, config, SampleType.VALUE_ACTION)
+    else:
+        futures, scores = _values_of_futures(policy, proposed, text, candidate_seeds, config)
+    scores = aggregate(probability(scores), config.aggregate).view(b, n)
+    chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties
+    pick = torch.arange(b) * n + chosen
+    return Decision(actions[pick], policy.read_value(proposed)[pick], scores, chosen, actions.unflatten(0, (b, n)), futures[pick])
+
+
+def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig):
+    """(first futures (B*N, ...), values (B*N, futures * values)) of V(s')."""
+    futures = []
+    for i, steps in enumerate(step_ladder(config.future_steps, config.futures)):
+        futures.append(policy.imagine(proposed, text, _derive(seeds, 2, i), steps))
+    rows = torch.cat([
+        _values(policy, future, text, _derive(seeds, 3, i), config, SampleType.VALUE_FUTURE) for i, future in enumerate(futures)
+    ], dim=1)
+    return futures[0], rows
+
+
+def _values(policy, latents, text, seeds, config: PlannerConfig, kind: SampleType) -> torch.Tensor:
+    """(rows, config.values) value samples; members with equal step counts share one batch."""
+    out, member = [], 0
+    for steps, count in Counter(step_ladder(config.value_steps, config.values)).items():
+        member_seeds = torch.cat([_derive(seeds, 4, member + i) for i in range(count)])
+        values = policy.evaluate(latents.repeat(count, 1, 1, 1, 1), text.repeat(count, 1, 1), member_seeds, steps, kind)
+        out.append(values.view(count, -1).T)
+        member += count
+    return torch.cat(out, dim=1)
+
+
+def _derive(seeds: torch.Tensor, stage: int, index: int) -> torch.Tensor:
+    return torch.tensor([mix_seed(s, stage, index) for s in seeds.tolist()])

@@ -1,0 +1,105 @@
+"""The report of a run: everything is counted from ``evaluation.json``, ``metrics.jsonl`` and the replay store, nothing is run."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.folder import RunFolder
+from cosmos_ray.report import contents, diagnostics
+from cosmos_ray.report.headline import headline
+from cosmos_ray.report.page import render_page, write_page
+from cosmos_ray.report.settings_table import commands, settings_table, versions
+from cosmos_ray.report.statistics import mcnemar
+
+if TYPE_CHECKING:
+    from cosmos_ray.stages.plan import PlanTrace
+
+SCHEMA = 1  #: version of report.json
+
+
+def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None) -> dict:
+    """Write ``report.json`` and ``report.html`` with the same numbers; returns them.
+
+    Without a ``trace`` (or with one that has no decision) the page has no filmstrip. ConfigError when nothing was evaluated yet,
+    StoreError when ``evaluation.json`` is damaged.
+    """
+    evaluation = _read_evaluation(folder)
+    trace = trace if trace is not None and trace.steps else None
+    store = folder.store()
+    arms = _arms(evaluation)
+    comparisons = _comparisons(arms, evaluation["pairs"])
+    episodes = {arm["name"]: diagnostics.outcomes(store, arm["episode_names"]) for arm in arms}
+    rollouts = contents.own_rollouts(store, config.name, evaluation["task"])
+    planned = [e for arm in arms if arm["candidates"] for e in episodes[arm["name"]]]
+    acted = {"rollouts": diagnostics.outcomes(store, [s.name for s in rollouts]),
+             **{f"evaluation, {arm['name']}": episodes[arm["name"]] for arm in arms if not arm["candidates"]}}
+    report = contents.plain({
+        "schema": SCHEMA, "name": config.name, "task": evaluation["task"], "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "headline": headline(arms, comparisons), "arms": arms, "comparisons": comparisons, "seeds": evaluation["seeds"],
+        "verified": evaluation.get("verified"), "missing_episodes": sum(len(a["episode_names"]) - len(episodes[a["name"]]) for a in arms),
+        "training": contents.training_curves(folder), "rollouts_by_version": contents.by_version(rollouts),
+        "stage_results": contents.stage_results(folder), "stage_times": contents.stage_times(folder),
+        "store": contents.store_contents(store),
+        "planning": diagnostics.planning(planned), "planner": next((a["planner"] for a in arms if a["planner"]), None),
+        "values": diagnostics.values(acted, config.replay.gamma, config.model.chunk),
+        "imagination": diagnostics.imagination(trace) if trace else None,
+        "fingerprints": _fingerprints([e for group in episodes.values() for e in group]),
+        "settings": settings_table(config), "versions": versions(), "commands": commands(config)})
+    page = render_page(report, trace)  # before anything is written: a page that cannot be drawn leaves the old pair in place
+    folder.write_json("report.json", report)
+    write_page(folder.report, page)
+    return report
+
+
+def _read_evaluation(folder: RunFolder) -> dict:
+    try:
+        evaluation = folder.read_json("evaluation.json")
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{folder.path / 'evaluation.json'} is damaged ({error}): run `evaluate` again") from error
+    if evaluation is None:
+        raise ConfigError(f"nothing was evaluated yet in {folder.path}: run `evaluate` first")
+    if not isinstance(evaluation, dict) or not evaluation.get("arms"):
+        raise StoreError(f"{folder.path / 'evaluation.json'} has no arms: run `evaluate` again")
+    return evaluation
+
+
+def _arms(evaluation: dict) -> list[dict]:
+    """The arms as a list, in order, with their name, the planner's N (0 without planning) and the paired gain, if any."""
+    gains = {pair["arm"]: pair for pair in evaluation["pairs"]}
+    return [{"name": name, **arm, "candidates": arm["planner"]["candidates"] if arm["planner"] else 0, "paired": gains.get(name)}
+            for name, arm in evaluation["arms"].items()]
+
+
+def _comparisons(arms: list[dict], pairs: list[dict]) -> list[dict]:
+    """The evaluation's pairs, then each planning arm against the same policy without planning.
+
+    ``headline`` marks those that the headline states: policies against the first, planning against its own policy.
+    """
+    by_name, out = {arm["name"]: arm for arm in arms}, []
+    for pair in pairs:
+        out.append({**pair, "headline": not by_name[pair["arm"]]["candidates"]})
+    for arm in arms:
+        if not arm["candidates"]:
+            continue
+        own = [a for a in arms if not a["candidates"] and a["policy_version"] == arm["policy_version"]]
+        if own:
+            won = sum(b > a for a, b in zip(own[0]["outcomes"], arm["outcomes"], strict=True))
+            lost = sum(b < a for a, b in zip(own[0]["outcomes"], arm["outcomes"], strict=True))
+            out = [c for c in out if (c["arm"], c["against"]) != (arm["name"], own[0]["name"])]
+            out.append({"arm": arm["name"], "against": own[0]["name"], "won": won, "lost": lost,
+                        "gain_points": 100 * (won - lost) / len(arm["outcomes"]), "p": mcnemar(won, lost), "headline": True})
+    return out
+
+
+def _fingerprints(episodes: list[diagnostics.Outcome]) -> list[dict]:
+    """The different simulator fingerprints among the evaluation episodes, most frequent first: {episodes, fingerprint}."""
+    found: dict[str, dict] = {}
+    for episode in episodes:
+        fingerprint = episode.info.get("fingerprint") or {}
+        row = found.setdefault(json.dumps(fingerprint, sort_keys=True), {"episodes": 0, "fingerprint": fingerprint})
+        row["episodes"] += 1
+    return sorted(found.values(), key=lambda row: -row["episodes"])

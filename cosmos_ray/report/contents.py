@@ -1,0 +1,116 @@
+"""What the store and ``metrics.jsonl`` hold: counts per kind of episode, success by policy version, training curves, stage times."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from cosmos_ray.folder import RunFolder
+from cosmos_ray.replay.episode import EpisodeSummary
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.report.statistics import wilson
+
+CURVES = ("loss", "action", "future", "value", "grad_norm", "lr")
+MAX_POINTS = 400  #: kept of a training curve
+
+KINDS = {
+    "demo": "demonstrations of the scripted expert",
+    "success": "rollouts that succeeded",
+    "failure": "rollouts that failed, failed demonstrations included",
+    "evaluation": "held-out evaluation, never trained on",
+    "invalid": "simulation broke, never trained on",
+}
+
+
+def store_contents(store: ReplayStore) -> dict:
+    """Episodes, control steps, rendered steps and megabytes per kind of :data:`KINDS`, and the number of quarantined files."""
+    table = {kind: {"kind": kind, "what": what, "episodes": 0, "steps": 0, "frames": 0, "mb": 0.0} for kind, what in KINDS.items()}
+    for summary in store.summaries():
+        row = table[summary.stratum or ("evaluation" if summary.source == "eval" and not summary.invalid else "invalid")]
+        row["episodes"] += 1
+        row["steps"] += summary.length
+        row["frames"] += len(summary.frame_steps)
+        row["mb"] += _megabytes(summary)
+    rows = [row for row in table.values() if row["episodes"]]
+    total = {key: sum(row[key] for row in rows) for key in ("episodes", "steps", "frames", "mb")}
+    return {"strata": rows, "total": total, "quarantined": len(store.quarantine.entries())}
+
+
+def own_rollouts(store: ReplayStore, run: str, task: str) -> list[EpisodeSummary]:
+    """Summaries of the run's policy rollouts, failed demonstrations aside."""
+    return [s for s in store.summaries() if s.source == "rollout" and s.policy_version >= 0 and s.key.run == run and s.task == task]
+
+
+def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:
+    """Success of rollouts by the policy version that began them: {version, successes, episodes, low, high}, ascending."""
+    groups: dict[int, list[bool]] = {}
+    for summary in rollouts:
+        if not summary.invalid:
+            groups.setdefault(summary.policy_version, []).append(summary.success)
+    rows = []
+    for version, wins in sorted(groups.items()):
+        low, high = wilson(sum(wins), len(wins))
+        rows.append({"version": version, "successes": sum(wins), "episodes": len(wins), "low": low, "high": high})
+    return rows
+
+
+def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
+    """``{"pretrain": {"step": [...], "loss": [...], ...}, "refine": ...}``, stages without rows left out.
+
+    A resumed stage logs some steps twice: the later row counts. Long curves are thinned to MAX_POINTS.
+    """
+    curves = {}
+    for stage in ("pretrain", "refine"):
+        by_step = {row["step"]: row for row in folder.metrics(stage) if _number(row.get("step")) is not None}
+        rows = [by_step[step] for step in sorted(by_step)]
+        stride = -(-len(rows) // MAX_POINTS) or 1
+        rows = rows[::-1][::stride][::-1]  # the last step stays
+        if rows:
+            curves[stage] = {"step": [row["step"] for row in rows],
+                             **{key: [_number(row.get(key)) for row in rows] for key in CURVES if any(key in row for row in rows)}}
+    return curves
+
+
+def stage_times(folder: RunFolder) -> list[dict]:
+    """Minutes and peak memory (MB) per stage in the order they first ran; sessions of an interrupted demo add up."""
+    stages: dict[str, dict] = {}
+    for row in folder.metrics("demo"):
+        seconds, memory = _number(row.get("seconds")), _number(row.get("peak_memory_mb"))
+        if seconds is None or "name" not in row:
+            continue
+        stage = stages.setdefault(str(row["name"]), {"name": str(row["name"]), "minutes": 0.0, "peak_memory_mb": None})
+        stage["minutes"] += seconds / 60
+        stage["peak_memory_mb"] = max(filter(None, (memory, stage["peak_memory_mb"])), default=None)
+    return list(stages.values())
+
+
+def stage_results(folder: RunFolder) -> dict[str, dict]:
+    """The last result row of ``collect``, ``rollout`` and ``refine_result``, without its time stamp."""
+    out = {}
+    for stage in ("collect", "rollout", "refine_result"):
+        rows = folder.metrics(stage)
+        if rows:
+            out[stage] = {k: v for k, v in rows[-1].items() if k not in ("stage", "time")}
+    return out
+
+
+def plain(value: Any) -> Any:
+    """Nested data as strict JSON holds it: not-a-number and infinities become None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _megabytes(summary: EpisodeSummary) -> float:
+    try:
+        return os.path.getsize(summary.path) / 1e6
+    except FileNotFoundError:  # quarantined by another process meanwhile
+        return 0.0

@@ -1,0 +1,120 @@
+"""What stored episodes say about the planner, the value function and the world model. All from the decisions of each episode."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cosmos_ray.replay.schema import DamagedEpisode
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.report.statistics import auc, brier, calibration
+
+if TYPE_CHECKING:
+    from cosmos_ray.stages.plan import PlanTrace
+
+logger = logging.getLogger(__name__)
+
+BINS = 10  #: of the calibration table
+TIE = 1e-4  #: scores are stored to four digits: closer ones are equal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One episode's result and its ``info``."""
+
+    name: str
+    success: bool
+    length: int
+    invalid: str
+    info: dict
+
+    @property
+    def decisions(self) -> list[dict]:
+        """``{step, value, chosen, scores}`` each, those with a finite value; empty for demonstrations."""
+        return [d for d in self.info.get("decisions", []) if d.get("value") is not None and math.isfinite(d["value"])]
+
+
+def outcomes(store: ReplayStore, names: list[str]) -> list[Outcome]:
+    """The named episodes, from their headers; one that is gone or damaged is left out with a logged warning."""
+    found = []
+    for name in names:
+        try:
+            view = store.view(name)
+        except FileNotFoundError:
+            logger.warning("the report leaves out episode %s: it is not in the store", name)
+            continue
+        except DamagedEpisode as error:
+            store.discard(name, str(error))
+            continue
+        summary = view.summary
+        found.append(Outcome(name, summary.success, summary.length, summary.invalid, view.header["info"]))
+    return found
+
+
+def planning(episodes: list[Outcome]) -> dict | None:
+    """How the planner chose, over all decisions of its episodes; None when no decision had more than one candidate.
+
+    ``spread`` is the difference of the best and the worst candidate's score at a decision. ``between_decisions`` is the standard
+    deviation of the mean score over decisions: much smaller spreads mean that scores tell states apart rather than candidates.
+    """
+    rows = [(e.success, d) for e in episodes for d in e.decisions if len(d["scores"]) > 1]
+    if not rows:
+        return None
+    scores = [np.asarray(d["scores"], np.float64) for _, d in rows]
+    chosen = np.array([d["chosen"] for _, d in rows])
+    spread = np.array([s.max() - s.min() for s in scores])
+    means = np.array([s.mean() for s in scores])
+    gain = np.array([s[c] - s[0] for s, c in zip(scores, chosen, strict=True)])
+    candidates = sorted({len(s) for s in scores})
+    picks = np.bincount(chosen, minlength=candidates[-1])
+    best = [s[c] for s, c in zip(scores, chosen, strict=True)]
+    return {"episodes": len(episodes), "decisions": len(rows), "candidates": candidates, "share_not_first": float((chosen != 0).mean()),
+            "expected_share_not_first": float(np.mean([1 - 1 / len(s) for s in scores])), "share_ties": float((spread < TIE).mean()),
+            "mean_spread": float(spread.mean()), "median_spread": float(np.median(spread)), "mean_gain_over_first": float(gain.mean()),
+            "between_decisions": float(means.std()), "score_auc": auc(best, [success for success, _ in rows]),
+            "picks": picks.tolist(), "spreads": [round(float(s), 4) for s in spread]}
+
+
+def values(groups: dict[str, list[Outcome]], gamma: float, chunk: int) -> dict | None:
+    """Quality of the policy's own value at decisions, per group and for all groups together; None when there is none.
+
+    A value was predicted before the outcome was known, so no group has seen its own labels. It is trained on the discounted
+    return ``gamma ** h`` of a success (0 of a failure), ``h`` steps before the end of the episode, counted from the end of the chunk.
+    """
+    out = {}
+    for name, episodes in {**groups, "all": [e for group in groups.values() for e in group]}.items():
+        rows = [(d, e) for e in episodes if not e.invalid for d in e.decisions]
+        if not rows:
+            continue
+        predicted = np.clip([(d["value"] + 1) / 2 for d, _ in rows], 0, 1)
+        success = np.array([e.success for _, e in rows])
+        target = np.array([e.success * gamma ** max(0, e.length - d["step"] - chunk) for d, e in rows])
+        first = [(e.decisions[0]["value"], e.success) for e in episodes if not e.invalid and e.decisions]
+        out[name] = {"episodes": len(first), "decisions": len(rows), "success_share": float(success.mean()),
+                     "mean_predicted": float(predicted.mean()), "mean_target": float(target.mean()), "auc": auc(predicted, success),
+                     "auc_first_decision": auc([v for v, _ in first], [s for _, s in first]), "brier": brier(predicted, success),
+                     "brier_constant": brier(np.full(len(success), success.mean()), success), "target_mse": brier(predicted, target),
+                     "calibration": calibration(predicted, success, target, BINS)}
+    if len(out) == 2:  # one group and "all", which is the same
+        out.pop("all")
+    return out or None
+
+
+def imagination(trace: PlanTrace) -> dict:
+    """Mean absolute error of the imagined frames of a planned episode, in grey levels of 255, decision by decision.
+
+    ``unchanged`` is the error of predicting that nothing moves: the frame seen when deciding against the one that followed.
+    """
+    def error(left, right) -> list[float]:
+        return [round(float(np.abs(a.astype(np.float64) - b).mean()), 3) for a, b in zip(left, right, strict=True)]
+
+    imagined, unchanged = error(trace.imagined, trace.happened), error(trace.observed, trace.happened)
+    return {"seed": int(trace.seed), "success": bool(trace.success), "length": int(trace.length), "candidates": int(trace.candidates),
+            "steps": [int(s) for s in trace.steps], "chosen": [int(c) for c in trace.chosen],
+            "scores": [[float(s) for s in row] for row in trace.scores], "values": [float(v) for v in trace.values],
+            "imagined_error": imagined, "unchanged_error": unchanged, "mean_imagined_error": float(np.mean(imagined)),
+            "mean_unchanged_error": float(np.mean(unchanged))}

@@ -1,0 +1,60 @@
+"""How sure the counts are, and how good the predicted values: intervals, paired tests, ranking and calibration. Pure numpy."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of ``successes`` out of ``n``, 95 % by default; (0, 1) when ``n`` is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = successes / n, z * z
+    middle = p + zz / (2 * n)
+    spread = z * ((p * (1 - p) + zz / (4 * n)) / n) ** 0.5
+    return max(0.0, (middle - spread) / (1 + zz / n)), min(1.0, (middle + spread) / (1 + zz / n))
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Exact two-sided McNemar p-value of ``won`` against ``lost`` discordant pairs; 1 when there are none."""
+    n = won + lost
+    return min(1.0, 2 * sum(comb(n, k) for k in range(min(won, lost) + 1)) / 2**n)
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Chance that a positive has a higher score than a negative, ties counting half; None unless both kinds are there.
+
+    Args: scores (n,) float; labels (n,) bool.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, bool)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # 1-based, the mean over equal scores
+    return float((mean_rank[inverse][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def calibration(predicted: np.ndarray, success: np.ndarray, target: np.ndarray, bins: int = 10) -> list[dict]:
+    """Rows of a reliability table over equal bins of [0, 1]; the last bin includes 1, empty bins are left out.
+
+    Args: predicted (n,) in [0, 1]; success (n,) bool; target (n,) what the prediction was trained to be, in [0, 1].
+    Returns rows of {low, high, count, predicted, success_share, mean_target}.
+    """
+    predicted, success, target = np.asarray(predicted, np.float64), np.asarray(success, bool), np.asarray(target, np.float64)
+    index = np.clip((predicted * bins).astype(int), 0, bins - 1)
+    rows = []
+    for i in range(bins):
+        inside = index == i
+        if inside.any():
+            rows.append({"low": i / bins, "high": (i + 1) / bins, "count": int(inside.sum()), "predicted": float(predicted[inside].mean()),
+                         "success_share": float(success[inside].mean()), "mean_target": float(target[inside].mean())})
+    return rows
+
+
+def brier(predicted: np.ndarray, outcome: np.ndarray) -> float | None:
+    """Mean squared difference of (n,) predictions and outcomes in [0, 1]; None when there are none."""
+    predicted, outcome = np.asarray(predicted, np.float64), np.asarray(outcome, np.float64)
+    return float(np.square(predicted - outcome).mean()) if len(predicted) else None

@@ -1,0 +1,1 @@
+"""Rollout workers: episodes from the simulator into the replay store."""

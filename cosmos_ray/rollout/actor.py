@@ -1,0 +1,64 @@
+"""The Ray shells around the rollout and demonstration cores."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+
+import ray
+from ray.actor import ActorHandle
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class RolloutActor:
+    """One simulator process. The driver replaces it when it dies or hangs; the store makes repeated episodes harmless."""
+
+    def __init__(self, config: RunConfig, store: str, pool: Sequence[ActorHandle], index: int):
+        os.chdir(tempfile.mkdtemp(prefix="cosmos_ray_worker_"))  # MuJoCo writes its log where it stands
+        self._config, self._store, self._pool, self._index = config, store, list(pool), index
+        self._core = None
+
+    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
+        """Run policy episodes for about ``seconds``; see :meth:`RolloutCore.advance`."""
+        from cosmos_ray.inference.client import PoolClient
+        from cosmos_ray.replay.store import ReplayStore
+        from cosmos_ray.rollout.core import RolloutCore
+        from cosmos_ray.sim.environment import Environment
+
+        if self._core is None:
+            c = self._config
+            client = PoolClient(self._pool, c.inference.timeout_s, start=self._index)
+            self._core = RolloutCore(lambda: Environment(c.sim), c.rollout.envs_per_worker, ReplayStore(self._store, create=False), client,
+                                     steps=c.inference.steps, execute=c.rollout.execute)
+        return self._core.advance(tickets, seconds)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class DemonstratorActor:
+    """One simulator process that runs the scripted expert."""
+
+    def __init__(self, config: RunConfig, store: str):
+        os.chdir(tempfile.mkdtemp(prefix="cosmos_ray_worker_"))
+        self._config, self._store = config, store
+        self._core = None
+
+    def advance(self, tickets: list[EpisodeKey], seconds: float) -> list[Finished]:
+        """Record all of ``tickets``; ``seconds`` is ignored: a demonstration takes less than one."""
+        from cosmos_ray.replay.store import ReplayStore
+        from cosmos_ray.rollout.demonstrator import DemonstratorCore
+        from cosmos_ray.sim.environment import Environment
+
+        if self._core is None:
+            self._core = DemonstratorCore(Environment(self._config.sim), ReplayStore(self._store, create=False))
+        return [self._core.record(key) for key in tickets]
+
+    def pid(self) -> int:
+        return os.getpid()

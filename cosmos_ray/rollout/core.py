@@ -1,0 +1,158 @@
+"""A rollout worker without Ray: several episodes at once, alternating between two halves so that one steps while one waits."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from cosmos_ray.inference.core import ActReply, ActRequest
+from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.replay.episode import Episode
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished
+from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.trajectory import Trajectory
+
+
+class Client(Protocol):
+    """Whoever answers requests: the pool, or a model in this process."""
+
+    def submit(self, request: ActRequest) -> Any: ...
+
+    def result(self, pending: Any) -> ActReply: ...
+
+
+@dataclass
+class _Slot:
+    """One environment and the episode it is running."""
+
+    env: Environment
+    ticket: EpisodeTicket | None = None
+    trajectory: Trajectory | None = None
+    began: float = 0.0
+    versions: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    decisions: list[dict] = field(default_factory=list)
+
+    def begin(self, ticket: EpisodeTicket) -> None:
+        self.ticket, self.began = ticket, time.perf_counter()
+        self.versions, self.values, self.decisions = [], [], []
+        self.trajectory = start(self.env, ticket.key.seed)
+
+
+@dataclass
+class _Half:
+    """Slots whose request travels together."""
+
+    slots: list[_Slot]
+    asked: list[_Slot] = field(default_factory=list)
+    pending: Any = None
+
+
+class RolloutCore:
+    """Runs tickets to their end and commits each episode to the store before reporting it.
+
+    Args:
+        make_env: builds one environment; called ``envs`` times.
+        execute: actions of a chunk to run before asking again; 0 runs the whole chunk.
+        steps: network evaluations per chunk.
+    """
+
+    def __init__(self, make_env: Callable[[], Environment], envs: int, store: ReplayStore, client: Client, *, steps: int, execute: int = 0):
+        slots = [_Slot(make_env()) for _ in range(envs)]
+        self._halves = [_Half(slots[: (envs + 1) // 2])] + ([_Half(slots[(envs + 1) // 2 :])] if envs > 1 else [])
+        self._queue: deque[EpisodeTicket] = deque()
+        self._finished: list[Finished] = []
+        self.store, self.client, self.steps, self.execute = store, client, steps, execute
+
+    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
+        """Take on more tickets and work for about ``seconds``, less when nothing is left to do; returns what finished since.
+
+        A ticket whose episode the store already holds is reported at once and not run again.
+        """
+        self._queue.extend(tickets)
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            busy = [self._turn(half) for half in self._halves]
+            if not any(busy):
+                break
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _turn(self, half: _Half) -> bool:
+        """Act on the answer this half waits for, then ask for the next; whether it still has work."""
+        if half.pending is not None:
+            reply = self.client.result(half.pending)
+            half.pending = None
+            for row, slot in enumerate(half.asked):
+                self._act(slot, reply, row)
+        for slot in half.slots:
+            while slot.ticket is None and self._queue:
+                self._begin(slot, self._queue.popleft())
+        # One request carries one setting: the episodes that share it with the first, the others wait for their turn.
+        active = [slot for slot in half.slots if slot.ticket is not None]
+        half.asked = [s for s in active if (s.ticket.planner, s.ticket.version) == (active[0].ticket.planner, active[0].ticket.version)]
+        if half.asked:
+            half.pending = self.client.submit(self._request(half.asked))
+        return bool(half.asked)
+
+    def _begin(self, slot: _Slot, ticket: EpisodeTicket) -> None:
+        name = ticket.key.name
+        if name in self.store:
+            episode = self.store.read(name)
+            self._finished.append(Finished(name, episode.success, episode.length, episode.invalid, False, 0.0, episode.policy_version))
+        else:
+            slot.begin(ticket)
+
+    def _request(self, slots: list[_Slot]) -> ActRequest:
+        return ActRequest(
+            images=np.stack([s.trajectory.frames[s.trajectory.length] for s in slots]),
+            proprio=np.stack([s.trajectory.proprio[-1] for s in slots]),
+            instructions=tuple(s.trajectory.instruction for s in slots),
+            seeds=np.array([mix_seed(s.ticket.noise_seed, s.trajectory.length) for s in slots]),
+            steps=self.steps, planner=slots[0].ticket.planner, version=slots[0].ticket.version)
+
+    def _act(self, slot: _Slot, reply: ActReply, row: int) -> None:
+        """Execute one answered chunk and, where that ends the episode, commit it."""
+        ticket, trajectory = slot.ticket, slot.trajectory
+        chunk = np.clip(reply.actions[row][: self.execute or None], -1, 1)
+        if ticket.action_noise:
+            rng = np.random.default_rng([ticket.noise_seed, trajectory.length])
+            chunk = np.clip(chunk + ticket.action_noise * rng.standard_normal(chunk.shape), -1, 1).astype(np.float32)
+        before = trajectory.length
+        stride = ticket.frame_stride
+        render_at = tuple(range(stride, len(chunk) + 1, stride)) if stride else ()
+        slot.env.execute(chunk, trajectory, render_at=render_at)
+        done = trajectory.length - before
+        slot.versions += [reply.version] * done
+        slot.values += [float(reply.values[row])] + [np.nan] * (done - 1) if done else []
+        slot.decisions.append({"step": before, "value": round(float(reply.values[row]), 4), "chosen": int(reply.chosen[row]),
+                               "scores": [round(float(s), 4) for s in reply.scores[row]]})
+        if trajectory.done:
+            self._commit(slot)
+
+    def _commit(self, slot: _Slot) -> None:
+        ticket, trajectory = slot.ticket, slot.trajectory
+        slot.ticket = slot.trajectory = None
+        seconds = time.perf_counter() - slot.began
+        name, new = ticket.key.name, False
+        version = slot.versions[0] if slot.versions else -1
+        if trajectory.length:
+            info = {"arm": ticket.arm, "noise_seed": ticket.noise_seed, "action_noise": ticket.action_noise, "steps": self.steps,
+                    "candidates": ticket.planner.candidates if ticket.planner else 1, "decisions": slot.decisions,
+                    "seconds": round(seconds, 3), "horizon": slot.env.horizon, "fingerprint": slot.env.fingerprint}
+            episode = Episode.from_trajectory(trajectory, ticket.key, policy_version=version, step_versions=slot.versions,
+                                              predicted_values=slot.values, info=info)
+            new = self.store.commit(episode)
+        self._finished.append(Finished(name, trajectory.success, trajectory.length, trajectory.invalid, new, seconds, version))
+
+    def close(self) -> None:
+        """Release the simulators."""
+        for half in self._halves:
+            for slot in half.slots:
+                slot.env.close()

@@ -1,0 +1,45 @@
+"""What a worker is asked to do, and what it answers. Tickets are idempotent: the key decides the episode's name in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cosmos_ray.config import PlannerConfig
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.replay.episode import EpisodeKey
+
+SPAN = 1_000_000  #: initial-state seeds per purpose and run seed
+PURPOSES = {"demo": 0, "rollout": 1, "eval": 2}
+
+
+def state_seed(purpose: str, run_seed: int, index: int) -> int:
+    """Seed of the initial state. Demonstrations, rollouts and evaluation never share one, so evaluation is held out by construction."""
+    if not 0 <= index < SPAN:
+        raise ConfigError(f"episode index {index} is out of range: a run has at most {SPAN} {purpose} episodes")
+    return (run_seed * len(PURPOSES) + PURPOSES[purpose]) * SPAN + index
+
+
+@dataclass(frozen=True)
+class EpisodeTicket:
+    """One episode to run with the policy."""
+
+    key: EpisodeKey
+    noise_seed: int  #: fixes the sampler's noise of every decision of the episode
+    planner: PlannerConfig | None = None
+    version: int | None = None  #: insist on this policy version (evaluation)
+    action_noise: float = 0.0  #: standard deviation of exploration noise on executed actions
+    frame_stride: int = 0  #: also store frames every this many steps; 0 keeps chunk ends only
+    arm: str = ""  #: label kept with the episode (evaluation arm)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An episode that is committed in the store."""
+
+    name: str  #: of the episode in the store
+    success: bool
+    length: int  #: control steps
+    invalid: str
+    new: bool  #: False when the store already had it
+    seconds: float  #: wall time from reset to commit, in this worker
+    policy_version: int

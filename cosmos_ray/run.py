@@ -1,0 +1,88 @@
+"""An open run: its config, folder, tracker and Ray, handed to every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from cosmos_ray.config import RunConfig, check
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.folder import RunFolder
+from cosmos_ray.inference.pool import InferencePool
+from cosmos_ray.progress import Progress
+from cosmos_ray.sim import gl, tasks
+from cosmos_ray.tracking import Tracker
+
+
+@dataclass
+class Run:
+    """What a stage works with."""
+
+    config: RunConfig
+    folder: RunFolder
+    tracker: Tracker
+    quiet: bool = False  #: no progress lines
+
+    def progress(self, what: str, total: int, done: int = 0, unit: str = "") -> Progress:
+        """A progress line, silent when the run is quiet."""
+        return Progress(what, total, done, unit, quiet=self.quiet)
+
+    @property
+    def cores(self) -> int:
+        """CPUs of the cluster."""
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def cpu_share(self, actors: int) -> float:
+        """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one."""
+        return min(1.0, int(100 * self.cores / max(1, actors)) / 100)
+
+    def pool(self, checkpoint, cpus: float) -> InferencePool:
+        """Start the inference pool from a checkpoint."""
+        return InferencePool(checkpoint, self.config.inference, cpus)
+
+
+def validate(config: RunConfig) -> None:
+    """Everything that can be wrong with a config, found before any process starts. Raises ConfigError."""
+    check(config)
+    tasks.validate(config.sim)
+    if config.sim.image_size % 8:
+        raise ConfigError(f"sim.image_size = {config.sim.image_size} is not a multiple of 8, the tokenizer's patch")
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, create: bool = True, with_ray: bool = True) -> Iterator[Run]:
+    """Validate, take the run's folder, start or join Ray; give everything back at the end, however it comes."""
+    validate(config)
+    folder = RunFolder(config, fresh=fresh, create=create)
+    tracker = None
+    try:
+        if with_ray:
+            _start_ray(config)
+        tracker = Tracker(config, folder)
+        yield Run(config, folder, tracker, quiet)
+    finally:
+        if tracker is not None:
+            tracker.close()
+        if with_ray:
+            ray.shutdown()
+        folder.close()
+
+
+def _start_ray(config: RunConfig) -> None:
+    """Join the configured cluster, or start a private one on this machine."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES alone in CPU workers
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            gl.choose_backend()  # also tells the workers which one, through the environment
+            ray.init(address="local", include_dashboard=False, **quiet)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error

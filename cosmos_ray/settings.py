@@ -1,0 +1,117 @@
+"""From defaults, a TOML file and flags to a :class:`RunConfig`. One flag per config field, help text from the field."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError
+
+
+def fields_of(config_class: type, prefix: str = "") -> dict[str, tuple[dataclasses.Field, type]]:
+    """``{"sim.task": (field, type), ...}`` of a nested config class."""
+    hints, out = typing.get_type_hints(config_class), {}
+    for item in dataclasses.fields(config_class):
+        kind, name = hints[item.name], prefix + item.name
+        out.update(fields_of(kind, name + ".") if dataclasses.is_dataclass(kind) else {name: (item, kind)})
+    return out
+
+
+FIELDS = fields_of(RunConfig)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and a flag for every field, grouped by section."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the settings below; flags win over it")
+    groups: dict[str, Any] = {}
+    for name, (item, kind) in FIELDS.items():
+        section = name.rpartition(".")[0] or "run"
+        group = groups.setdefault(section, parser.add_argument_group(section))
+        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
+        text = f"{item.metadata['help']} [{format_value(default)}]"
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, dest=name, default=None, metavar=_metavar(item, kind), help=text.replace("%", "%%"))
+
+
+def _metavar(item: dataclasses.Field, kind: type) -> str:
+    if item.metadata["choices"]:
+        return "{" + ",".join(map(str, item.metadata["choices"])) + "}"
+    return {int: "N", float: "X", str: "TEXT", bool: "true|false"}.get(kind, "A,B,...")
+
+
+def format_value(value: Any) -> str:
+    """A value as it would be typed on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parse_value(name: str, kind: type, text: str) -> Any:
+    """A flag's text as the field's type; ConfigError when it is not one."""
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return tuple(parse_value(name, inner, part.strip()) for part in text.split(",") if part.strip())
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ConfigError(f"{name} = {text!r} is neither true nor false")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} = {text!r} is not {'a whole number' if kind is int else 'a number'}") from error
+
+
+def make_config(base: RunConfig, file: str | None, flags: dict[str, str | None]) -> RunConfig:
+    """``base`` overridden by a TOML file, overridden by flags ``{"sim.task": text}`` (None where not given)."""
+    values: dict[str, Any] = {}
+    if file:
+        values.update(_read_toml(Path(file)))
+    values.update({name: parse_value(name, FIELDS[name][1], text) for name, text in flags.items() if text is not None})
+    return _replace(base, values)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    values = {}
+    for key, value in tree.items():
+        values.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
+    return {name: _checked(path, name, value) for name, value in values.items()}
+
+
+def _checked(path: Path, name: str, value: Any) -> Any:
+    if name not in FIELDS:
+        close = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.4)
+        raise ConfigError(f"{path}: unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    kind = FIELDS[name][1]
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, list) and all(isinstance(v, (int, float) if inner is float else inner) for v in value):
+            return tuple(inner(v) for v in value)
+        raise ConfigError(f"{path}: {name} = {value!r} must be a list of {inner.__name__}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{path}: {name} = {value!r} must be of type {kind.__name__}")
+    return value
+
+
+def _replace(base: Any, values: dict[str, Any]) -> Any:
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        if field:
+            changes[section] = dataclasses.replace(changes.get(section, getattr(base, section)), **{field: value})
+        else:
+            changes[section] = value
+    return dataclasses.replace(base, **changes)

@@ -1,0 +1,1 @@
+"""Simulation: robosuite tasks as fast, deterministic and restorable environments, with scripted demonstrations."""

@@ -1,0 +1,311 @@
+"""A robosuite task as a deterministic, restorable, lazily rendered environment."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cosmos_ray.config import SimConfig
+from cosmos_ray.errors import SimulationError
+from cosmos_ray.sim import gl, tasks
+from cosmos_ray.sim.renderer import shared_renderer
+from cosmos_ray.sim.slimming import full_xml, slim
+from cosmos_ray.sim.snapshot import Snapshot
+from cosmos_ray.sim.stepping import stepper
+from cosmos_ray.sim.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
+
+SUCCESS_HOLD = 3
+"""Consecutive control steps on which the task's success check must hold before the episode counts as a success."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one control step did: ``reward`` is 1.0 on the step that completes the task, else 0.0."""
+
+    reward: float
+    success: bool
+    done: bool
+
+
+class Environment:
+    """One robosuite environment, stepped in the calling thread.
+
+    Many environments of one process share a renderer; step them one after another. Nothing is rendered unless asked for.
+
+    Args:
+        config: what to simulate.
+        make_seed: seed of what robosuite draws while it builds the model (Lift: the size of the cube). Environments that
+            share data must share it.
+
+    Raises:
+        ConfigError: the configuration cannot work.
+        SimulationError: no usable OpenGL backend (raised at the first picture).
+    """
+
+    def __init__(self, config: SimConfig, make_seed: int = 0):
+        spec = tasks.validate(config)
+        self.mujoco, robosuite = gl.load()
+        self.config = config
+        self.task = config.task
+        self.instruction = spec.instruction
+        self.horizon = config.horizon or spec.horizon
+        self.actions = tasks.action_space(config, spec)
+        self.cameras = config.cameras
+        self.sim_env = robosuite.make(
+            config.task, robots=list(config.robots), controller_configs=_controllers(config), has_renderer=False,
+            has_offscreen_renderer=False, use_camera_obs=False, control_freq=config.control_freq, horizon=10**6,
+            ignore_done=True, hard_reset=False, seed=make_seed,
+        )  # fmt: skip
+        for observable in self.sim_env._observables.values():
+            observable.set_enabled(False)
+        slim(self.sim_env)
+        if config.placement > 0:
+            _widen(self.sim_env.placement_initializer, config.placement)
+        self.model, self.data = self.sim_env.sim.model._model, self.sim_env.sim.data._data
+        tasks.check_cameras(config, self.sim_env.sim.model.camera_names)
+        self._camera_ids = [self.sim_env.sim.model.camera_name2id(name) for name in self.cameras]
+
+        self.step_index = 0
+        self.success = False
+        self.done = False
+        self._held = 0
+        self._warnings = 0
+        self.sim_env.reset()
+        self._stepper = stepper(self.sim_env, config.fast_step)
+        self._entries = self._action_entries()
+        self.action_dim = len(self._entries)
+        self.proprio_dim = len(self.proprio())
+        self._snapshot = Snapshot(self.sim_env, (self._read_counters, self._write_counters))
+        self.state_dim = self._snapshot.size
+        self.fingerprint = self._fingerprint(robosuite, make_seed)
+        self._renderer: Any = None
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Start a new episode. The same seed gives a bit-identical initial state, in any process."""
+        # In place, because the placement samplers hold this very generator.
+        self.sim_env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self.sim_env.reset()
+        # robosuite's controllers were filled before the objects were placed; make the first step read the final state,
+        # so that an episode does not differ from one restored at step 0.
+        for robot in self.sim_env.robots:
+            for controller in robot.part_controllers.values():
+                controller.new_update = True
+        self.step_index = 0
+        self.success = self.done = False
+        self._held = 0
+        self._warnings = self._warning_count()
+
+    def proprio(self) -> np.ndarray:
+        """What the robot feels: (p,) float32, per arm [gripper joint positions, hand position in metres, hand quaternion
+        (x, y, z, w)], in the world frame, as robosuite's ``gripper_qpos``, ``eef_pos`` and ``eef_quat``."""
+        parts = []
+        for robot in self.sim_env.robots:
+            for arm in robot.arms:
+                if robot.has_gripper[arm]:
+                    parts.append(self.data.qpos[robot._ref_gripper_joint_pos_indexes[arm]])
+                parts.append(self.data.site_xpos[robot.eef_site_id[arm]])
+                quaternion = self.sim_env.sim.data.get_body_xquat(robot.robot_model.eef_name[arm])
+                parts.append(np.roll(quaternion, -1))
+        return np.concatenate(parts).astype(np.float32)
+
+    def render(self) -> np.ndarray:
+        """Pictures of the current state from every camera: (n_cam, H, W, 3) uint8, upright."""
+        return self.render_state(self.state())
+
+    def render_state(self, state: np.ndarray) -> np.ndarray:
+        """Pictures of a stored state, as :meth:`render` would have made them live; the running episode is untouched."""
+        if self._renderer is None:
+            self._renderer = shared_renderer(
+                self.fingerprint["model"], full_xml(self.sim_env), self.config.image_size, self.config.mesh_cell
+            )
+        self._snapshot.show(state, self._renderer.model, self._renderer.data)
+        return self._renderer.draw(self._camera_ids)
+
+    def state(self) -> np.ndarray:
+        """Everything needed to continue this episode bit-identically: (S,) float64."""
+        return self._snapshot.save()
+
+    def restore(self, state: np.ndarray) -> None:
+        """Continue from a state of this or of an identically configured environment.
+
+        Raises:
+            SimulationError: the vector does not fit.
+        """
+        self._snapshot.restore(state)
+        self._warnings = self._warning_count()
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Run one control step.
+
+        Args:
+            action: (d,), clipped to [-1, 1].
+
+        Raises:
+            SimulationError: the action is not finite or has the wrong shape, the episode is over, or the simulation broke
+                (the state is then unusable until the next reset or restore).
+        """
+        if self.done:
+            raise SimulationError(f"the episode of {self.task} is over after {self.step_index} steps; reset it")
+        action = np.asarray(action, np.float32)
+        if action.shape != (self.action_dim,):
+            raise SimulationError(f"{self.task} takes actions of shape ({self.action_dim},), got {action.shape}")
+        if not np.isfinite(action).all():
+            raise SimulationError(f"action with a value that is not finite at step {self.step_index} of {self.task}")
+        full = np.zeros(self.sim_env.action_dim)
+        full[self._entries] = np.clip(action, -1.0, 1.0)
+
+        try:
+            self._stepper.advance(full)
+        except (ZeroDivisionError, np.linalg.LinAlgError) as error:
+            raise SimulationError(f"singular arm configuration at step {self.step_index} of {self.task}") from error
+        self.step_index += 1
+        self.sim_env.timestep += 1
+        self.sim_env.cur_time += self.sim_env.control_timestep
+        # Integration leaves positions of bodies one substep behind the joints; bring them up, as a restored state has them.
+        self.mujoco.mj_kinematics(self.model, self.data)
+        self._check_physics()
+        self.sim_env._post_action(full)  # some tasks keep their books in the reward function
+
+        self._held = self._held + 1 if self.sim_env._check_success() else 0
+        self.success = self._held >= SUCCESS_HOLD
+        self.done = self.success or self.step_index >= self.horizon
+        return StepResult(float(self.success), self.success, self.done)
+
+    def execute(self, chunk: np.ndarray, trajectory: Trajectory, render_at: tuple[int, ...] | None = None) -> None:
+        """Run the control steps of an action chunk (K, d), appending to ``trajectory``.
+
+        Stops early when the episode succeeds, times out or breaks. Renders after the last executed step, and at the
+        offsets (1..K) in ``render_at``. A broken simulation ends the episode with ``trajectory.invalid`` set; the faulty
+        step is not recorded.
+        """
+        for offset, action in enumerate(np.asarray(chunk, np.float32), start=1):
+            self.advance(action, trajectory)
+            if trajectory.invalid:
+                break
+            if render_at is not None and offset in render_at:
+                trajectory.frames[trajectory.length] = self.render_state(trajectory.states[-1])
+            if self.done:
+                break
+        if trajectory.length not in trajectory.frames:
+            trajectory.frames[trajectory.length] = self.render_state(trajectory.states[-1])
+
+    def advance(self, action: np.ndarray, trajectory: Trajectory, label: np.ndarray | None = None) -> None:
+        """Run one control step and append it to ``trajectory``, without rendering.
+
+        ``label`` is what a policy should imitate, by default the action itself. A broken simulation sets
+        ``trajectory.invalid``, and the faulty step is not recorded.
+        """
+        try:
+            result = self.step(action)
+        except SimulationError as error:
+            log.warning("episode of %s with seed %d ended as invalid: %s", self.task, trajectory.seed, error)
+            trajectory.invalid = str(error)
+            self.done = True
+            return
+        executed = np.clip(action, -1.0, 1.0).astype(np.float32)
+        trajectory.actions.append(executed)
+        trajectory.labels.append(executed.copy() if label is None else np.clip(label, -1.0, 1.0).astype(np.float32))
+        trajectory.rewards.append(result.reward)
+        trajectory.proprio.append(self.proprio())
+        trajectory.states.append(self.state())
+        trajectory.success = result.success
+        trajectory.timed_out = result.done and not result.success
+
+    def close(self) -> None:
+        """Release the simulator and this environment's hold on the shared renderer."""
+        self._renderer = None
+        self.sim_env.close()
+
+    def _action_entries(self) -> np.ndarray:
+        """Which entries of robosuite's action vector this environment's actions fill; the others stay zero."""
+        entries, start = [], 0
+        for robot in self.sim_env.robots:
+            for part, (first, last) in robot._action_split_indexes.items():
+                if self.actions == "position" and part in robot.arms:
+                    last = first + 3
+                entries += range(start + first, start + last)
+            start += robot.action_dim
+        return np.array(entries)
+
+    def _read_counters(self) -> np.ndarray:
+        return np.array([self.step_index, self._held, self.success, self.done], np.float64)
+
+    def _write_counters(self, values: np.ndarray) -> None:
+        self.step_index, self._held = int(values[0]), int(values[1])
+        self.success, self.done = bool(values[2]), bool(values[3])
+
+    def _warning_count(self) -> int:
+        return int(self.data.warning.number.sum())
+
+    def _check_physics(self) -> None:
+        """MuJoCo reports a broken state only through counters, and goes on from a reset state: find it here."""
+        if self._warning_count() != self._warnings or not np.isfinite(self.data.qpos).all():
+            names = [
+                str(self.mujoco.mjtWarning(i)).rsplit("_", 1)[-1]
+                for i, warning in enumerate(self.data.warning)
+                if warning.number
+            ]
+            raise SimulationError(f"unstable physics at step {self.step_index} of {self.task} ({', '.join(names)})")
+
+    def _fingerprint(self, robosuite: Any, make_seed: int) -> dict[str, str]:
+        """What a replay of this environment depends on; equal fingerprints make equal episodes and pictures."""
+        xml = re.sub(r'file="[^"]*/', 'file="', self.sim_env.model.get_xml())  # asset paths differ between machines
+        return {
+            "task": self.task,
+            "robosuite": robosuite.__version__,
+            "mujoco": self.mujoco.__version__,
+            "numpy": np.__version__,
+            "model": hashlib.sha256(xml.encode()).hexdigest()[:16],
+            "make_seed": str(make_seed),
+            "stepping": self._stepper.name,
+            "actions": f"{self.config.controller}/{self.actions}",
+            "control_freq": str(self.config.control_freq),
+            "placement": str(self.config.placement),
+            "cameras": ",".join(self.cameras),
+            "render": f"{self.config.image_size}px cell {self.config.mesh_cell} no-shadow no-reflection no-msaa",
+        }
+
+
+def start(env: Environment, seed: int) -> Trajectory:
+    """Reset ``env`` and begin the record of its episode: proprioception, state and frame of step 0."""
+    env.reset(seed)
+    trajectory = Trajectory(env.task, env.instruction, seed, env.cameras)
+    trajectory.proprio.append(env.proprio())
+    trajectory.states.append(env.state())
+    trajectory.frames[0] = env.render_state(trajectory.states[0])
+    return trajectory
+
+
+def _controllers(config: SimConfig) -> list[dict]:
+    """robosuite's default controller of each robot, with the arms' part controller exchanged where configured."""
+    from robosuite.controllers import load_composite_controller_config, load_part_controller_config
+
+    loaded = []
+    for robot in config.robots:
+        composite = load_composite_controller_config(robot=robot)
+        for part in ("right", "left"):
+            arm = composite["body_parts"].get(part)
+            if arm is not None and arm["type"] != config.controller:
+                chosen = load_part_controller_config(default_controller=config.controller)
+                composite["body_parts"][part] = {**chosen, "gripper": arm["gripper"]}
+        loaded.append(composite)
+    return loaded
+
+
+def _widen(sampler: Any, half_width: float) -> None:
+    """Set the half-width of every range that ``sampler`` draws from, keeping its centre."""
+    for part in getattr(sampler, "samplers", {}).values():
+        _widen(part, half_width)
+    for name in ("x_range", "y_range"):
+        low, high = getattr(sampler, name, (0.0, 0.0))
+        if high > low:
+            centre = (low + high) / 2
+            setattr(sampler, name, [centre - half_width, centre + half_width])

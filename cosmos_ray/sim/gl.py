@@ -1,0 +1,154 @@
+"""Choice of the OpenGL backend, and the one place that imports MuJoCo and robosuite.
+
+Both libraries read ``MUJOCO_GL`` while they are imported, and robosuite silently forces ``egl`` when it is unset. So every
+module of this package imports them through :func:`load`, which settles the variable first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+from cosmos_ray.errors import SimulationError
+
+log = logging.getLogger(__name__)
+
+CANDIDATES = ("egl", "osmesa")
+DISABLED = ("disable", "disabled", "off", "false", "0")
+PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"
+PROBE_SECONDS = 60
+
+_PROBE = """
+import importlib, os
+import mujoco
+gl = importlib.import_module("mujoco." + os.environ["MUJOCO_GL"])
+context = gl.GLContext(64, 64)
+context.make_current()
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom type='sphere' size='1'/></worldbody></mujoco>")
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+scene = mujoco.MjvScene(model, 10)
+camera = mujoco.MjvCamera()
+camera.distance = 4
+renderer = mujoco.MjrContext(model, 50)
+mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, renderer)
+mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, camera, 7, scene)
+mujoco.mjr_render(mujoco.MjrRect(0, 0, 64, 64), scene, renderer)
+import numpy
+pixels = numpy.zeros((64, 64, 3), numpy.uint8)
+mujoco.mjr_readPixels(pixels, None, mujoco.MjrRect(0, 0, 64, 64), renderer)
+print("usable" if pixels.any() else "blank", flush=True)
+os._exit(0)
+"""
+
+
+def choose_backend() -> str:
+    """The OpenGL backend this process renders with, written to ``MUJOCO_GL``.
+
+    A value the user set is kept. Otherwise ``egl``, then ``osmesa``, renders one 64 px picture in a subprocess with a time
+    limit, because a broken driver can hang or kill the process that tries it. The choice is left in the environment, so
+    child processes inherit it and do not probe again.
+
+    Raises:
+        SimulationError: neither backend works; names the Debian packages that provide them.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if chosen:
+        return chosen
+    reasons = []
+    for backend in CANDIDATES:
+        reason = _probe(backend)
+        if not reason:
+            log.debug("rendering with MUJOCO_GL=%s", backend)
+            os.environ["MUJOCO_GL"] = backend
+            return backend
+        reasons.append(f"{backend}: {reason}")
+    raise SimulationError(
+        f"no OpenGL backend renders on this machine ({'; '.join(reasons)}); install the Debian packages {PACKAGES}, "
+        "or set MUJOCO_GL to a backend that works"
+    )
+
+
+def _probe(backend: str) -> str:
+    """Empty if ``backend`` renders a picture in a fresh process, else one phrase that says why not."""
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    environment.pop("PYOPENGL_PLATFORM", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"no picture within {PROBE_SECONDS} s"
+    if done.stdout.strip().endswith("usable"):
+        return ""
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[-1][:160] if lines else f"exit code {done.returncode}"
+
+
+def load() -> tuple[ModuleType, ModuleType]:
+    """``(mujoco, robosuite)``, imported with the backend settled and robosuite's advisory log lines silenced.
+
+    robosuite warns at import about optional packages and macro files that this project does not use, and logs a line per
+    controller it loads; only its errors are kept.
+
+    Raises:
+        SimulationError: no backend works, or the one in ``MUJOCO_GL`` cannot be loaded.
+    """
+    choose_backend()
+    robosuite_log = logging.getLogger("robosuite_logs")
+    if _only_errors not in robosuite_log.filters:
+        robosuite_log.addFilter(_only_errors)
+    backend = os.environ["MUJOCO_GL"]
+    try:
+        import mujoco
+        import robosuite
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise _unusable(backend, error) from error
+    os.environ["MUJOCO_GL"] = backend  # robosuite overwrites values it does not like, such as `disabled`, with egl
+
+    if mujoco.get_mju_user_warning() is None:
+        # MuJoCo's own handler prints, and writes MUJOCO_LOG.TXT to the working directory.
+        mujoco.set_mju_user_warning(_log_warning)
+    return mujoco, robosuite
+
+
+def _log_warning(message: str) -> None:
+    log.debug("MuJoCo: %s", message)
+
+
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def context(size: int) -> Any:
+    """A new OpenGL context (``size`` pixels square) of the chosen backend, current on the calling thread.
+
+    Raises:
+        SimulationError: rendering is disabled, or the backend cannot make a context.
+    """
+    backend = choose_backend()
+    if backend in DISABLED:
+        raise SimulationError(f"MUJOCO_GL={backend} disables rendering; unset it, or set it to egl or osmesa")
+    try:
+        if backend == "egl":
+            from mujoco.egl import GLContext
+        elif backend == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco.gl_context import GLContext
+        made = GLContext(size, size)
+        made.make_current()
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        raise _unusable(backend, error) from error
+    return made
+
+
+def _unusable(backend: str, error: Exception) -> SimulationError:
+    return SimulationError(
+        f"MuJoCo cannot use MUJOCO_GL={backend} ({str(error)[:120]}); install the Debian packages {PACKAGES}, "
+        "or unset MUJOCO_GL to let a working backend be found"
+    )

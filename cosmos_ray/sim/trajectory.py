@@ -1,0 +1,48 @@
+"""What one episode did, before any encoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Trajectory:
+    """The record of one episode of T control steps, grown by :meth:`Environment.execute`.
+
+    Step 0 is the state after the reset; step t is the state after t control steps. Actions are those executed, clipped to
+    [-1, 1]; labels are what a policy should imitate (the clean expert action in demonstrations, the action itself
+    otherwise). ``invalid`` is empty, or one phrase that says why the simulation broke; such an episode ends without its
+    faulty step.
+    """
+
+    task: str
+    instruction: str
+    seed: int
+    cameras: tuple[str, ...]
+    actions: list[np.ndarray] = field(default_factory=list)
+    """T x (d,) float32"""
+    labels: list[np.ndarray] = field(default_factory=list)
+    """T x (d,) float32"""
+    rewards: list[float] = field(default_factory=list)
+    """T, 1.0 on the step that completes the task, else 0.0"""
+    proprio: list[np.ndarray] = field(default_factory=list)
+    """T+1 x (p,) float32"""
+    states: list[np.ndarray] = field(default_factory=list)
+    """T+1 x (S,) float64, each enough to restore the simulator bit for bit"""
+    frames: dict[int, np.ndarray] = field(default_factory=dict)
+    """step index 0..T -> (n_cam, H, W, 3) uint8, only for the steps that were rendered"""
+    success: bool = False
+    timed_out: bool = False
+    invalid: str = ""
+
+    @property
+    def length(self) -> int:
+        """Number of executed control steps T."""
+        return len(self.actions)
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode has ended, for whichever reason."""
+        return self.success or self.timed_out or bool(self.invalid)

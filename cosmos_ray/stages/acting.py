@@ -1,0 +1,35 @@
+"""What every stage that acts in the simulator shares: the worker fleet and the tickets of policy episodes."""
+
+from __future__ import annotations
+
+from cosmos_ray.fleet import Fleet
+from cosmos_ray.inference.pool import InferencePool
+from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.rollout.actor import RolloutActor
+from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
+from cosmos_ray.run import Run
+
+
+def start_fleet(run: Run, pool: InferencePool, cpus: float) -> Fleet:
+    """Rollout workers that query ``pool``."""
+    config = run.config
+    options = {"num_cpus": cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    return Fleet(lambda i: RolloutActor.options(**options).remote(config, str(run.folder.replay), pool.actors, i),
+                 config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,), config.rollout.deadline_s)
+
+
+def rollout_ticket(run: Run, index: int) -> EpisodeTicket:
+    """The run's rollout episode number ``index``."""
+    config = run.config
+    seed = state_seed("rollout", config.seed, index)
+    key = EpisodeKey(config.name, config.sim.task, "rollout", seed)
+    return EpisodeTicket(key, noise_seed=mix_seed(seed, 11), action_noise=config.rollout.action_noise,
+                         frame_stride=config.replay.rollout_frame_stride, arm="rollout")
+
+
+def own_rollouts(run: Run, store: ReplayStore) -> list:
+    """Summaries of the run's policy rollouts in the store, failed demonstrations aside."""
+    config = run.config
+    return [s for s in store.summaries() if s.source == "rollout" and s.policy_version >= 0 and s.key.run == config.name]

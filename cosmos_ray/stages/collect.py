@@ -1,0 +1,45 @@
+"""Scripted demonstrations, in parallel workers, into the replay store."""
+
+from __future__ import annotations
+
+from cosmos_ray.errors import SimulationError
+from cosmos_ray.fleet import Fleet
+from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.rollout.actor import DemonstratorActor
+from cosmos_ray.rollout.demonstrator import failure_key
+from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.run import Run
+
+
+def collect(run: Run) -> dict:
+    """Record demonstrations until the store holds ``config.demos`` successful ones. Continues where an earlier call stopped."""
+    config, store = run.config, run.folder.store()
+    task = config.sim.task
+    have = sum(s.stratum == "demo" and s.task == task for s in store.summaries())
+    started, tried, failed = have, 0, 0
+    if have >= config.demos:
+        return {"demonstrations": have, "new": 0, "failed": 0}
+    progress = run.progress("collect", config.demos, have, "demos")
+    workers = config.rollout.workers
+    fleet = Fleet(lambda i: DemonstratorActor.options(num_cpus=run.cpu_share(workers)).remote(config, str(run.folder.replay)),
+                  workers, capacity=2, name_of=lambda key: (key.name, failure_key(key).name), deadline_s=config.rollout.deadline_s)
+    index = 0
+    try:
+        while have < config.demos:
+            while fleet.outstanding < min(fleet.capacity, config.demos - have):
+                key = EpisodeKey(config.name, task, "demo", state_seed("demo", config.seed, index))
+                index += 1
+                if key.name not in store and failure_key(key).name not in store:
+                    fleet.submit([key])
+            for done in fleet.poll(timeout=1.0):
+                tried, have, failed = tried + 1, have + done.success, failed + (not done.success)
+            if tried >= 30 and failed > 0.9 * tried:
+                raise SimulationError(f"the scripted expert failed {failed} of {tried} episodes of {task}: is sim.horizon too short, or "
+                                      "sim.placement too wide?")
+            progress.update(have, f"{failed} failed")
+    finally:
+        fleet.close()
+    progress.finish(have, f"{failed} failed")
+    result = {"demonstrations": have, "new": have - started, "failed": failed, "workers_replaced": fleet.replaced}
+    run.tracker.log("collect", **result)
+    return result

@@ -1,0 +1,79 @@
+"""What a stage command says when it is done."""
+
+from __future__ import annotations
+
+from cosmos_ray.report.filmstrip import save_filmstrip
+from cosmos_ray.run import Run
+from cosmos_ray.stages.collect import collect
+from cosmos_ray.stages.demo import demo
+from cosmos_ray.stages.evaluate import evaluate
+from cosmos_ray.stages.plan import plan_episode
+from cosmos_ray.stages.pretrain import pretrain
+from cosmos_ray.stages.refine import refine
+from cosmos_ray.stages.report import report
+from cosmos_ray.stages.rollout import rollout
+
+
+def run_stage(name: str, run: Run) -> str:
+    """Run stage ``name``; returns its result as text for the terminal."""
+    return {"collect": _collect, "pretrain": _pretrain, "rollout": _rollout, "refine": _refine, "evaluate": _evaluate, "plan": _plan,
+            "report": _report, "demo": _demo}[name](run)
+
+
+def _collect(run: Run) -> str:
+    done = collect(run)
+    return f"{done['demonstrations']} demonstrations in {run.folder.replay} ({done['new']} new, {done['failed']} attempts failed)"
+
+
+def _pretrain(run: Run) -> str:
+    done = pretrain(run)
+    return f"base policy after {done['steps']} steps in {run.folder.checkpoint('base')} ({done['new']} new)"
+
+
+def _rollout(run: Run) -> str:
+    done = rollout(run)
+    return f"{done['episodes']} rollouts, {done['successes']} succeeded ({done['new']} new)"
+
+
+def _refine(run: Run) -> str:
+    done = refine(run)
+    return f"refined policy version {done['version']} after {done['steps']} steps in {run.folder.checkpoint('refined')} ({done['new']} new)"
+
+
+def _evaluate(run: Run) -> str:
+    return table(evaluate(run))
+
+
+def _plan(run: Run) -> str:
+    trace = plan_episode(run.config, run.folder, run.config.plan_seed)
+    path = run.folder.path / f"plan_{trace.seed}.png"
+    save_filmstrip(trace, path)
+    lines = [f"{'step':>5} {'chosen':>6}  scores"]
+    for step, chosen, scores in zip(trace.steps, trace.chosen, trace.scores, strict=True):
+        lines.append(f"{step:5d} {chosen:6d}  " + " ".join(f"{s:.3f}" for s in scores))
+    return "\n".join([*lines, f"{'succeeded' if trace.success else 'failed'} after {trace.length} steps; filmstrip in {path}"])
+
+
+def _report(run: Run) -> str:
+    report(run)
+    return f"report in {run.folder.report}"
+
+
+def _demo(run: Run) -> str:
+    demo(run)
+    return table(run.folder.read_json("evaluation.json")) + f"\nreport in {run.folder.report}"
+
+
+def table(evaluation: dict) -> str:
+    """The evaluation as a text table."""
+    gains = {p["arm"]: f"{p['gain_points']:+.1f} points against {p['against']} (won {p['won']}, lost {p['lost']}, p = {p['p']:.2f})"
+             for p in evaluation["pairs"]}
+    lines = []
+    for name, arm in evaluation["arms"].items():
+        lines.append(f"{name:<19} {arm['successes']:3d}/{arm['episodes']:<3d} = {100 * arm['rate']:5.1f} %  "
+                     f"[{100 * arm['low']:.1f}, {100 * arm['high']:.1f}]  {gains.get(name, '')}".rstrip())
+    if "verified" in evaluation:
+        check = evaluation["verified"]
+        lines.append(f"repeated {check['repeated']} stored episodes: {check['identical']} bit-identical"
+                     + (f", different: {', '.join(check['different'])}" if check["different"] else ""))
+    return "\n".join(lines)

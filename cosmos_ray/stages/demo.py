@@ -1,0 +1,58 @@
+"""The whole loop in one command: every stage in order, timed, then the report."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+
+from cosmos_ray.run import Run
+from cosmos_ray.stages.collect import collect
+from cosmos_ray.stages.evaluate import evaluate
+from cosmos_ray.stages.pretrain import pretrain
+from cosmos_ray.stages.refine import refine
+from cosmos_ray.stages.report import report
+from cosmos_ray.stages.rollout import rollout
+
+STAGES = (collect, pretrain, rollout, refine, evaluate)
+
+def demo(run: Run) -> dict:
+    """Run every stage; one that is done already takes no time. Returns the report."""
+    for stage in STAGES:
+        began = time.monotonic()
+        with PeakMemory() as memory:
+            result = stage(run)
+        seconds = time.monotonic() - began
+        if result.get("new", 1):  # a resumed demo keeps the times of the run that did the work
+            run.tracker.log("demo", name=stage.__name__, seconds=round(seconds, 1), peak_memory_mb=round(memory.peak))
+    return report(run)
+
+
+class PeakMemory:
+    """Largest private memory of this process and all its children, in MB, sampled once a second."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(1.0):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    memory = process.memory_info()
+                except psutil.NoSuchProcess:
+                    continue
+                total += memory.rss - memory.shared
+            self.peak = max(self.peak, total / 2**20)

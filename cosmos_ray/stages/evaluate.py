@@ -1,0 +1,176 @@
+"""Base policy, refined policy and refined policy with best-of-N planning, on the same held-out initial states.
+
+Every episode is committed to the store like any other (source "eval", never trained on), under a key that names the arm and
+a digest of everything that decides its outcome. Evaluating again therefore reuses what is there; results are always read back
+from the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cosmos_ray.config import PlannerConfig
+from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.model.checkpoint import read_description
+from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
+from cosmos_ray.run import Run
+from cosmos_ray.stages.acting import start_fleet
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy, with or without planning."""
+
+    name: str
+    checkpoint: Path
+    version: int
+    planner: PlannerConfig | None
+    run_key: str  #: the ``run`` part of its episode keys: run, arm and digest
+
+
+def arms(run: Run) -> list[Arm]:
+    """The arms there are checkpoints for. ConfigError when there is none."""
+    out = []
+    for name, checkpoint, planner in (("base", "base", None), ("refined", "refined", None),
+                                      ("refined + planning", "refined", run.config.planner)):
+        path = run.folder.checkpoint(checkpoint)
+        if (path / "policy.json").exists():
+            out.append(Arm(name, path, read_description(path)[1], planner, f"{run.config.name}:{name}:{_digest(run, path, planner)}"))
+    if not out:
+        raise ConfigError(f"there is no policy to evaluate in {run.folder.path / 'checkpoints'}: run `pretrain` first")
+    return out
+
+
+def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
+    """Evaluation episode ``index`` of an arm. The noise depends on the initial state only: all arms draw the same."""
+    seed = state_seed("eval", run.config.seed, index)
+    key = EpisodeKey(arm.run_key, run.config.sim.task, "eval", seed, attempt)
+    return EpisodeTicket(key, noise_seed=mix_seed(seed, 13), planner=arm.planner, version=arm.version, arm=arm.name)
+
+
+def evaluate(run: Run) -> dict:
+    """Run what the store lacks of every arm, then count from the store; see :func:`results`."""
+    config, store = run.config, run.folder.store()
+    _check_held_out(run, store)
+    todo = {}
+    for arm in arms(run):
+        tickets = [ticket(run, arm, i) for i in range(config.eval_episodes)]
+        tickets += [ticket(run, arm, i, attempt=1) for i in range(min(config.verify, config.eval_episodes))]
+        todo[arm] = [t for t in tickets if t.key.name not in store]
+    total = sum(map(len, todo.values()))
+    if total:
+        cpus = run.cpu_share(config.rollout.workers + config.inference.actors)
+        pool = run.pool(next(iter(todo)).checkpoint, cpus)
+        fleet = None
+        try:
+            fleet = start_fleet(run, pool, cpus)
+            progress, done = run.progress("evaluate", total, unit="episodes"), 0
+            for arm, tickets in todo.items():
+                pool.load(arm.checkpoint, arm.version)
+                fleet.submit(tickets)
+                ran = wins = 0
+                while fleet.outstanding:
+                    for episode in fleet.poll(timeout=1.0):
+                        ran, wins = ran + 1, wins + episode.success
+                    pool.repair()
+                    progress.update(done + ran, f"{arm.name}: {wins}/{ran} succeeded")
+                done += ran
+            progress.finish(done, "")
+        finally:
+            for part in (fleet, pool):
+                if part is not None:
+                    part.close()
+        store.refresh()
+    out = results(run, store)
+    if config.verify:
+        out["verified"] = verify(run, store)
+    run.folder.write_json("evaluation.json", out)
+    run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
+    return out
+
+
+def results(run: Run, store: ReplayStore) -> dict:
+    """Counts per arm, read from the store: {"arms": {name: {successes, episodes, low, high, ...}}, "seeds": [...], ...}.
+
+    StoreError when episodes are missing (evaluate again).
+    """
+    config = run.config
+    known = {s.name: s for s in store.summaries()}
+    table = {}
+    for arm in arms(run):
+        names = [ticket(run, arm, i).key.name for i in range(config.eval_episodes)]
+        missing = [n for n in names if n not in known]
+        if missing:
+            raise StoreError(f"{len(missing)} of {len(names)} evaluation episodes of arm {arm.name!r} are not in the store, "
+                             f"{missing[0]} first: run `evaluate` again")
+        outcomes = [known[n].success for n in names]
+        low, high = wilson(sum(outcomes), len(outcomes))
+        lengths = [known[n].length for n in names if known[n].success]
+        table[arm.name] = {"successes": sum(outcomes), "episodes": len(outcomes), "rate": sum(outcomes) / len(outcomes), "low": low,
+                           "high": high, "mean_steps_of_successes": float(np.mean(lengths)) if lengths else None,
+                           "policy_version": arm.version, "planner": dataclasses.asdict(arm.planner) if arm.planner else None,
+                           "invalid": sum(bool(known[n].invalid) for n in names), "outcomes": [int(o) for o in outcomes],
+                           "episode_names": names}
+    return {"task": config.sim.task, "seeds": [state_seed("eval", config.seed, i) for i in range(config.eval_episodes)],
+            "arms": table, "pairs": _pairs(table)}
+
+
+def verify(run: Run, store: ReplayStore) -> dict:
+    """Compare repeated episodes with the stored ones: {"repeated": n, "identical": m, "different": [names]}."""
+    different, repeated = [], 0
+    for arm in arms(run):
+        for i in range(min(run.config.verify, run.config.eval_episodes)):
+            first, second = (store.read(ticket(run, arm, i, attempt).key.name) for attempt in (0, 1))
+            repeated += 1
+            if not (np.array_equal(first.states, second.states) and np.array_equal(first.actions, second.actions)):
+                different.append(first.key.name)
+    return {"repeated": repeated, "identical": repeated - len(different), "different": different}
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a success rate, 95 % by default."""
+    p, zz = successes / n, z * z
+    middle = p + zz / (2 * n)
+    spread = z * ((p * (1 - p) + zz / (4 * n)) / n) ** 0.5
+    return max(0.0, (middle - spread) / (1 + zz / n)), min(1.0, (middle + spread) / (1 + zz / n))
+
+
+def _pairs(table: dict) -> list[dict]:
+    """Each later arm against the first, on the same initial states: discordant counts and the exact McNemar p-value."""
+    from math import comb
+
+    names, out = list(table), []
+    for other in names[1:]:
+        a, b = np.array(table[names[0]]["outcomes"]), np.array(table[other]["outcomes"])
+        won, lost = int(((b == 1) & (a == 0)).sum()), int(((b == 0) & (a == 1)).sum())
+        n = won + lost
+        p = min(1.0, 2 * sum(comb(n, k) for k in range(min(won, lost) + 1)) / 2**n) if n else 1.0
+        out.append({"arm": other, "against": names[0], "won": won, "lost": lost, "gain_points": 100 * (won - lost) / len(a), "p": p})
+    return out
+
+
+def _digest(run: Run, checkpoint: Path, planner: PlannerConfig | None) -> str:
+    """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
+    config = run.config
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    settings = {"weights": weights, "planner": dataclasses.asdict(planner) if planner else None, "steps": config.inference.steps,
+                "execute": config.rollout.execute, "sim": dataclasses.asdict(config.sim)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _check_held_out(run: Run, store: ReplayStore) -> None:
+    """Refuse to evaluate on an initial state that anything in the store was collected from."""
+    held_out = {state_seed("eval", run.config.seed, i) for i in range(run.config.eval_episodes)}
+    seen = {s.key.seed for s in store.summaries() if s.source != "eval"}
+    if held_out & seen:
+        raise StoreError(f"initial state {min(held_out & seen)} is held out for evaluation but the store has a training episode of it: "
+                         "evaluate with another --seed, or remove that episode")

@@ -1,0 +1,71 @@
+"""One planned episode, looked at closely: what was imagined, what happened, what each candidate was worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.folder import RunFolder
+from cosmos_ray.inference.core import ActReply, ActRequest, InferenceCore
+from cosmos_ray.inference.local import LocalClient
+from cosmos_ray.model.checkpoint import load_policy
+from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.sim.environment import Environment, start
+
+
+@dataclass
+class PlanTrace:
+    """A planned episode, decision by decision. Images are (cameras, H, W, 3) uint8."""
+
+    task: str
+    seed: int  #: of the initial state
+    cameras: tuple[str, ...]
+    candidates: int
+    success: bool = False
+    length: int = 0  #: control steps
+    steps: list[int] = field(default_factory=list)  #: control step of each decision
+    observed: list[np.ndarray] = field(default_factory=list)  #: what was seen when deciding
+    imagined: list[np.ndarray] = field(default_factory=list)  #: predicted frames at the end of the chosen chunk
+    happened: list[np.ndarray] = field(default_factory=list)  #: real frames there
+    scores: list[list[float]] = field(default_factory=list)  #: per candidate, in [0, 1]
+    chosen: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)  #: the policy's own value of the chosen chunk, in [-1, 1]
+
+
+def plan_episode(config: RunConfig, folder: RunFolder, index: int, checkpoint: str = "refined") -> PlanTrace:
+    """Run held-out episode ``index`` with best-of-N in this process and keep everything.
+
+    Uses one thread and the evaluation's noise, so it is the very episode that `evaluate` stored for the planning arm.
+    """
+    torch.set_num_threads(config.inference.threads)
+    policy, version = load_policy(folder.checkpoint(checkpoint))
+    client = LocalClient(InferenceCore(policy, version))
+    env = Environment(config.sim)
+    seed = state_seed("eval", config.seed, index)
+    trajectory = start(env, seed)
+    trace = PlanTrace(env.task, seed, env.cameras, config.planner.candidates)
+    try:
+        while not trajectory.done:
+            reply = _decide(client, config, trajectory, mix_seed(mix_seed(seed, 13), trajectory.length))
+            trace.steps.append(trajectory.length)
+            trace.observed.append(trajectory.frames[trajectory.length])
+            env.execute(np.clip(reply.actions[0][: config.rollout.execute or None], -1, 1), trajectory)
+            trace.imagined.append(reply.futures[0])
+            trace.happened.append(trajectory.frames[trajectory.length])
+            trace.scores.append(reply.scores[0].tolist())
+            trace.chosen.append(int(reply.chosen[0]))
+            trace.values.append(float(reply.values[0]))
+    finally:
+        env.close()
+    trace.success, trace.length = trajectory.success, trajectory.length
+    return trace
+
+
+def _decide(client: LocalClient, config: RunConfig, trajectory, seed: int) -> ActReply:
+    request = ActRequest(trajectory.frames[trajectory.length][None], trajectory.proprio[-1][None], (trajectory.instruction,),
+                         np.array([seed]), config.inference.steps, config.planner, decode_futures=True)
+    return client.result(client.submit(request))

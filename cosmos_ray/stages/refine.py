@@ -1,0 +1,166 @@
+"""Continual refinement: the learner trains on demonstrations and rollouts while workers act with its newest weights.
+
+Everything here is the driver's event loop. Three things happen at once, none waits for another: the learner trains a burst of
+steps, the workers run episodes against the pool, and the pool serves whatever weights were pushed last.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import ray
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.fleet import Fleet
+from cosmos_ray.inference.pool import InferencePool
+from cosmos_ray.learner.actor import LearnerGroup
+from cosmos_ray.learner.mixture import Mixture
+from cosmos_ray.model.checkpoint import read_description
+from cosmos_ray.replay.limiter import SamplesPerInsert
+from cosmos_ray.run import Run
+from cosmos_ray.stages.acting import own_rollouts, rollout_ticket, start_fleet
+from cosmos_ray.stages.pretrain import BASE_VERSION
+from cosmos_ray.stages.training import start_learner
+
+logger = logging.getLogger(__name__)
+
+BURST = 10  #: learner steps per call: short, so that pacing and pushes are prompt
+REPAIR_S = 2.0  #: how often restarted inference actors are looked for
+
+
+def refine(run: Run) -> dict:
+    """Train checkpoint ``refined`` from ``base``; continues where an interrupted refinement stopped."""
+    config, target = run.config, run.folder.checkpoint("refined")
+    if target.exists() and read_description(target)[2]["step"] >= config.refine_steps:
+        return {"steps": config.refine_steps, "new": 0, "version": read_description(target)[1]}
+    store = run.folder.store()
+    before = own_rollouts(run, store)
+    if not before and not config.refine_rollouts:
+        raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
+    actors = config.rollout.workers + config.inference.actors
+    cpus = run.cpu_share(config.learner.world_size + actors)
+    pool = run.pool(run.folder.checkpoint("base"), cpus)
+    fleet = learner = None
+    try:
+        fleet = start_fleet(run, pool, cpus)
+        learner = start_learner(run, "refined", "base", Mixture.refinement(config.learner, config.replay), config.learner.refine_lr,
+                                config.refine_steps, actors_beside=actors)
+        loop = _RefineLoop(run, pool, fleet, learner, episodes_before=len(before),
+                           mean_length=sum(s.length for s in before) / len(before) if before else 50.0)
+        result = loop.run_to_end()
+        learner.export(target, loop.version, {"stage": "refine"})
+    finally:
+        for part in (learner, fleet, pool):
+            if part is not None:
+                part.close()
+    run.tracker.log("refine_result", **result)
+    return result
+
+
+def version_at(step: int, config: RunConfig) -> int:
+    """Policy version that is published at a learner step: a function of the step, so that a resumed run counts on."""
+    return BASE_VERSION + -(-step // config.publish_every)
+
+
+class _RefineLoop:
+    """State of the event loop."""
+
+    def __init__(self, run: Run, pool: InferencePool, fleet: Fleet, learner: LearnerGroup, episodes_before: int, mean_length: float):
+        self.run, self.config, self.pool, self.fleet, self.learner = run, run.config, pool, fleet, learner
+        self.version = version_at(learner.step, run.config)
+        self.training: list[ray.ObjectRef] | None = None
+        self.metrics: dict[str, float] = {}
+        self.finished: list = []
+        self.first_step = learner.step
+        store = run.folder.store()
+        goal = run.config.rollouts + run.config.refine_rollouts
+        self.to_run = [t for t in (rollout_ticket(run, i) for i in range(run.config.rollouts, goal)) if t.key.name not in store]
+        self.to_run.reverse()
+        self.planned = len(self.to_run)
+        self.limiter = self._make_limiter(mean_length)
+        self.mean_length = mean_length
+
+    def run_to_end(self) -> dict:
+        """Loop until the learner has done its steps; then let the running episodes finish."""
+        progress = self.run.progress("refine", self.config.refine_steps, self.learner.step, "steps")
+        repaired = time.monotonic()
+        if self.learner.step:
+            self._publish()
+        while self.learner.step < self.config.refine_steps or self.fleet.outstanding:
+            if self.learner.step < self.config.refine_steps:
+                self._feed_fleet()
+                self._drive_learner()
+            self._take(self.fleet.poll(timeout=0.1))
+            if not self.fleet.outstanding and self.training:
+                ray.wait(self.training, timeout=0.5)
+            if time.monotonic() - repaired > REPAIR_S:
+                self.pool.repair()
+                repaired = time.monotonic()
+            progress.update(self.learner.step, self._note())
+        progress.finish(self.learner.step, self._note())
+        return {"steps": self.learner.step, "new": self.learner.step - self.first_step, "version": self.version,
+                "episodes": len(self.finished), "successes": sum(e.success for e in self.finished), "loss": self.metrics.get("loss"),
+                "workers_replaced": self.fleet.replaced, "inference_restarts": self.pool.restarts}
+
+    # ---------------------------------------------------------------- the three activities
+
+    def _feed_fleet(self) -> None:
+        """Hand out episodes as far as the samples-per-insert limiter allows."""
+        while self.to_run and self.fleet.outstanding < self.fleet.capacity:
+            ahead = int(self.mean_length * (self.fleet.outstanding + 1))
+            if self.limiter is not None and not self.limiter.can_insert(ahead):
+                break
+            self.fleet.submit([self.to_run.pop()])
+
+    def _drive_learner(self) -> None:
+        """Start a burst when the limiter allows it; collect the one that is done; publish and checkpoint when due."""
+        if self.training is None:
+            burst = min(BURST, self.config.refine_steps - self.learner.step, -self.learner.step % self.config.publish_every or BURST)
+            windows = burst * self.config.learner.batch_size
+            starved = self.limiter is not None and not self.limiter.can_sample(windows)
+            if starved and (self.to_run or self.fleet.outstanding):
+                return
+            self.training = self.learner.begin_training(burst)
+            if self.limiter is not None:
+                self.limiter.count_sample(windows)
+            return
+        ready, _ = ray.wait(self.training, num_returns=len(self.training), timeout=0)
+        if len(ready) < len(self.training):
+            return
+        self.metrics = self.learner.finish_training(self.training)
+        self.training = None
+        self.run.tracker.log("refine", **self.metrics, version=self.version, episodes=len(self.finished))
+        if self.learner.step % self.config.publish_every == 0 or self.learner.step >= self.config.refine_steps:
+            self._publish()
+        if self.learner.step // self.config.learner.checkpoint_every > (self.learner.step - BURST) // self.config.learner.checkpoint_every:
+            self.learner.save()
+
+    def _publish(self) -> None:
+        self.version = version_at(self.learner.step, self.config)
+        self.pool.push(self.learner.weights(self.version))
+
+    def _take(self, episodes: list) -> None:
+        for episode in episodes:
+            self.finished.append(episode)
+            if self.limiter is not None:
+                self.limiter.count_insert(episode.length)
+            self.run.tracker.log("refine_episode", success=int(episode.success), length=episode.length, version=episode.policy_version,
+                                 step=self.learner.step, name=episode.name)
+
+    def _make_limiter(self, mean_length: float) -> SamplesPerInsert | None:
+        """The limiter, or None when nothing is collected. A ratio of 0 is chosen so that learning and collecting end together."""
+        config = self.config
+        if not self.to_run:
+            return None
+        expected = self.planned * mean_length
+        windows = (config.refine_steps - self.learner.step) * config.learner.batch_size
+        ratio = config.replay.samples_per_insert or max(windows / expected, 1e-3)
+        horizon = 2 * mean_length * self.fleet.capacity
+        return SamplesPerInsert(ratio, min_inserts=1, error_buffer=max(ratio * horizon + BURST * config.learner.batch_size, 1.0))
+
+    def _note(self) -> str:
+        wins = sum(e.success for e in self.finished)
+        loss = f"loss {self.metrics['loss']:.3f}  " if "loss" in self.metrics else ""
+        return f"{loss}version {self.version}  episodes {len(self.finished)}/{self.planned} ({wins} succeeded)"

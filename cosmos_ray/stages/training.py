@@ -1,0 +1,48 @@
+"""What `pretrain` and `refine` share: how a learner group is started, and the policy both begin from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
+from cosmos_ray.learner.mixture import Mixture
+from cosmos_ray.model.checkpoint import save_policy
+from cosmos_ray.model.policy import build
+from cosmos_ray.model.spec import make_spec
+from cosmos_ray.replay.sampler import WindowSampler
+from cosmos_ray.replay.statistics import dataset_statistics
+from cosmos_ray.run import Run
+
+FIT_FRAMES = 512  #: frames the tokenizer is fitted on
+
+
+def make_initial_policy(run: Run) -> None:
+    """Write the untrained policy ``initial``: normalisation and tokenizer fitted on the demonstrations, random weights."""
+    config, store = run.config, run.folder.store()
+    stats = dataset_statistics(store, ("demo",))
+    spec = make_spec(config.model, config.sim.cameras, config.sim.image_size, len(stats.labels_min), len(stats.proprio_min))
+    policy = build(spec, config.seed)
+    policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max),
+                          stats.proprio_min, stats.proprio_max)
+    info = {}
+    if hasattr(policy.tokenizer, "fit"):
+        sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=config.seed)
+        frames = sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images
+        info["tokenizer_variance_kept"] = policy.tokenizer.fit(torch.from_numpy(frames.reshape(-1, *frames.shape[2:])))
+    save_policy(policy, run.folder.checkpoint("initial"), 0, info)
+
+
+def start_learner(run: Run, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int, actors_beside: int) -> LearnerGroup:
+    """Start the learner ranks of stage ``name`` from checkpoint ``policy``, resuming if the stage was interrupted.
+
+    ``actors_beside`` is how many other actors share the machine's cores.
+    """
+    config = run.config
+    task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
+                       mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
+                       seed=config.seed)
+    ranks = config.learner.world_size
+    threads = config.learner.threads or max(1, run.cores // ranks - (1 if actors_beside else 0))
+    gpus = 1.0 if torch.cuda.is_available() else 0.0
+    return LearnerGroup(config.learner, task, run.cpu_share(ranks + actors_beside), threads, gpus, resume=True)

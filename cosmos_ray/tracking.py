@@ -1,0 +1,45 @@
+"""Weights & Biases, or nothing: the run's metrics go there as well as to ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Records metrics of a run; ``wandb`` is imported only when the config asks for it.
+
+    A service that is down or a missing login must not cost a training run: the tracker then says so once and goes on with
+    ``metrics.jsonl`` alone.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder):
+        self.folder, self._run = folder, None
+        if config.wandb == "off":
+            return
+        import wandb
+
+        try:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            self._run = wandb.init(project="cosmos_ray", name=config.name, dir=str(folder.path), mode=config.wandb,
+                                   config=dataclasses.asdict(config), settings=wandb.Settings(init_timeout=30))
+        except (wandb.errors.Error, OSError) as error:
+            logger.warning("wandb is not available (%s): metrics are kept in %s only", error, folder.path / "metrics.jsonl")
+
+    def log(self, stage: str, **values: Any) -> None:
+        """Record one row of metrics."""
+        self.folder.record(stage, **values)
+        if self._run is not None:
+            self._run.log({f"{stage}/{k}": v for k, v in values.items() if isinstance(v, (int, float))})
+
+    def close(self) -> None:
+        """Finish the wandb run, if there is one."""
+        if self._run is not None:
+            self._run.finish()

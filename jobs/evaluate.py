@@ -1,0 +1,11 @@
+"""Ray job entry point: `ray job submit --working-dir . -- python jobs/evaluate.py --root /shared/runs ...`."""
+
+import os
+import sys
+
+sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
+
+from cosmos_ray.cli import entry  # noqa: E402
+
+if __name__ == "__main__":
+    entry(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,53 @@
+"""Shared by the system tests: one small run, made once by the commands a user types."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Settings that make every stage small; passed to every command of the small run.
+SMALL = ["--demos", "6", "--pretrain-steps", "30", "--rollouts", "4", "--refine-steps", "40", "--refine-rollouts", "6", "--publish-every",
+         "10", "--eval-episodes", "2", "--rollout.workers", "2", "--rollout.envs-per-worker", "2", "--learner.batch-size", "8",
+         "--learner.checkpoint-every", "10", "--planner.candidates", "3"]
+
+
+def environment() -> dict[str, str]:
+    """Environment of a child process: without what pytest or a surrounding Ray set."""
+    return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTEST_CURRENT_TEST")}
+
+
+def command(stage: str, root: Path, *flags: str, name: str = "small") -> list[str]:
+    """The command line of a stage of a small run."""
+    return [sys.executable, "-m", "cosmos_ray", stage, "--root", str(root), "--name", name, *SMALL, *flags]
+
+
+def run_command(stage: str, root: Path, *flags: str, name: str = "small", code: int = 0) -> subprocess.CompletedProcess:
+    """Run a stage to its end and check its exit code; the output is in the failure message."""
+    done = subprocess.run(command(stage, root, *flags, name=name), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == code, f"{stage} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    return done
+
+
+def metrics(folder: Path, stage: str) -> list[dict]:
+    """Rows of metrics.jsonl of one stage."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["stage"] == stage]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """Folder of a run on which `demo` went through every stage. Do not change it: copy it with :func:`copy_run`."""
+    root = tmp_path_factory.mktemp("runs")
+    run_command("demo", root)
+    return root / "small"
+
+
+def copy_run(run: Path, root: Path) -> Path:
+    """A private copy of a run."""
+    return Path(shutil.copytree(run, root / run.name))

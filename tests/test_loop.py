@@ -1,0 +1,227 @@
+"""The whole loop as a user runs it: commands, restarts, kills. Real Ray, real robosuite, real DeepSpeed."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from cosmos_ray.replay.store import ReplayStore
+from tests.conftest import ROOT, SMALL, command, copy_run, environment, metrics, run_command
+
+
+def stored(folder: Path, source: str | None = None) -> list:
+    store = ReplayStore(folder / "replay", create=False)
+    store.refresh()
+    return [s for s in store.summaries() if source in (None, s.source)]
+
+
+def actors(root: psutil.Process, name: str) -> list[psutil.Process]:
+    """Running Ray actor processes of a class, below a driver process."""
+    found = []
+    for process in root.children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{name}"):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_for(condition, driver: subprocess.Popen, seconds: float = 240):
+    """Wait until ``condition()`` is true while ``driver`` runs; its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        assert driver.poll() is None, "the command ended early:\n" + driver.stderr.read()[-5000:]
+        time.sleep(0.1)
+    raise AssertionError("nothing happened in time")
+
+
+def start_refine(folder: Path, *flags: str) -> subprocess.Popen:
+    """`refine` on a copy of the finished run, from its beginning."""
+    shutil.rmtree(folder / "checkpoints" / "refined")
+    shutil.rmtree(folder / "learner" / "refined", ignore_errors=True)
+    return subprocess.Popen(command("refine", folder.parent, *flags), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def test_demo_runs_every_stage(finished_run):
+    sources = Counter((s.source, s.stratum == "demo") for s in stored(finished_run))
+    assert sources[("demo", True)] == 6 and sources[("eval", False)] == 3 * 2
+    assert sum(s.source == "rollout" and s.policy_version >= 1 for s in stored(finished_run)) >= 4 + 1
+    assert {row["name"] for row in metrics(finished_run, "demo")} == {"collect", "pretrain", "rollout", "refine", "evaluate"}
+    assert metrics(finished_run, "pretrain")[-1]["step"] == 30
+    assert {row["version"] for row in metrics(finished_run, "refine")} >= {1, 2, 3, 4}
+    report = json.loads((finished_run / "report.json").read_text())
+    evaluation = json.loads((finished_run / "evaluation.json").read_text())
+    assert list(evaluation["arms"]) == ["base", "refined", "refined + planning"]
+    outcomes = {s.name: s.success for s in stored(finished_run, "eval")}
+    for arm in evaluation["arms"].values():
+        assert arm["successes"] == sum(outcomes[name] for name in arm["episode_names"])
+    assert report
+    page = (finished_run / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert any(base64.b64decode(data)[:4] == b"\x89PNG" for data in re.findall(r"base64,([A-Za-z0-9+/=]+)", page)) or "<svg" in page
+
+
+def test_demo_again_continues_and_changes_nothing(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    before = {p: p.read_bytes() for p in folder.rglob("*.arrow")}
+    run_command("demo", tmp_path)
+    assert {p: p.read_bytes() for p in folder.rglob("*.arrow")} == before
+    assert len(metrics(folder, "pretrain")) == len(metrics(finished_run, "pretrain"))
+    run_command("collect", tmp_path, "--fresh", "--demos", "1")
+    assert len(stored(folder)) == 1 and len(stored(tmp_path / "small.1")) == len(before)
+
+
+def test_evaluate_reproduces_the_reported_numbers(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    shutil.rmtree(folder / "replay" / "episodes" / "eval-Lift")  # forget the results: they must come out the same
+    before = json.loads((folder / "evaluation.json").read_text())
+    done = run_command("evaluate", tmp_path, "--verify", "1", "--rollout.workers", "1", "--rollout.envs-per-worker", "1")
+    after = json.loads((folder / "evaluation.json").read_text())
+    assert after["verified"] == {"repeated": 3, "identical": 3, "different": []}
+    assert after["arms"] == before["arms"] and "3 bit-identical" in done.stdout
+    first = {s.name: (s.success, s.length) for s in stored(finished_run, "eval")}
+    assert {s.name: (s.success, s.length) for s in stored(folder, "eval") if s.key.attempt == 0} == first
+
+
+def test_plan_draws_a_filmstrip(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    done = run_command("plan", tmp_path)
+    strip = next(folder.glob("plan_*.png"))
+    assert strip.read_bytes()[:4] == b"\x89PNG" and str(strip) in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()[1:-1]]
+    assert all(len(row) == 2 + 3 for row in rows) and rows[0][0] == "0"
+
+
+def test_refine_survives_sigkill_of_a_rollout_worker_and_an_inference_actor(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    before = {s.name for s in stored(folder)}
+    driver = start_refine(folder, "--refine-rollouts", "24", "--refine-steps", "80")
+    try:
+        me = psutil.Process(driver.pid)
+        done_before = len(metrics(folder, "refine_episode"))
+        wait_for(lambda: len(metrics(folder, "refine_episode")) > done_before, driver)
+        worker, inference = wait_for(lambda: (actors(me, "RolloutActor"), actors(me, "InferenceActor")), driver)
+        os.kill(inference[0].pid, signal.SIGKILL)
+        os.kill(worker[0].pid, signal.SIGKILL)
+        _, errors = driver.communicate(timeout=400)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, errors[-5000:]
+    result = metrics(folder, "refine_result")[-1]
+    assert result["steps"] == 80 and result["workers_replaced"] >= 1 and result["inference_restarts"] >= 1
+    acknowledged = [row["name"] for row in metrics(folder, "refine_episode")[done_before:]]
+    names = [s.name for s in stored(folder)]
+    assert len(set(acknowledged)) == len(acknowledged) == result["episodes"]
+    assert set(acknowledged) <= set(names) and len(set(names)) == len(names)
+    assert set(names) - before == set(acknowledged) - before  # nothing in the store that was not acknowledged
+    assert not (folder / "replay" / "quarantine" / "log.jsonl").exists()
+
+
+def test_ctrl_c_stops_refine_cleanly_and_it_continues(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    rows = len(metrics(folder, "refine"))
+    driver = start_refine(folder, "--refine-steps", "60")
+    try:
+        wait_for(lambda: len(metrics(folder, "refine")) > rows, driver)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGINT)
+        _, errors = driver.communicate(timeout=120)
+    finally:
+        driver.kill()
+    assert driver.returncode == 130, errors[-5000:]
+    assert errors.strip().splitlines()[-1] == "cosmos_ray: interrupted; the same command continues where it stopped"
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    reached = metrics(folder, "refine")[-1]["step"]
+    assert 0 < reached < 60
+    run_command("refine", tmp_path, "--refine-steps", "60")
+    continued = [row["step"] for row in metrics(folder, "refine")[rows:]]
+    assert continued == sorted(set(continued)) and continued[-1] == 60  # no step was trained twice
+
+
+def test_a_torn_episode_costs_only_itself(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    victim = next(p for p in folder.rglob("rollout-*.arrow"))
+    victim.write_bytes(victim.read_bytes()[:200])
+    shutil.rmtree(folder / "checkpoints" / "refined")
+    shutil.rmtree(folder / "learner" / "refined", ignore_errors=True)
+    run_command("refine", tmp_path)
+    assert victim.name in (folder / "replay" / "quarantine" / "log.jsonl").read_text()
+
+
+def test_a_run_in_use_is_refused(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    driver = start_refine(folder)
+    try:
+        wait_for(lambda: (folder / ".lock").read_text().strip() == str(driver.pid), driver)
+        done = run_command("evaluate", tmp_path, code=2)
+        assert f"is in use by process {driver.pid}" in done.stderr
+    finally:
+        driver.send_signal(signal.SIGTERM)
+        driver.communicate(timeout=120)
+    assert driver.returncode == 130
+
+
+def test_wandb_offline_writes_its_own_run(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    run_command("evaluate", tmp_path, "--wandb", "offline")
+    assert list((folder / "wandb").glob("offline-run-*"))
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A local Ray head with a job server, and the environment that reaches it."""
+    port = 20000 + os.getpid() % 20000
+    token = tmp_path / "token"
+    token.write_text("cosmos-ray-test-token-0123456789abcdef")
+    variables = {**environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": f"http://127.0.0.1:{port + 1}"}
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    started = subprocess.run([*ray, "start", "--head", f"--port={port}", f"--dashboard-port={port + 1}", "--num-cpus=2",
+                              f"--temp-dir=/tmp/ray_{os.getpid()}", "--disable-usage-stats"], env={**variables, "RAY_ADDRESS": ""}, capture_output=True, text=True, timeout=120)
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield ray, variables
+    subprocess.run([*ray, "stop", "--force"], env=variables, capture_output=True, timeout=60)
+    shutil.rmtree(f"/tmp/ray_{os.getpid()}", ignore_errors=True)
+
+
+def test_ray_job_submit_refine_against_a_local_head(finished_run, tmp_path, head):
+    folder = copy_run(finished_run, tmp_path)
+    shutil.rmtree(folder / "checkpoints" / "refined")
+    shutil.rmtree(folder / "learner" / "refined", ignore_errors=True)
+    ray, variables = head
+    done = subprocess.run([*ray, "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/refine.py", "--root", str(tmp_path),
+                           "--name", "small", *SMALL], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0 and "refined policy version" in done.stdout, done.stdout[-4000:] + done.stderr[-3000:]
+    assert (folder / "checkpoints" / "refined" / "policy.json").exists()
+
+
+def test_cluster_file_is_valid_for_ray_up():
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    for file in (ROOT / "cluster").glob("*.yaml"):
+        validate_config(prepare_config(yaml.safe_load(file.read_text())))
+    assert list((ROOT / "cluster").glob("*.yaml"))
+
+
+def test_episode_files_are_plain_arrow(finished_run):
+    """The store is readable without this package."""
+    file = next((finished_run / "replay").rglob("*.arrow"))
+    with pa.memory_map(str(file)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    assert table.num_rows > 1

@@ -1,0 +1,375 @@
+"""Commits, reads, refresh and quarantine of the replay store."""
+
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_replay_episode import CAMERAS, assert_same, make_episode
+
+from cosmos_ray.errors import StoreError
+from cosmos_ray.replay import schema
+from cosmos_ray.replay.cache import LeastRecentlyUsed
+from cosmos_ray.replay.store import ReplayStore
+
+
+def episode_files(root):
+    return sorted(path for path in (root / "episodes").rglob("*") if path.is_file())
+
+
+def rewrite(path, change):
+    """Write the Arrow file at ``path`` again after ``change(table, metadata)``, with its checksums as they are."""
+    table = pa.ipc.open_file(path).read_all()
+    table, metadata = change(table, dict(table.schema.metadata))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema.with_metadata(metadata)) as writer:
+        writer.write_table(table.replace_schema_metadata(metadata))
+    path.write_bytes(sink.getvalue())
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ReplayStore(tmp_path / "store")
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A store's root with three demonstrations, and the file of the middle one."""
+    root = tmp_path / "store"
+    store = ReplayStore(root)
+    for seed in range(3):
+        assert store.commit(make_episode(seed))
+    return root, store._path(make_episode(1).key.name)
+
+
+def expect_quarantined(root, path, reason):
+    """A fresh reader sees the other two episodes, and the file in quarantine with the reason."""
+    content = path.read_bytes()
+    store = ReplayStore(root, create=False)
+    assert {summary.key.seed for summary in store.refresh()} == {0, 2}
+    (entry,) = store.quarantine.entries()
+    assert entry["file"] == str(path.relative_to(root)) and reason in entry["reason"]
+    assert (root / "quarantine" / entry["moved_to"]).read_bytes() == content
+    assert not path.exists()
+    # The key is free again.
+    assert store.commit(make_episode(1)) and len(store.refresh()) == 1 and len(store) == 3
+
+
+def test_round_trip_is_bit_exact(store):
+    for episode in (
+        make_episode(0),
+        make_episode(5, source="rollout", chunk=5, success=False),
+        make_episode(6, source="eval", chunk=100, length=1, invalid="non-finite action"),
+    ):
+        episode.predicted_values[0] = np.float32(np.nan)
+        assert store.commit(episode)
+        assert_same(store.read(episode.key.name), episode)
+        assert_same(ReplayStore(store.root, create=False).read(episode.key.name), episode)
+
+
+def test_info_keeps_numpy_numbers_as_json(store):
+    episode = make_episode(0)
+    episode.info = {"seconds": np.float32(0.5), "counts": np.arange(3), "flag": np.bool_(True)}
+    store.commit(episode)
+    assert store.read(episode.key.name).info == {"seconds": 0.5, "counts": [0, 1, 2], "flag": True}
+    episode = make_episode(1)
+    episode.info = {"policy": object()}
+    with pytest.raises(StoreError, match="info is not JSON"):
+        store.commit(episode)
+    assert len(episode_files(store.root)) == 1
+
+
+def test_any_arrow_reader_understands_the_file(store):
+    episode = make_episode(0, source="rollout", chunk=5)
+    store.commit(episode)
+    table = pa.ipc.open_file(store.summaries()[0].path).read_all()
+    table.validate(full=True)
+    assert table.num_rows == 13
+    assert table["action"][-1].as_py() is None and table["reward"].null_count == 1
+    assert np.array_equal(np.array(table["action"].to_pylist()[:-1], np.float32), episode.actions)
+    assert [i for i, jpeg in enumerate(table[f"frame/{CAMERAS[0]}"]) if jpeg.is_valid] == [0, 5, 10, 12]
+    assert table["policy_version"].null_count == 1 and table["predicted_value"].null_count == 1
+
+
+def test_summaries_come_from_the_footer_alone(store):
+    episode = make_episode(4, source="rollout", chunk=5, success=False)
+    store.commit(episode)
+    path = store.summaries()[0].path
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    # Overwrite every data page, between the schema message at the front and the footer.
+    start, end = data.index(episode.frames[0][0]), data.rindex(b"cosmos_ray.header") - 2000
+    data[start:end] = bytes(end - start)
+    with open(path, "wb") as file:
+        file.write(data)
+    (summary,) = ReplayStore(store.root).refresh()
+    assert (summary.name, summary.source, summary.task) == (episode.key.name, "rollout", "Lift")
+    assert (summary.success, summary.episode_return, summary.length, summary.policy_version) == (False, 0.0, 12, 4)
+    assert summary.frame_steps.tolist() == [0, 5, 10, 12] and summary.key == episode.key and summary.path == path
+
+
+def test_repeated_commit_is_one_commit(store):
+    assert store.commit(make_episode(0)) is True
+    before = episode_files(store.root)
+    stamp = before[0].stat()
+    assert store.commit(make_episode(0)) is False
+    assert ReplayStore(store.root).commit(make_episode(0)) is False
+    assert episode_files(store.root) == before and before[0].stat().st_ino == stamp.st_ino
+    assert len(store) == 1 and store.keys() == [make_episode(0).key.name]
+    assert make_episode(0).key.name in store and make_episode(1).key.name not in store
+
+
+def test_commit_without_hard_links_is_still_one_commit(store, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert store.commit(make_episode(0)) is True
+    assert store.commit(make_episode(0)) is False
+    assert_same(store.read(make_episode(0).key.name), make_episode(0))
+    assert len(episode_files(store.root)) == 1
+
+
+def test_refresh_reports_each_episode_once_from_any_writer(store):
+    other = ReplayStore(store.root)
+    other.commit(make_episode(0))
+    store.commit(make_episode(1))
+    assert {summary.key.seed for summary in store.refresh()} == {0, 1}
+    assert store.refresh() == []
+    other.commit(make_episode(2))
+    assert [summary.key.seed for summary in store.refresh()] == [2]
+    assert len(store) == 3 and store.keys() == sorted(make_episode(seed).key.name for seed in range(3))
+    assert {summary.key.seed for summary in other.refresh()} == {0, 1, 2}
+
+
+def test_refresh_lists_only_directories_that_changed(store, monkeypatch):
+    for seed in range(4):
+        store.commit(make_episode(seed))
+    for shard in {path.parent for path in episode_files(store.root)}:
+        os.utime(shard, (1_000_000, 1_000_000))  # long settled
+    store.refresh()
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    store.refresh()
+    assert not [path for path in listed if os.path.basename(path) not in ("episodes", "demo-Lift")]
+    ReplayStore(store.root).commit(make_episode(9))
+    assert [summary.key.seed for summary in store.refresh()] == [9]
+    changed = store._path(make_episode(9).key.name).parent
+    assert str(changed) in listed
+
+
+def test_file_added_within_one_tick_of_the_directory_stamp_is_seen(store):
+    store.commit(make_episode(0))
+    shard = store._path(make_episode(0).key.name).parent
+    store.refresh()
+    stamp = shard.stat()
+    made = ReplayStore(store.root.with_name("other"))
+    other = next(
+        seed for seed in range(1, 10_000) if store._path(make_episode(seed, length=1).key.name).parent == shard
+    )
+    made.commit(make_episode(other))
+    name = make_episode(other).key.name
+    shutil.copy(made._path(name), shard)
+    os.utime(shard, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as a clock with coarse ticks would have left it
+    assert [summary.name for summary in store.refresh()] == [name]
+
+
+def test_layout_of_the_directory_stays_what_it_is(store):
+    store.commit(make_episode(0))
+    (path,) = episode_files(store.root)
+    name = make_episode(0).key.name
+    assert path == store.root / "episodes" / "demo-Lift" / name[-8:-6] / f"{name}.arrow"
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.95, 0.999])
+def test_torn_file_is_quarantined(three, fraction):
+    root, path = three
+    os.truncate(path, int(path.stat().st_size * fraction))
+    expect_quarantined(root, path, "not a complete")
+
+
+def test_foreign_file_is_quarantined(three):
+    root, path = three
+    path.write_text("notes about the robot")
+    expect_quarantined(root, path, "Not an Arrow file")
+
+
+def test_foreign_arrow_file_is_quarantined(three):
+    root, path = three
+    rewrite(path, lambda table, metadata: (table, {b"made by": b"somebody else"}))
+    expect_quarantined(root, path, "not a cosmos_ray episode")
+
+
+def test_file_under_the_name_of_another_episode_is_quarantined(three):
+    root, path = three
+    shutil.copy(ReplayStore(root)._path(make_episode(0).key.name), path)
+    expect_quarantined(root, path, "does not belong under this name")
+
+
+def test_flipped_bit_in_the_header_is_quarantined(three):
+    root, path = three
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b'"success": true') + 11] ^= 1  # "true" becomes another word, in the footer's copy
+    path.write_bytes(data)
+    expect_quarantined(root, path, "header that does not match its checksum")
+
+
+def test_foreign_files_beside_the_shards_are_quarantined(three):
+    root, path = three
+    for place in (root / "episodes", root / "episodes" / "demo-Lift", path.parent):
+        (place / "notes.txt").write_text("hello")
+    store = ReplayStore(root)
+    assert len(store.refresh()) == 3
+    assert len(store.quarantine.entries()) == 3
+    assert all(path.suffix == ".arrow" for path in episode_files(root))
+
+
+def test_stray_temporary_is_quarantined_once_it_is_old(three):
+    root, path = three
+    stray = path.with_name(f".{path.name}.123-abcd.tmp")
+    stray.write_bytes(b"half an episode")
+    store = ReplayStore(root)
+    assert len(store.refresh()) == 3 and stray.exists()  # may be a live writer
+    os.utime(stray, (1_000_000, 1_000_000))
+    os.utime(stray.parent, (1_000_000, 1_000_000))
+    assert store.refresh() == [] and not stray.exists()
+    (entry,) = store.quarantine.entries()
+    assert "temporary file left behind" in entry["reason"]
+
+
+def test_quarantine_is_logged_as_a_warning(three, caplog):
+    root, path = three
+    os.truncate(path, 100)
+    with caplog.at_level(logging.WARNING):
+        ReplayStore(root).refresh()
+    assert [record for record in caplog.records if "quarantined" in record.message and str(path) in record.message]
+
+
+def test_torn_quarantine_log_is_still_read(three):
+    root, path = three
+    os.truncate(path, 100)
+    store = ReplayStore(root)
+    store.refresh()
+    with open(root / "quarantine" / "log.jsonl", "a") as log:
+        log.write('{"time": 1')
+    assert len(store.quarantine.entries()) == 1
+
+
+def test_newer_schema_version_is_refused_and_left_in_place(three):
+    root, path = three
+    newer = {schema._VERSION: b"99", schema._HEADER: b"in a form to come"}
+    newer[schema._CRC] = schema._header_crc(*newer.values())
+    rewrite(path, lambda table, metadata: (table, metadata | newer))
+    store = ReplayStore(root)
+    assert {summary.key.seed for summary in store.refresh()} == {0, 2}
+    with pytest.raises(StoreError, match="schema version 99, this package reads up to 1: upgrade"):
+        store.read(make_episode(1).key.name)
+    assert store.commit(make_episode(1)) is False  # it is committed, only not by us
+    assert path.exists() and not store.quarantine.entries()
+
+
+def test_missing_column_is_found_on_read_and_quarantined(three):
+    root, path = three
+    rewrite(path, lambda table, metadata: (table.drop_columns(["action"]), metadata))
+    store = ReplayStore(root)
+    assert len(store.refresh()) == 3  # the header is intact
+    with pytest.raises(StoreError, match="no column action"):
+        store.read(make_episode(1).key.name)
+    assert len(store) == 2 and len(store.quarantine.entries()) == 1
+
+
+@pytest.mark.parametrize("what", ["action", "proprio", "state", "frame"])
+def test_flipped_bit_in_the_data_is_found_on_read(three, what):
+    root, path = three
+    episode = make_episode(1)
+    arrays = {"action": episode.actions, "proprio": episode.proprio, "state": episode.states}
+    needle = episode.frames[3][1] if what == "frame" else arrays[what].tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(needle) + len(needle) // 2] ^= 4
+    path.write_bytes(data)
+    store = ReplayStore(root)
+    with pytest.raises(StoreError, match="does not match its checksum"):
+        store.read(episode.key.name)
+    assert not path.exists() and len(store.quarantine.entries()) == 1
+    assert len(store.refresh()) == 2
+
+
+def test_no_flip_or_cut_is_ever_read_as_another_episode(store):
+    episode = make_episode(0, length=4, size=8)
+    store.commit(episode)
+    (path,) = episode_files(store.root)
+    intact = path.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = 0
+    for trial in range(1500):
+        data = bytearray(intact)
+        if trial % 5:
+            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        else:
+            data = data[: rng.integers(len(data))]
+        copy = store.root / "copy"
+        copy.write_bytes(data)
+        try:
+            read = schema.EpisodeView(str(copy)).episode()
+        except StoreError:
+            damaged += 1
+        else:
+            assert_same(read, episode)  # the flip hit padding or the redundant copy of the schema
+    assert damaged > 750
+
+
+@pytest.mark.parametrize(
+    "marker, message", [(None, "no store.json"), ("{}", "does not describe"), ('{"version": 99}', "upgrade")]
+)
+def test_wrong_directory_is_refused(tmp_path, marker, message):
+    if marker is not None:
+        (tmp_path / "store.json").write_text(marker)
+    with pytest.raises(StoreError, match=message):
+        ReplayStore(tmp_path, create=False)
+
+
+def test_missing_or_impossible_names_are_refused(store):
+    with pytest.raises(StoreError, match="cannot read"):
+        store.read(make_episode(0).key.name)
+    for name in ("nonsense", "../../etc-1-2-3"):
+        with pytest.raises(StoreError, match="not an episode name"):
+            store.read(name)
+
+
+def test_open_episodes_are_bounded_and_views_outlive_their_eviction(tmp_path):
+    store = ReplayStore(tmp_path / "store", open_limit=3)
+    for seed in range(8):
+        store.commit(make_episode(seed))
+    before = len(os.listdir("/proc/self/fd"))
+    views = [store.view(make_episode(seed).key.name).column("action") for seed in range(8)]
+    assert all(np.array_equal(view, make_episode(seed).actions) for seed, view in enumerate(views))
+    assert not views[0].flags.owndata and not views[0].flags.writeable
+    del views
+    assert len(store._open) == 3 and len(os.listdir("/proc/self/fd")) - before <= 3
+
+
+def test_least_recently_used_is_forgotten_first():
+    cache = LeastRecentlyUsed(3)
+    for key in "abc":
+        cache.put(key, key.upper())
+    assert cache.get("a") == "A"
+    cache.put("d", "D")
+    assert [cache.get(key) for key in "abcd"] == ["A", None, "C", "D"]
+    cache.put("e", "E", cost=2)
+    assert [cache.get(key) for key in "acde"] == [None, None, "D", "E"] and cache.cost == 3
+    cache.put("f", "F", cost=4)
+    assert cache.get("f") is None and cache.cost == 3
+    cache.drop("e")
+    assert len(cache) == 1 and cache.cost == 1
+
+
+def test_log_lines_are_complete_json(three):
+    root, path = three
+    os.truncate(path, 10)
+    ReplayStore(root).refresh()
+    (line,) = (root / "quarantine" / "log.jsonl").read_text().splitlines()
+    assert set(json.loads(line)) == {"time", "file", "reason", "moved_to"}

@@ -1,0 +1,87 @@
+"""Scripted experts and the disturbed demonstrations made from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cosmos_ray.config import SimConfig
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.sim.demonstration import CLEAN, demonstrate
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.experts import check_expert, expert
+from cosmos_ray.sim.tasks import SPECS, NoiseMix
+
+
+@pytest.fixture(scope="module")
+def lift():
+    env = Environment(SimConfig())
+    yield env
+    env.close()
+
+
+@pytest.mark.parametrize("task", SPECS)
+def test_clean_expert_succeeds(task):
+    env = Environment(SimConfig(task=task))
+    for seed in (1000,) if task == "PickPlaceCan" else (1000, 1001):
+        trajectory = demonstrate(env, seed, CLEAN, render_every=0)
+        assert trajectory.success and trajectory.rewards[-1] == 1.0
+        assert sorted(trajectory.frames) == [0, trajectory.length]
+        assert np.array_equal(trajectory.actions, trajectory.labels)
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", SPECS)
+def test_disturbed_expert_mostly_succeeds(task):
+    env = Environment(SimConfig(task=task))
+    successes = sum(demonstrate(env, seed, render_every=0).success for seed in range(20))
+    assert successes >= 14
+    env.close()
+
+
+def test_lift_expert_also_turns_the_hand_in_the_pose_action_space():
+    env = Environment(SimConfig(actions="pose", placement=0.1))
+    trajectory = demonstrate(env, 1000, CLEAN, render_every=0)
+    assert trajectory.success
+    assert np.abs(np.array(trajectory.actions)[:, 5]).max() > 0.1
+    env.close()
+
+
+def test_demonstration_is_a_function_of_the_seed(lift):
+    first = demonstrate(lift, 4, render_every=0)
+    other = demonstrate(lift, 5, render_every=0)
+    again = demonstrate(lift, 4, render_every=0)
+    assert np.array_equal(first.actions, again.actions) and np.array_equal(first.states, again.states)
+    assert not np.array_equal(first.actions[0], other.actions[0])
+
+
+def test_label_is_the_clean_action_in_the_disturbed_state(lift):
+    """What a policy imitates must be the expert's own answer to the state that the noise led to."""
+    noisy = demonstrate(lift, 6, NoiseMix(level=0.3, scale=(1, 1)), render_every=0)
+    executed, labels = np.array(noisy.actions), np.array(noisy.labels)
+    assert np.abs(executed - labels)[:, :3].mean() > 0.05
+    assert np.array_equal(executed[:, 3], labels[:, 3])
+    policy = expert(lift)
+    lift.reset(6)
+    for action, label in zip(executed, labels, strict=True):
+        assert np.array_equal(next(policy), label)
+        lift.step(action)
+
+
+def test_share_of_kicked_episodes(lift):
+    kicked = NoiseMix(level=0.0, kick_share=1.0)
+    trajectory = demonstrate(lift, 0, kicked, render_every=0)
+    pushed = np.flatnonzero(np.abs(np.array(trajectory.actions) - trajectory.labels).max(axis=1))
+    assert 0 < len(pushed) <= kicked.kick_steps
+
+
+def test_frames_at_every_second_step_and_the_last(lift):
+    trajectory = demonstrate(lift, 0, CLEAN, render_every=2)
+    assert sorted(trajectory.frames) == sorted({*range(0, trajectory.length + 1, 2), trajectory.length})
+
+
+def test_task_robot_or_action_space_without_an_expert_is_refused():
+    for settings in ({"task": "Wipe"}, {"task": "Stack", "actions": "position"}, {"robots": ("Sawyer",)}):
+        with pytest.raises(ConfigError, match="expert"):
+            check_expert(SimConfig(**settings))
