@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cosmos_ray.config import QUICK, RunConfig
 from cosmos_ray.errors import ConfigError, CosmosRayError
-from cosmos_ray.settings import add_flags, make_config
+from cosmos_ray.settings import add_flags, make_config, stored_config
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"error: {error}", 2)
     except CosmosRayError as error:
         return _fail(f"{type(error).__name__}: {error}", 1)
+    except SystemExit as leaving:  # --help, or Ray's handler of SIGTERM while it starts
+        return leaving.code if isinstance(leaving.code, int) else 1
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues where it stopped", 130)
 
@@ -89,17 +91,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
+    command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     base = QUICK if getattr(options, "quick", False) else RunConfig()
     flags = {k: v for k, v in vars(options).items() if k not in ("command", "config", "quiet", "fresh", "quick")}
     config = make_config(base, options.config, flags)
-    command = COMMANDS[options.command]
+    if not fresh and (stored := stored_config(config)) is not None:
+        config = make_config(stored, options.config, flags)  # a run keeps its settings from stage to stage
 
     from cosmos_ray.run import open_run
     from cosmos_ray.stages.command import run_stage
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    with open_run(config, fresh=getattr(options, "fresh", False), quiet=options.quiet, create=command.creates,
-                  with_ray=command.needs_ray) as run:
+    with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray) as run:
+        signal.signal(signal.SIGTERM, _interrupt)  # after Ray has put its own handler there
         sys.stdout.write(run_stage(options.command, run) + "\n")
     return 0
 
@@ -119,6 +122,9 @@ def entry(arguments: list[str] | None = None) -> None:
 
     Leaves without interpreter teardown, where GL and Ray threads abort now and then.
     """
+    # OpenMP threads that spin while they wait take the cores from the simulators; set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -149,7 +149,7 @@ class RunConfig:
     root: str = option("runs", "folder that holds runs")
     seed: int = option(0, "seed of everything random in the run", low=0)
     demos: int = option(120, "demonstrations to have in the store after `collect`", low=1)
-    pretrain_steps: int = option(900, "learner steps of `pretrain`", low=1)
+    pretrain_steps: int = option(600, "learner steps of `pretrain`", low=1)
     rollouts: int = option(80, "rollout episodes to have in the store after `rollout`", low=0)
     refine_steps: int = option(450, "learner steps of `refine`", low=1)
     refine_rollouts: int = option(60, "further rollout episodes collected during `refine`", low=0)

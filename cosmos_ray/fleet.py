@@ -110,11 +110,22 @@ class Fleet:
         # Shares are even, so that the last tickets of a queue do not all land on one worker.
         share = -(-(len(self._queue) + sum(len(w.tickets) for w in self._workers)) // len(self._workers))
         room = min(self._capacity, max(share, 1)) - len(worker.tickets)
-        fresh = [self._queue.popleft() for _ in range(max(0, min(room, len(self._queue))))]
+        fresh = []
+        while len(fresh) < room and self._queue:
+            # The last attempt of a ticket runs alone: whatever takes the worker down then, it was not its neighbour.
+            last = self._on_last_attempt(self._queue[0])
+            if (last and (fresh or worker.tickets)) or any(map(self._on_last_attempt, worker.tickets.values())):
+                break
+            fresh.append(self._queue.popleft())
+            if last:
+                break
         for ticket in fresh:
             worker.tickets[self._names(ticket)[0]] = ticket
         if worker.tickets:
             worker.call, worker.called = worker.actor.advance.remote(fresh, self._turn), time.monotonic()
+
+    def _on_last_attempt(self, ticket: Any) -> bool:
+        return self._deaths.get(self._names(ticket)[0], 0) == ATTEMPTS - 1
 
     def _collect(self, worker: _Worker) -> list[Finished]:
         try:

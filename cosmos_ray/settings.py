@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from pathlib import Path
@@ -76,6 +77,19 @@ def make_config(base: RunConfig, file: str | None, flags: dict[str, str | None])
     return _replace(base, values)
 
 
+def stored_config(config: RunConfig) -> RunConfig | None:
+    """The settings that the run of ``config.root`` and ``config.name`` was last used with, or None when there is no such run."""
+    file = Path(config.root).expanduser() / config.name / "config.json"
+    try:
+        tree = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read the run's settings in {file}: {error}") from error
+    return _replace(RunConfig(), {k: v for k, v in _flatten(file, tree).items() if k not in ("root", "name")} |
+                    {"root": config.root, "name": config.name})
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         tree = tomllib.loads(path.read_text())
@@ -83,6 +97,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return _flatten(path, tree)
+
+
+def _flatten(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """``{"sim": {"task": x}}`` as ``{"sim.task": x}``, every value checked against its field."""
     values = {}
     for key, value in tree.items():
         values.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})

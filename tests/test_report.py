@@ -22,7 +22,6 @@ from cosmos_ray.report.filmstrip import draw_filmstrip, pick, save_filmstrip
 from cosmos_ray.report.headline import headline, p_value
 from cosmos_ray.report.statistics import auc, brier, calibration, mcnemar, wilson
 from cosmos_ray.settings import make_config
-from cosmos_ray.stages import evaluate
 from cosmos_ray.stages.plan import PlanTrace
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
@@ -164,13 +163,6 @@ def test_brier_and_mcnemar_known_values():
     assert mcnemar(5, 0) == mcnemar(0, 5) == 0.0625  # 2 / 2**5
     assert mcnemar(8, 1) == pytest.approx(2 * 10 / 512)
 
-
-def test_intervals_and_p_values_are_those_of_the_evaluation():
-    for n in (1, 8, 60):
-        for k in range(n + 1):
-            assert wilson(k, n) == evaluate.wilson(k, n)
-    table = {"a": {"outcomes": [0, 0, 0, 1, 1, 0]}, "b": {"outcomes": [1, 1, 1, 1, 0, 0]}}
-    assert evaluate._pairs(table)[0]["p"] == mcnemar(3, 1)
 
 
 # ---------------------------------------------------------------- headline

@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cosmos_ray.config import InferenceConfig
-from cosmos_ray.errors import CheckpointError, PoolUnavailable
+from cosmos_ray.errors import CheckpointError, CosmosRayError, PoolUnavailable
 from cosmos_ray.inference.actor import InferenceActor
 from cosmos_ray.weights import Weights
 
@@ -89,6 +89,8 @@ class InferencePool:
         for call in ready:
             try:
                 ray.get(call)
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, CosmosRayError) else error from error
             except RayActorError:
                 logger.warning("an inference actor died while taking policy version %d; it will get it after its restart", version)
 

@@ -132,11 +132,26 @@ class LearnerGroup:
     def _get(self, references: list[ray.ObjectRef], timeout: float | None) -> list:
         try:
             return ray.get(references, timeout=timeout)
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, CosmosRayError) else error from error
-        except RayActorError as error:
+        except (RayTaskError, RayActorError) as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, CosmosRayError):
+                raise error.cause from error
+            if isinstance(error, RayTaskError) and not _someone_died(references):
+                raise
             raise LearnerLost("a learner process died (out of memory?); run the same command again to continue from its last "
                               f"checkpoint in {self.folder}") from error
         except GetTimeoutError as error:
             raise LearnerLost(f"the learner did not start within {timeout:g} s: does the cluster have CPUs and GPUs for "
                               f"{len(self.ranks)} ranks?") from error
+
+
+def _someone_died(references: list[ray.ObjectRef]) -> bool:
+    """Whether a rank is gone. Its peers fail in their next collective, which may be known before the death itself is."""
+    ready, _ = ray.wait(references, num_returns=len(references), timeout=10)
+    for reference in ready:
+        try:
+            ray.get(reference)
+        except RayActorError:
+            return True
+        except RayTaskError:
+            continue
+    return False

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -128,11 +129,14 @@ class LearnerCore:
             if own["world_size"] != self.config.world_size:
                 raise CheckpointError(f"{folder / tag} was written by {own['world_size']} learner ranks, not {self.config.world_size}: "
                                       "resume with learner.world_size as before, or start afresh from the exported policy")
-            self.engine.load_checkpoint(str(folder), tag=tag)
+            if self.engine.load_checkpoint(str(folder), tag=tag)[0] is None:
+                raise OSError("DeepSpeed found no states in it")
             if self.average is not None:
                 torch._foreach_copy_(self.average, torch.load(folder / tag / "average.pt", weights_only=True))
-        except (OSError, KeyError, json.JSONDecodeError, RuntimeError) as error:
-            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {error}; start afresh with --fresh") from error
+        except (OSError, EOFError, KeyError, ValueError, RuntimeError, AssertionError, UnpicklingError) as error:
+            # DeepSpeed asserts where files are missing; torch's messages run over several lines.
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {reason}; start afresh with --fresh") from error
         self.step_count = own["step"]
         self.source.load_state_dict(own["source"])
         self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))

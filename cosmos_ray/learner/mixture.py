@@ -67,12 +67,14 @@ class BatchSource:
                              kinds=np.array(kinds))
 
     def _counts(self) -> np.ndarray:
-        """Whole samples per cell, adding up to the batch size."""
-        self._owed += self.batch_size * np.array([share for _, _, share in self._cells])
-        counts = np.floor(self._owed).astype(int)
-        short = self.batch_size - counts.sum()
-        counts[np.argsort(counts - self._owed, kind="stable")[:short]] += 1
-        self._owed -= counts
+        """Whole samples per cell, adding up to the batch size: one after another to the cell that is owed most."""
+        shares = np.array([share for _, _, share in self._cells])
+        counts = np.zeros(len(shares), int)
+        for _ in range(self.batch_size):
+            self._owed += shares
+            cell = int(self._owed.argmax())
+            self._owed[cell] -= 1
+            counts[cell] += 1
         return counts
 
     def _filled(self, stratum: str) -> str:

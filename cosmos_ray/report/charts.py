@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from cosmos_ray.report import style
 
@@ -25,7 +25,7 @@ def draw_arms(arms: list[dict]) -> Figure:
         rates.plot([arm["rate"]], [i], "o", color=colours[i], markersize=6)
         rates.text(1.03, i, f"{arm['successes']}/{arm['episodes']}", va="center", fontsize=style.FONT, color=style.INK)
     rates.set(xlim=(0, 1), yticks=list(rows), yticklabels=names, ylim=(len(arms) - 0.4, -0.6))
-    rates.xaxis.set_major_formatter(PercentFormatter(1.0))
+    rates.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     style.label(rates, "success rate, with Wilson 95 % interval", "", "Success on held-out initial states")
     style.tidy(states, grid="")
     _draw_states(states, arms, colours)
@@ -48,20 +48,23 @@ def _draw_states(axis, arms: list[dict], colours: list[str]) -> None:
 
 
 def draw_training(curves: dict[str, dict]) -> Figure:
-    """Loss and error per frame kind of each training stage, logarithmic."""
+    """Loss and error per frame kind of each training stage."""
     figure, axes = style.figure(WIDTH, 0.4 + 2.15 * len(curves), len(curves), 2)
     titles = {"pretrain": "Pretraining on demonstrations", "refine": "Refinement on demonstrations and rollouts"}
     for i, (stage, curve) in enumerate(curves.items()):
         loss, errors = axes[2 * i], axes[2 * i + 1]
         _line(loss, curve, "loss", style.INK)
+        _scale(loss)
         style.label(loss, "learner step", "loss", titles[stage])
         for kind, colour in (("action", style.BLUE), ("future", style.VERMILION), ("value", style.GREEN)):
             _line(errors, curve, kind, colour)
+        _scale(errors)
         style.label(errors, "learner step", "mean absolute error\n(latent units)", "Error per kind of frame")
         if errors.lines:
             style.legend(errors, ncols=3, loc="upper right")
             low, high = errors.get_ylim()
-            errors.set_ylim(low, high * (high / low) ** 0.22)  # room for the legend
+            logarithmic = errors.get_yscale() == "log"
+            errors.set_ylim(low, high * (high / low) ** 0.22 if logarithmic else high + 0.22 * (high - low))  # room for the legend
     return figure
 
 
@@ -69,8 +72,15 @@ def _line(axis, curve: dict, key: str, colour: str) -> None:
     points = [(x, y) for x, y in zip(curve["step"], curve.get(key, []), strict=False) if y is not None and y > 0]
     if points:
         axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, label=key, marker="o" if len(points) < 3 else None, markersize=4)
+
+
+def _scale(axis) -> None:
+    """Logarithmic where the values span enough for it to have labelled ticks."""
+    values = [y for line in axis.lines for y in line.get_ydata()]
+    if values and max(values) > 5 * min(values):
         axis.set_yscale("log")
-        axis.yaxis.set_minor_formatter("")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
@@ -84,7 +94,7 @@ def draw_versions(rows: list[dict]) -> Figure:
     ticks = list(x) if len(rows) <= 24 else list(x)[:: math.ceil(len(rows) / 24)]
     axis.set(ylim=(0, 1.02), xlim=(-0.6, len(rows) - 0.4), xticks=ticks,
              xticklabels=[f"{rows[i]['version']}\n{rows[i]['successes']}/{rows[i]['episodes']}" for i in ticks])
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     style.label(axis, "policy version that began the episode (below: successes / episodes)", "success rate",
                 "Rollouts by policy version, Wilson 95 % intervals")
     return figure
@@ -97,15 +107,15 @@ def draw_planning(planning: dict) -> Figure:
     colours = [style.MUTED] + [style.BLUE] * (len(counts) - 1)
     picks.bar(range(len(counts)), [c / planning["decisions"] for c in counts], color=colours, width=0.8)
     picks.axhline(1 / len(counts), color=style.VERMILION, linewidth=1.1, linestyle=(0, (4, 3)), label="if the choice were random")
-    picks.yaxis.set_major_formatter(PercentFormatter(1.0))
+    picks.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     picks.xaxis.set_major_locator(MaxNLocator(min(len(counts), 16), integer=True))
     picks.set_ylim(0, 1.28 * max(max(counts) / planning["decisions"], 1 / len(counts)))
     style.label(picks, "chosen candidate (0 is the policy's own)", "share of decisions", "What the planner chose")
     style.legend(picks, loc="upper right")
     spreads.hist(planning["spreads"], bins=24, range=(0, max(max(planning["spreads"]), 0.01)), color=style.SKY)
-    for value, colour, text in ((planning["median_spread"], style.BLUE, "median spread"),
-                                (planning["between_decisions"], style.VERMILION, "deviation between decisions")):
-        spreads.axvline(value, color=colour, linewidth=1.4, linestyle=(0, (4, 3)), label=f"{text} {value:.3f}")
+    median = planning["median_spread"]
+    spreads.axvline(median, color=style.VERMILION, linewidth=1.4, linestyle=(0, (4, 3)), label=f"median {median:.3f}")
+    spreads.set_ylim(0, 1.22 * spreads.get_ylim()[1])
     style.label(spreads, "score of best minus worst candidate", "decisions", "How far candidates differ")
     style.legend(spreads, loc="upper right")
     return figure

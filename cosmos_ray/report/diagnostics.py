@@ -58,8 +58,9 @@ def outcomes(store: ReplayStore, names: list[str]) -> list[Outcome]:
 def planning(episodes: list[Outcome]) -> dict | None:
     """How the planner chose, over all decisions of its episodes; None when no decision had more than one candidate.
 
-    ``spread`` is the difference of the best and the worst candidate's score at a decision. ``between_decisions`` is the standard
-    deviation of the mean score over decisions: much smaller spreads mean that scores tell states apart rather than candidates.
+    ``spread`` is the difference of the best and the worst candidate's score at a decision. ``within_decision`` is the mean standard
+    deviation of one decision's scores, ``between_decisions`` that of the mean score over decisions: where the first is much smaller,
+    scores tell situations apart rather than candidates.
     """
     rows = [(e.success, d) for e in episodes for d in e.decisions if len(d["scores"]) > 1]
     if not rows:
@@ -75,7 +76,8 @@ def planning(episodes: list[Outcome]) -> dict | None:
     return {"episodes": len(episodes), "decisions": len(rows), "candidates": candidates, "share_not_first": float((chosen != 0).mean()),
             "expected_share_not_first": float(np.mean([1 - 1 / len(s) for s in scores])), "share_ties": float((spread < TIE).mean()),
             "mean_spread": float(spread.mean()), "median_spread": float(np.median(spread)), "mean_gain_over_first": float(gain.mean()),
-            "between_decisions": float(means.std()), "score_auc": auc(best, [success for success, _ in rows]),
+            "within_decision": float(np.mean([s.std() for s in scores])), "between_decisions": float(means.std()),
+            "score_auc": auc(best, [success for success, _ in rows]),
             "picks": picks.tolist(), "spreads": [round(float(s), 4) for s in spread]}
 
 

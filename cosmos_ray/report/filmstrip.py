@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.report import style
@@ -34,7 +35,7 @@ def draw_filmstrip(trace: PlanTrace) -> Figure:
     cell = min(_CELL, (_WIDTH - _LEFT - _RIGHT) / len(picked))
     image = cell - _GAP
     strip = 3 * (image + _GAP) * len(trace.cameras) + _CAMERA_GAP * len(trace.cameras)
-    height = _TITLE + _HEAD + strip + 0.2 + _BARS + 0.95 + _CURVE + 0.5
+    height = _TITLE + _HEAD + strip + 0.2 + _BARS + 0.72 + _CURVE + 0.5
     figure = style.blank(_WIDTH, height)
     figure.text(_LEFT / _WIDTH, 1 - 0.22 / height, _title(trace), fontsize=style.FONT + 2, fontweight="bold", color=style.INK, va="center")
     for column, index in enumerate(picked):
@@ -96,7 +97,7 @@ def _show(axis, image: np.ndarray, row: int, first: bool) -> None:
 
 
 def _name_camera(figure: Figure, name: str, centre: float, height: float) -> None:
-    figure.text(0.14 / _WIDTH, 1 - centre / height, name, rotation=90, fontsize=style.FONT - 1, color=style.MUTED, ha="center", va="center")
+    figure.text(0.14 / _WIDTH, 1 - centre / height, name, rotation=90, fontsize=style.FONT - 0.5, color=style.INK, ha="center", va="center")
 
 
 def _draw_scores(axis, trace: PlanTrace, index: int, first: bool) -> None:
@@ -132,5 +133,7 @@ def _draw_curve(axis, trace: PlanTrace, picked: list[int]) -> None:
     bottom, top = min(low.min(), value.min()), max(high.max(), value.max())
     margin = 0.1 * max(top - bottom, 0.1)
     axis.set(xlim=(steps[0] - 0.6, max(steps[-1], 1) + 0.6), ylim=(bottom - margin, top + 3.2 * margin))
+    axis.set_yticks([tick for tick in axis.get_yticks() if bottom - margin <= tick <= 1])  # the room above 1 is for the legend
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     style.label(axis, "control step of the decision (grey: shown above)", "value in [0, 1]")
     style.legend(axis, ncols=4, loc="upper left")

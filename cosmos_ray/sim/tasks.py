@@ -59,7 +59,7 @@ class TaskSpec:
 SPECS = {
     spec.name: spec
     for spec in (
-        TaskSpec("Lift", "lift the red cube", horizon=96, actions="position"),
+        TaskSpec("Lift", "lift the red cube", horizon=96, actions="position", noise=NoiseMix(level=0.2)),
         TaskSpec("Stack", "stack the red cube on the green cube", horizon=200),
         TaskSpec("PickPlaceCan", "put the can into its bin", horizon=400),
         TaskSpec("NutAssemblySquare", "put the square nut on the square peg", horizon=300),

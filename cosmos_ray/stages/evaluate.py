@@ -21,6 +21,7 @@ from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.report.statistics import mcnemar, wilson
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import start_fleet
@@ -136,25 +137,14 @@ def verify(run: Run, store: ReplayStore) -> dict:
     return {"repeated": repeated, "identical": repeated - len(different), "different": different}
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a success rate, 95 % by default."""
-    p, zz = successes / n, z * z
-    middle = p + zz / (2 * n)
-    spread = z * ((p * (1 - p) + zz / (4 * n)) / n) ** 0.5
-    return max(0.0, (middle - spread) / (1 + zz / n)), min(1.0, (middle + spread) / (1 + zz / n))
-
-
 def _pairs(table: dict) -> list[dict]:
     """Each later arm against the first, on the same initial states: discordant counts and the exact McNemar p-value."""
-    from math import comb
-
     names, out = list(table), []
     for other in names[1:]:
         a, b = np.array(table[names[0]]["outcomes"]), np.array(table[other]["outcomes"])
         won, lost = int(((b == 1) & (a == 0)).sum()), int(((b == 0) & (a == 1)).sum())
-        n = won + lost
-        p = min(1.0, 2 * sum(comb(n, k) for k in range(min(won, lost) + 1)) / 2**n) if n else 1.0
-        out.append({"arm": other, "against": names[0], "won": won, "lost": lost, "gain_points": 100 * (won - lost) / len(a), "p": p})
+        out.append({"arm": other, "against": names[0], "won": won, "lost": lost, "gain_points": 100 * (won - lost) / len(a),
+                    "p": mcnemar(won, lost)})
     return out
 
 

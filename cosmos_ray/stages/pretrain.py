@@ -31,6 +31,9 @@ def pretrain(run: Run) -> dict:
                 learner.save()
         learner.export(target, BASE_VERSION, {"stage": "pretrain"})
         progress.finish(learner.step, f"loss {metrics['loss']:.3f}")
+    except KeyboardInterrupt:
+        learner.save()  # queued behind the burst that is running: nothing learned is lost
+        raise
     finally:
         learner.close()
     return {"steps": learner.step, "new": learner.step - first, "loss": metrics["loss"]}

@@ -51,6 +51,10 @@ def refine(run: Run) -> dict:
                            mean_length=sum(s.length for s in before) / len(before) if before else 50.0)
         result = loop.run_to_end()
         learner.export(target, loop.version, {"stage": "refine"})
+    except KeyboardInterrupt:
+        if learner is not None:
+            learner.save()  # queued behind the burst that is running: nothing learned is lost
+        raise
     finally:
         for part in (learner, fleet, pool):
             if part is not None:

@@ -1,0 +1,451 @@
+"""The learner: sample mixture, DeepSpeed training, resume, and ranks that die."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections import Counter
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from cosmos_ray.config import LearnerConfig, ReplayConfig
+from cosmos_ray.errors import CheckpointError, StoreError
+from cosmos_ray.learner.actor import LearnerGroup, LearnerLost, LearnerTask
+from cosmos_ray.learner.core import LearnerCore, learning_rate, rendezvous
+from cosmos_ray.learner.mixture import BatchSource, Mixture
+from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.replay.sampler import WindowSampler
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.weights import pack, unpack
+from tests.test_model import tiny
+from tests.test_replay_episode import make_episode
+
+FUTURE = SampleType.VALUE_FUTURE
+CONFIG = LearnerConfig(batch_size=8, warmup=2)
+BASE = Mixture.base(CONFIG, ReplayConfig())
+REFINEMENT = Mixture.refinement(CONFIG, ReplayConfig())
+
+
+def fill(root, demos=3, successes=3, failures=3) -> ReplayStore:
+    """A store of synthetic episodes; demonstrations carry labels that differ from the executed actions."""
+    store = ReplayStore(root)
+    for seed in range(demos):
+        store.commit(make_episode(seed, "demo", size=32))
+    for seed in range(100, 100 + successes):
+        store.commit(make_episode(seed, "rollout", size=32))
+    for seed in range(200, 200 + failures):
+        store.commit(make_episode(seed, "rollout", size=32, success=False))
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ReplayStore:
+    return fill(tmp_path_factory.mktemp("store") / "replay")
+
+
+def source(store: ReplayStore, mixture: Mixture = REFINEMENT, batch_size: int = 8, seed: int = 0) -> BatchSource:
+    return BatchSource(WindowSampler(store, chunk=8, gamma=0.98, seed=seed), mixture, batch_size)
+
+
+# ---------------------------------------------------------------- mixture
+
+
+class Ledger:
+    """What a source drew: a pass-through around its sampler that counts windows per stratum."""
+
+    def __init__(self, source: BatchSource):
+        self.source, self.strata, self.kinds = source, Counter(), Counter()
+        draw = source.sampler.draw
+
+        def counted(n, stratum):
+            self.strata[stratum] += n
+            return draw(n, stratum)
+
+        source.sampler.draw = counted
+
+    def run(self, batches: int):
+        for _ in range(batches):
+            batch = self.source.draw()
+            assert len(batch.kinds) == len(batch.actions) == len(batch.instructions) == self.source.batch_size
+            self.kinds.update(batch.kinds.tolist())
+        return self
+
+
+@pytest.mark.parametrize("mixture, batch_size, kinds, strata", [
+    (BASE, 16, (8, 4, 4), {"demo": 8 + 4, "failure": 4}),  # base training replays demonstrations as successes
+    (REFINEMENT, 20, (2, 9, 9), {"demo": 2, "success": 9, "failure": 9}),
+    (REFINEMENT, 10, (1, 4.5, 4.5), {"demo": 1, "success": 4.5, "failure": 4.5}),
+    (REFINEMENT, 1, (0.1, 0.45, 0.45), {"demo": 0.1, "success": 0.45, "failure": 0.45}),
+    (dataclasses.replace(BASE, success_share=0.9), 4, (2, 1, 1), {"demo": 2 + 1.8, "failure": 0.2}),
+], ids=["50/25/25", "10/45/45", "halves", "one at a time", "rare failures"])  # fmt: skip
+def test_counts_follow_the_shares_exactly_over_many_batches(store, mixture, batch_size, kinds, strata):
+    ledger = Ledger(source(store, mixture, batch_size)).run(40)
+    assert ledger.kinds == Counter({int(k): round(40 * n) for k, n in zip((SampleType.POLICY, SampleType.WORLD_MODEL, FUTURE), kinds, strict=True)})
+    assert ledger.strata == Counter({name: round(40 * n) for name, n in strata.items()})
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.25, 0.25), (0.1, 0.45, 0.45), (0.98, 0.01, 0.01), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 32])
+@pytest.mark.parametrize("success_share", [0.0, 0.3, 0.5, 0.9])
+def test_no_count_is_ever_negative_or_a_whole_sample_off(store, shares, batch_size, success_share):
+    drawn = source(store, Mixture(*shares, FUTURE, success_share, False), batch_size)
+    wanted = np.array([share for _, _, share in drawn._cells]) * batch_size
+    total = np.zeros(len(wanted))
+    for batches in range(1, 200):
+        counts = drawn._counts()
+        total += counts
+        assert counts.min() >= 0 and counts.sum() == batch_size
+        assert np.abs(total - batches * wanted).max() < 1
+    assert not total[wanted == 0].any()
+
+
+@pytest.mark.parametrize("mode, kind", [("future", FUTURE), ("action", SampleType.VALUE_ACTION), ("full", SampleType.VALUE_FULL)])
+def test_the_value_mode_chooses_the_kind_of_value_samples(mode, kind):
+    config = LearnerConfig(value_mode=mode)
+    assert Mixture.base(config, ReplayConfig()).value_kind is kind and Mixture.refinement(config, ReplayConfig()).value_kind is kind
+
+
+def test_policy_samples_imitate_labels_and_the_others_are_about_executed_actions(store):
+    drawn = source(store, BASE, 16)
+    windows, draw = [], drawn.sampler.draw
+    drawn.sampler.draw = lambda *arguments: windows.append(draw(*arguments)) or windows[-1]
+    batch = drawn.draw()
+    labels, actions = (np.concatenate([getattr(w, name) for w in windows]) for name in ("labels", "actions"))
+    policy = batch.kinds == SampleType.POLICY
+    assert not np.array_equal(labels[policy], actions[policy])
+    assert np.array_equal(batch.actions[policy], labels[policy])
+    assert np.array_equal(batch.actions[~policy], actions[~policy])
+
+
+@pytest.mark.parametrize("have, expected", [
+    ({"successes": 0}, {"demo": 1, "failure": 9}),
+    ({"failures": 0}, {"demo": 1, "success": 9}),
+    ({"successes": 0, "failures": 0}, {"demo": 10}),
+])  # fmt: skip
+def test_an_empty_stratum_is_replaced(tmp_path, have, expected):
+    store = fill(tmp_path / "replay", **{"demos": 1, "successes": 1, "failures": 1, **have})
+    ledger = Ledger(source(store, REFINEMENT, 10)).run(10)
+    assert ledger.strata == Counter({name: 10 * n for name, n in expected.items()})
+
+
+def test_a_stratum_that_fills_up_is_used_from_then_on(tmp_path):
+    store = fill(tmp_path / "replay", demos=1, successes=1, failures=0)
+    ledger = Ledger(source(store, REFINEMENT, 10)).run(5)
+    assert ledger.strata["failure"] == 0
+    fill(tmp_path / "replay", demos=0, successes=0, failures=1)
+    ledger.source.sampler.refresh()
+    assert ledger.run(5).strata["failure"] > 0
+
+
+def test_an_empty_store_is_a_store_error(tmp_path):
+    with pytest.raises(StoreError, match="collect episodes"):
+        source(fill(tmp_path / "replay", 0, 0, 0)).draw()
+
+
+def test_the_stream_continues_where_it_was_saved(store):
+    first = source(store, batch_size=7)
+    for _ in range(5):
+        first.draw()
+    state = json.loads(json.dumps(first.state_dict()))
+    second = source(store, batch_size=7, seed=99)
+    second.load_state_dict(state)
+    for _ in range(5):
+        left, right = first.draw(), second.draw()
+        for name, value in vars(left).items():
+            assert np.array_equal(value, getattr(right, name)), name
+
+
+# ---------------------------------------------------------------- learning rate
+
+
+@pytest.mark.parametrize("step, expected", [
+    (0, 0.1), (4, 0.5), (9, 1.0),  # ten steps of warm-up
+    (40, 1.0), (50, 1.0),  # plateau
+    (75, 0.55), (99, 0.118), (100, 0.1), (120, 0.1),  # down to a tenth of the peak
+])  # fmt: skip
+def test_learning_rate_schedule(step, expected):
+    config = LearnerConfig(warmup=10, decay_from=0.5, final_lr=0.1)
+    assert learning_rate(step, 100, 2.0, config) == pytest.approx(2.0 * expected)
+
+
+def test_learning_rate_without_warm_up_or_decay():
+    config = LearnerConfig(warmup=0, decay_from=1.0)
+    assert [learning_rate(step, 10, 0.5, config) for step in range(10)] == [0.5] * 10
+
+
+# ---------------------------------------------------------------- core
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(local_ray):
+    """Runs a function in a process that is the only DeepSpeed rank, so that the test process itself never becomes one."""
+
+    @ray.remote(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}})
+    class Rank:
+        def __init__(self):
+            with socket.socket() as s:
+                s.bind(("", 0))
+                port = s.getsockname()[1]
+            os.environ.update(rendezvous(0, 1, "127.0.0.1", port))
+            torch.set_num_threads(1)
+
+        def run(self, function, arguments):
+            return function(*arguments)
+
+    rank = Rank.remote()
+    yield lambda function, *arguments: ray.get(rank.run.remote(function, arguments), timeout=300)
+    ray.kill(rank)
+
+
+def core_on(root, **changes) -> LearnerCore:
+    """A learner on the store in ``root``, always the same one."""
+    store = ReplayStore(root, create=False)
+    return LearnerCore(dataclasses.replace(CONFIG, **changes), tiny(), source(store), peak_lr=2e-3, total_steps=40, seed=3)
+
+
+def losses(core: LearnerCore, steps: int) -> list[float]:
+    return [core.step()["loss"] for _ in range(steps)]
+
+
+def test_training_lowers_the_loss_and_stops_at_the_last_step(alone, store):
+    def train(root):
+        core = core_on(root)
+        first = core.train(10)
+        core.train(20)
+        return first, core.train(100), core.train(5)
+
+    first, last, none = alone(train, store.root)
+    assert last["loss"] < 0.7 * first["loss"] and last["action"] < first["action"]
+    assert (first["step"], last["step"], none) == (10, 40, {"step": 40})
+    assert first["lr"] > last["lr"] and np.isfinite(last["grad_norm"])
+
+
+def test_a_resumed_learner_is_bit_identical_to_one_that_never_stopped(alone, store, tmp_path):
+    def run(root, folder):
+        whole = core_on(root)
+        before = losses(whole, 3)
+        whole.save(folder)
+        after = losses(whole, 4)
+        resumed = core_on(root)
+        assert resumed.load(folder) and resumed.step_count == 3
+        return before, after, losses(resumed, 4), whole.weights(1), resumed.weights(1), pack(whole.policy.net, 1), pack(resumed.policy.net, 1)
+
+    before, after, again, average, average_again, raw, raw_again = alone(run, store.root, tmp_path / "state")
+    assert after == again and before != after[:3]
+    assert np.array_equal(average.data, average_again.data) and np.array_equal(raw.data, raw_again.data)
+    assert not np.array_equal(average.data, raw.data)
+
+
+def test_nothing_to_resume_is_said_and_changes_nothing(alone, store, tmp_path):
+    def run(root, folder):
+        core = core_on(root)
+        return core.load(folder), core.step_count
+
+    assert alone(run, store.root, tmp_path / "state") == (False, 0)
+
+
+def test_state_of_another_number_of_ranks_is_refused(alone, store, tmp_path):
+    def run(root, folder):
+        core_on(root).save(folder)
+        try:
+            core_on(root, world_size=2).load(folder)
+        except CheckpointError as error:
+            return str(error)
+
+    message = alone(run, store.root, tmp_path / "state")
+    assert "written by 1 learner ranks, not 2" in message and len(message.splitlines()) == 1
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGE = {
+    "model states torn": lambda tag: truncate(next(tag.glob("*model_states.pt"))),
+    "optimizer states torn": lambda tag: truncate(next(tag.glob("*optim_states.pt"))),
+    "average torn": lambda tag: truncate(tag / "average.pt"),
+    "random state torn": lambda tag: truncate(tag / "rank0.json"),
+    "model states missing": lambda tag: next(tag.glob("*model_states.pt")).unlink(),
+    "optimizer states missing": lambda tag: next(tag.glob("*optim_states.pt")).unlink(),
+    "model states empty": lambda tag: next(tag.glob("*model_states.pt")).write_bytes(b""),
+    "average empty": lambda tag: (tag / "average.pt").write_bytes(b""),
+    "directory missing": lambda tag: tag.rename(tag.with_name("gone")),
+}
+
+
+@pytest.fixture(scope="module")
+def saved_state(alone, store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learner") / "state"
+
+    def run(root, folder):
+        core = core_on(root)
+        core.step()
+        core.save(folder)
+
+    alone(run, store.root, folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_state_is_refused_with_one_clear_line(alone, store, saved_state, tmp_path, damage):
+    folder = tmp_path / "state"
+    shutil.copytree(saved_state, folder)
+    DAMAGE[damage](folder / "step_00000001")
+
+    def run(root, folder):
+        try:
+            core_on(root).load(folder)
+        except CheckpointError as error:
+            return str(error)
+
+    message = alone(run, store.root, folder)
+    assert message is not None, "damaged state was loaded without complaint"
+    assert len(message.splitlines()) == 1 and "step_00000001" in message and "--fresh" in message
+
+
+def test_a_save_that_was_killed_half_way_leaves_the_one_before(alone, store, saved_state, tmp_path):
+    folder = tmp_path / "state"
+    shutil.copytree(saved_state, folder)
+    (folder / "step_00000002").mkdir()
+    (folder / "step_00000002" / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    (folder / "latest.tmp").write_text("step_00000002")
+
+    def run(root, folder):
+        core = core_on(root)
+        return core.load(folder), core.step_count
+
+    assert alone(run, store.root, folder) == (True, 1)
+
+
+def test_only_the_last_two_states_are_kept(alone, store, tmp_path):
+    def run(root, folder):
+        core = core_on(root)
+        for _ in range(4):
+            core.step()
+            core.save(folder)
+        return core_on(root).load(folder)
+
+    assert alone(run, store.root, tmp_path / "state")
+    assert sorted(p.name for p in (tmp_path / "state").glob("step_*")) == ["step_00000003", "step_00000004"]
+
+
+@pytest.mark.parametrize("ema", [0.5, 0.0])
+def test_the_exported_policy_is_the_published_one_and_training_goes_on_unchanged(alone, store, tmp_path, ema):
+    def run(root, path):
+        exported, other = core_on(root, ema=ema), core_on(root, ema=ema)
+        losses(exported, 3)
+        exported.export(path, 9, {"stage": "test"})
+        losses(other, 3)
+        return exported.weights(9), pack(exported.policy.net, 9), losses(exported, 2), losses(other, 2)
+
+    published, raw, after_export, without = alone(run, store.root, tmp_path / "policy")
+    policy, version = load_policy(tmp_path / "policy")
+    assert version == 9 and np.array_equal(pack(policy.net, 9).data, published.data)
+    assert np.array_equal(published.data, raw.data) == (ema == 0)
+    assert after_export == without
+    assert json.loads((tmp_path / "policy" / "policy.json").read_text())["info"] == {"step": 3, "stage": "test"}
+
+
+def test_bf16_trains_and_publishes_float32(alone, store):
+    def run(root):
+        core = core_on(root, precision="bf16")
+        return losses(core, 12), core.weights(1)
+
+    seen, weights = alone(run, store.root)
+    assert np.isfinite(seen).all() and np.mean(seen[-3:]) < np.mean(seen[:3])
+    unpack(weights, tiny().net)
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def group_of(store, folder, stage: int, resume=False, **changes) -> LearnerGroup:
+    if not (folder / "policy").exists():
+        save_policy(tiny(), folder / "policy", 0)
+    config = dataclasses.replace(CONFIG, world_size=2, zero_stage=stage, **changes)
+    task = LearnerTask(str(folder / "policy"), str(store.root), str(folder / "state"), REFINEMENT, 8, 0.98, 2e-3, 1000, 0)
+    return LearnerGroup(config, task, cpus=0.5, threads=1, gpus=0.0, resume=resume)
+
+
+def digests(group: LearnerGroup) -> list[str]:
+    """Hash of the parameters each rank holds."""
+    look = lambda self: hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in self.core.policy.net.parameters())).hexdigest()  # noqa: E731
+    return ray.get([rank.__ray_call__.remote(look) for rank in group.ranks])
+
+
+def train_and_publish(group: LearnerGroup, folder, stage: int) -> None:
+    """Three steps, after which ranks, export and published weights must agree."""
+    references = group.begin_training(3)
+    left, right = ray.get(references)
+    assert left["loss"] != right["loss"]  # each rank draws its own samples
+    assert left["grad_norm"] == right["grad_norm"]
+    group.finish_training(references)
+    assert group.step == 3
+    if stage < 3:
+        assert len(set(digests(group))) == 1
+    group.export(folder / "exported", 4, {})
+    policy, version = load_policy(folder / "exported")
+    assert version == 4 and np.array_equal(pack(policy.net, 4).data, group.weights(4).data)
+
+
+def pid_of(rank) -> int:
+    return ray.get(rank.__ray_call__.remote(lambda self: os.getpid()))
+
+
+def test_two_ranks_agree_and_the_sigkill_of_one_is_learner_lost(alone, store, tmp_path):
+    group = group_of(store, tmp_path, 1, ema=0.9)
+    try:
+        train_and_publish(group, tmp_path, 1)
+        victim, references = pid_of(group.ranks[1]), group.begin_training(500)
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(LearnerLost, match="run the same command again") as caught:
+            group.finish_training(references)
+        assert len(str(caught.value).splitlines()) == 1
+    finally:
+        group.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, ema", [(1, 0.9), (2, 0.9), (3, 0.0)])
+def test_two_ranks_resume_with_the_same_numbers_in_every_zero_stage(alone, store, tmp_path, stage, ema):
+    group = group_of(store, tmp_path, stage, ema=ema)
+    try:
+        train_and_publish(group, tmp_path, stage)
+        group.save()
+        continued = group.finish_training(group.begin_training(2))
+    finally:
+        group.close()
+    group = group_of(store, tmp_path, stage, resume=True, ema=ema)
+    try:
+        assert group.step == 3
+        again = group.finish_training(group.begin_training(2))
+        assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in continued.items() if k != "seconds"}
+        victim, references = pid_of(group.ranks[0]), group.begin_training(500)
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(LearnerLost):
+            group.finish_training(references)
+    finally:
+        group.close()
+
+
+def test_a_learner_without_its_store_raises_the_error_of_the_rank(local_ray, store, tmp_path):
+    save_policy(tiny(), tmp_path / "policy", 0)
+    task = LearnerTask(str(tmp_path / "policy"), str(tmp_path / "nothing"), str(tmp_path / "state"), BASE, 8, 0.98, 1e-3, 10, 0)
+    with pytest.raises(StoreError) as caught:
+        LearnerGroup(CONFIG, task, cpus=0.5, threads=1, gpus=0.0, resume=False)
+    assert len(str(caught.value).splitlines()) == 1

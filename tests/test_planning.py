@@ -1,0 +1,217 @@
+"""Aggregation of value samples and best-of-N planning."""
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_ray.config import ModelConfig, PlannerConfig
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.model.policy import CosmosPolicy, build
+from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.model.spec import make_spec
+from cosmos_ray.planning.aggregate import AGGREGATIONS, THRESHOLD, aggregate
+from cosmos_ray.planning.best_of_n import act_directly, plan, step_ladder
+from tests.test_model import CAMERAS
+
+STEPS = 2
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit-identity across batch sizes is promised for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def demo_policy() -> CosmosPolicy:
+    """An untrained policy of the demo's dimensions whose output is not zero.
+
+    Of these dimensions because bit-identity across batch sizes is a property of the matrix kernels, which a BLAS chooses by
+    shape: with a quarter of the tokens a lone row takes another kernel and its last bits differ.
+    """
+    policy = build(make_spec(ModelConfig(), CAMERAS, 64, action_dim=4, proprio_dim=9), seed=1)
+    rng = np.random.default_rng(0)
+    policy.tokenizer.fit(torch.from_numpy(rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)))
+    policy.set_statistics(np.full(4, -2.0), np.full(4, 3.0), np.full(9, -1.0), np.full(9, 1.0))
+    torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
+    return policy.eval()
+
+
+@pytest.fixture
+def policy():
+    return demo_policy()
+
+
+def observed(policy, n: int, seed: int = 0):
+    """(known latents, text, seeds) of ``n`` different observations."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, 2, 64, 64, 3), dtype=np.uint8)
+    proprio = rng.uniform(-1, 1, (n, 9)).astype(np.float32)
+    text = policy.embed([f"lift the cube {i}" for i in range(n)])
+    return policy.current_latents(images, proprio), text, torch.from_numpy(rng.integers(0, 2**62, n))
+
+
+# ---------------------------------------------------------------- aggregation
+
+
+@pytest.mark.parametrize("scheme, values, expected", [
+    ("average", [0.0, 0.5, 1.0], 0.5),
+    ("average", [0.04], 0.04),
+    ("lcb", [0.2, 0.6], 0.2),  # 0.4 - 0.2: population standard deviation
+    ("lcb", [0.0, 0.0, 1.0], 0.0),  # 1/3 - 0.47 is below 0
+    ("lcb", [0.7], 0.7),
+    ("success_vote", [0.04, 0.06, 0.9, 0.0], 0.5),
+    ("success_vote", [THRESHOLD], 0.0),  # the threshold itself is no success
+    ("majority_mean", [0.2, 0.4, 0.0, 0.0], 0.3),  # half is enough; the values below the threshold do not dilute the mean
+    ("majority_mean", [0.9, 0.9, 0.0, 0.0, 0.0], 0.0),  # a minority counts for exactly nothing
+    ("majority_mean", [0.05, 0.05], 0.0),
+    ("majority_mean", [0.0, 0.0], 0.0),
+    ("majority_mean", [1.0, 1.0], 1.0),
+])  # fmt: skip
+def test_aggregation_table(scheme, values, expected):
+    score = aggregate(torch.tensor(values), scheme)
+    assert score.shape == ()
+    assert score.item() == (0 if expected == 0 else pytest.approx(expected, abs=1e-6))
+
+
+@pytest.mark.parametrize("scheme", AGGREGATIONS)
+def test_aggregation_works_along_the_last_axis_only(scheme):
+    values = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(1))
+    scores = aggregate(values, scheme)
+    assert scores.shape == (3, 4)
+    torch.testing.assert_close(scores[2, 1], aggregate(values[2, 1], scheme))
+
+
+def test_an_unknown_aggregation_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'median'.*average, lcb, success_vote, majority_mean"):
+        aggregate(torch.zeros(2), "median")
+
+
+def test_the_planner_setting_offers_exactly_the_aggregations():
+    (field,) = [f for f in PlannerConfig.__dataclass_fields__.values() if f.name == "aggregate"]
+    assert set(field.metadata["choices"]) == set(AGGREGATIONS)
+
+
+@pytest.mark.parametrize("longest, count, expected", [
+    (5, 3, [1, 3, 5]), (5, 5, [1, 2, 3, 4, 5]), (5, 1, [5]), (1, 4, [1, 1, 1, 1]), (10, 2, [1, 10]),
+])  # fmt: skip
+def test_step_ladder(longest, count, expected):
+    assert step_ladder(longest, count) == expected
+
+
+# ---------------------------------------------------------------- planning
+
+
+def test_one_candidate_is_the_policy_itself(policy):
+    known, text, seeds = observed(policy, 2)
+    planned = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1))
+    direct = act_directly(policy, known, text, seeds, STEPS)
+    assert torch.equal(planned.actions, direct.actions) and torch.equal(planned.values, direct.values)
+    assert planned.chosen.tolist() == [0, 0] and planned.scores.shape == (2, 1)
+
+
+def test_candidate_0_keeps_the_callers_seed_and_the_others_do_not(policy):
+    known, text, seeds = observed(policy, 2)
+    planned = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4))
+    direct = act_directly(policy, known, text, seeds, STEPS)
+    assert torch.equal(planned.candidates[:, 0], direct.actions)
+    flat = planned.candidates.flatten(0, 1).flatten(1)
+    assert len({tuple(row) for row in flat.tolist()}) == 8
+
+
+def test_ties_change_nothing(policy):
+    known, text, seeds = observed(policy, 2)
+    policy.evaluate = lambda latents, *_: torch.full((len(latents),), 0.25)
+    planned = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4))
+    assert torch.equal(planned.actions, act_directly(policy, known, text, seeds, STEPS).actions)
+
+
+@pytest.mark.parametrize("config", [
+    PlannerConfig(candidates=3),
+    PlannerConfig(candidates=3, value="action", values=3, value_steps=3),
+    PlannerConfig(candidates=2, futures=2, future_steps=2, values=2, value_steps=2, aggregate="lcb"),
+], ids=["V(s')", "Q(s, a)", "ensembles"])  # fmt: skip
+def test_rows_do_not_depend_on_their_batch(policy, config):
+    known, text, seeds = observed(policy, 3)
+    together = plan(policy, known, text, seeds, STEPS, config)
+    for row in range(3):
+        alone = plan(policy, known[row : row + 1], text[row : row + 1], seeds[row : row + 1], STEPS, config)
+        for name, value in vars(alone).items():
+            assert torch.equal(getattr(together, name)[row : row + 1], value), name
+
+
+@pytest.mark.parametrize("value", ["future", "action"])
+@pytest.mark.parametrize("aggregate", AGGREGATIONS)
+def test_the_chosen_candidate_has_the_best_score_and_is_executed(policy, value, aggregate):
+    known, text, seeds = observed(policy, 4)
+    config = PlannerConfig(candidates=5, value=value, values=3, value_steps=2, aggregate=aggregate)
+    decision = plan(policy, known, text, seeds, STEPS, config)
+    rows = torch.arange(4)
+    assert decision.scores.shape == (4, 5) and decision.candidates.shape == (4, 5, 8, 4)
+    assert torch.equal(decision.scores[rows, decision.chosen], decision.scores.max(1).values)
+    assert torch.equal(decision.candidates[rows, decision.chosen], decision.actions)
+    assert ((decision.scores >= 0) & (decision.scores <= 1)).all()
+
+
+@pytest.mark.parametrize("value", ["future", "action"])
+def test_planning_finds_the_best_candidate_under_a_known_value(policy, value):
+    """With a value function that prefers a large first action entry, that candidate must win, row by row."""
+    known, text, seeds = observed(policy, 6)
+    policy.evaluate = lambda latents, *_: torch.tanh(policy.read_actions(latents)[:, 0, 0])
+    decision = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=8, value=value, values=2))
+    first = decision.candidates[:, :, 0, 0]
+    assert torch.equal(decision.chosen, first.argmax(1)) and len(set(decision.chosen.tolist())) > 1
+    assert torch.equal(decision.actions[:, 0, 0], first.max(1).values)
+
+
+@pytest.mark.parametrize("value, kind", [("future", SampleType.VALUE_FUTURE), ("action", SampleType.VALUE_ACTION)])
+def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind):
+    imagined, valued = [], []
+    imagine, evaluate = policy.imagine, policy.evaluate
+
+    def imagine_and_note(latents, text, seeds, steps):
+        imagined.append((steps, len(latents)))
+        return imagine(latents, text, seeds, steps)
+
+    def evaluate_and_note(latents, text, seeds, steps, kind):
+        valued.append((kind, steps, len(latents), tuple(seeds.tolist())))
+        return evaluate(latents, text, seeds, steps, kind)
+
+    policy.imagine, policy.evaluate = imagine_and_note, evaluate_and_note
+    known, text, seeds = observed(policy, 2)
+    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=2, value=value, futures=3, future_steps=5, values=5, value_steps=5))
+    futures = 3 if value == "future" else 1  # Q(s, a) asks about the chunk itself, nothing is imagined
+    assert imagined == ([(1, 4), (3, 4), (5, 4)] if value == "future" else [])
+    assert [v[:3] for v in valued] == futures * [(kind, steps, 4) for steps in (1, 2, 3, 4, 5)]
+    drawn = [seed for *_, seeds in valued for seed in seeds]
+    assert len(set(drawn)) == len(drawn)  # no two value samples share their noise
+
+
+def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy):
+    known, text, seeds = observed(policy, 2)
+    batches = []
+    evaluate = policy.evaluate
+    policy.evaluate = lambda *arguments: batches.append(arguments[2].tolist()) or evaluate(*arguments)
+    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, values=4, value_steps=1))
+    assert len(batches) == 1 and len(set(batches[0])) == 2 * 3 * 4
+
+
+def test_the_world_model_is_asked_about_the_chunk_that_is_executed(policy):
+    """The ACTION frame given to it is the averaged chunk, tiled as in training, not the raw generated frame."""
+    given = []
+    imagine = policy.imagine
+    policy.imagine = lambda latents, *rest: given.append(latents.clone()) or imagine(latents, *rest)
+    known, text, seeds = observed(policy, 2)
+    decision = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3))
+    expected = policy.action_frame(decision.candidates.flatten(0, 1))
+    assert torch.equal(given[0][:, :, policy.layout.action], expected)
+    assert torch.equal(decision.latents[:, :, policy.layout.action], expected.unflatten(0, (2, 3))[torch.arange(2), decision.chosen])
+
+
+def test_planning_leaves_its_inputs_alone(policy):
+    known, text, seeds = observed(policy, 2)
+    copies = known.clone(), text.clone(), seeds.clone()
+    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1, value="action"))
+    assert all(map(torch.equal, copies, (known, text, seeds)))

@@ -1,0 +1,210 @@
+"""Rollout and demonstration workers, with the real simulator and a policy in this process."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_ray.config import PlannerConfig, SimConfig
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.inference.core import InferenceCore
+from cosmos_ray.inference.local import LocalClient
+from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.rollout.core import RolloutCore
+from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
+from cosmos_ray.rollout.ticket import PURPOSES, SPAN, EpisodeTicket, state_seed
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.weights import pack
+from tests.test_planning import demo_policy
+
+SIM = SimConfig(horizon=20)  # chunks of 8: two whole ones and a half
+PLANNER = PlannerConfig(candidates=3, values=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Bit-identity across batch sizes is promised for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def environments():
+    made = [Environment(SIM) for _ in range(3)]
+    yield made
+    for env in made:
+        env.close()
+
+
+@pytest.fixture
+def work(environments, tmp_path):
+    """``work(envs, folder, ...)``: a rollout worker over the shared environments."""
+
+    def make(envs: int, folder: str = "replay", version: int = 4, **settings) -> RolloutCore:
+        pool = iter(environments)
+        client = LocalClient(InferenceCore(demo_policy(), version))
+        return RolloutCore(lambda: next(pool), envs, ReplayStore(tmp_path / folder), client, steps=1, **settings)
+
+    return make
+
+
+def ticket(index: int, **settings) -> EpisodeTicket:
+    seed = state_seed("rollout", 0, index)
+    return EpisodeTicket(EpisodeKey("run", "Lift", "rollout", seed), noise_seed=1000 + index, **settings)
+
+
+def finish(core: RolloutCore, tickets: list[EpisodeTicket]) -> list:
+    finished = core.advance(tickets, 0.5)
+    while core._queue or any(slot.ticket for half in core._halves for slot in half.slots):
+        finished += core.advance([], 0.5)
+    return finished
+
+
+def test_every_ticket_finishes_once_and_is_in_the_store(work):
+    core, tickets = work(2), [ticket(i) for i in range(5)]
+    finished = finish(core, tickets)
+    assert sorted(f.name for f in finished) == sorted(t.key.name for t in tickets) == core.store.keys()
+    for done in finished:
+        episode = core.store.read(done.name)
+        assert done.new and done.policy_version == 4
+        assert (done.success, done.length, done.invalid) == (episode.success, episode.length, "")
+    assert core.advance([], 0.1) == []
+
+
+@pytest.mark.parametrize("settings, stride, frames, decisions", [
+    ({}, 0, [0, 8, 16, 20], [0, 8, 16]),
+    ({}, 4, [0, 4, 8, 12, 16, 20], [0, 8, 16]),
+    ({}, 3, [0, 3, 6, 8, 11, 14, 16, 19, 20], [0, 8, 16]),
+    ({"execute": 5}, 0, [0, 5, 10, 15, 20], [0, 5, 10, 15]),
+])  # fmt: skip
+def test_what_an_episode_records(work, settings, stride, frames, decisions):
+    core = work(1, **settings)
+    (done,) = finish(core, [ticket(0, frame_stride=stride, arm="rollout")])
+    episode = core.store.read(done.name)
+    assert episode.length == 20 and episode.timed_out and not episode.success
+    assert sorted(episode.frames) == frames
+    assert [d["step"] for d in episode.info["decisions"]] == decisions
+    assert episode.step_versions.tolist() == [4] * 20 and episode.policy_version == 4
+    assert np.flatnonzero(~np.isnan(episode.predicted_values)).tolist() == decisions
+    for decision in episode.info["decisions"]:
+        assert decision["value"] == pytest.approx(episode.predicted_values[decision["step"]], abs=1e-4)
+        assert decision["chosen"] == 0 and len(decision["scores"]) == 1
+    assert (episode.info["arm"], episode.info["noise_seed"], episode.info["candidates"], episode.info["steps"]) == ("rollout", 1000, 1, 1)
+    assert np.array_equal(episode.actions, episode.labels) and np.abs(episode.actions).max() <= 1
+
+
+def test_a_ticket_that_was_run_before_is_not_run_again(work):
+    first = finish(work(1), [ticket(0)])
+    core = work(2)
+    again = finish(core, [ticket(0), ticket(1), ticket(0)])
+    outcomes = sorted((f.name, f.new, f.policy_version, f.length) for f in again)
+    assert outcomes == sorted([(first[0].name, False, 4, 20)] * 2 + [(ticket(1).key.name, True, 4, 20)])
+    core.store.refresh()
+    assert len(core.store.keys()) == 2
+
+
+def assert_same_episode(left, right):
+    for name, value in vars(left).items():
+        other = getattr(right, name)
+        if isinstance(value, np.ndarray):
+            assert value.tobytes() == other.tobytes(), name
+        elif name == "info":
+            assert {**value, "seconds": 0} == {**other, "seconds": 0}
+        else:
+            assert value == other, name
+
+
+def test_episodes_do_not_depend_on_how_many_run_beside_them(work):
+    tickets = [ticket(i, planner=PLANNER if i == 3 else None, frame_stride=4, action_noise=0.1 * (i == 1)) for i in range(5)]
+    alone, beside = work(1, "alone"), work(3, "beside")
+    finish(alone, tickets)
+    finish(beside, tickets[::-1])
+    assert alone.store.keys() == beside.store.keys()
+    for name in alone.store.keys():
+        assert_same_episode(alone.store.read(name), beside.store.read(name))
+
+
+def test_planned_and_unplanned_tickets_share_a_worker(work):
+    tickets = [ticket(i, planner=PLANNER if i % 2 else None) for i in range(4)]
+    core = work(3)
+    finish(core, tickets)
+    for each in tickets:
+        info = core.store.read(each.key.name).info
+        assert info["candidates"] == (3 if each.planner else 1)
+        assert {len(d["scores"]) for d in info["decisions"]} == {info["candidates"]}
+        assert all(d["scores"][d["chosen"]] == max(d["scores"]) for d in info["decisions"])
+
+
+def test_action_noise_is_executed_recorded_and_reproducible(work):
+    clean, noisy, again = work(1, "clean"), work(1, "noisy"), work(1, "again")
+    for core, noise in ((clean, 0.0), (noisy, 0.2), (again, 0.2)):
+        finish(core, [ticket(0, action_noise=noise)])
+    a, b, c = (core.store.read(ticket(0).key.name) for core in (clean, noisy, again))
+    assert not np.array_equal(a.actions[0], b.actions[0]) and np.array_equal(b.actions, c.actions)
+    assert np.abs(b.actions).max() <= 1
+
+
+def test_steps_carry_the_version_that_decided_them(work):
+    core = work(1)
+    policy, replies = core.client.core, []
+    answer = core.client.result
+
+    def answer_and_push(pending):
+        replies.append(answer(pending))
+        policy.set_weights(pack(demo_policy().net, policy.version + 1))  # newer weights arrive between two decisions
+        return replies[-1]
+
+    core.client.result = answer_and_push
+    (done,) = finish(core, [ticket(0)])
+    episode = core.store.read(done.name)
+    assert episode.step_versions.tolist() == [4] * 8 + [5] * 8 + [6] * 4
+    assert episode.policy_version == done.policy_version == 4
+
+
+def test_state_seeds_of_purposes_and_runs_are_disjoint():
+    ranges = [(state_seed(purpose, run, 0), state_seed(purpose, run, SPAN - 1)) for run in range(4) for purpose in PURPOSES]
+    for (low, high), (other_low, other_high) in itertools.combinations(ranges, 2):
+        assert high < other_low or other_high < low
+    assert state_seed("demo", 0, 1) - state_seed("demo", 0, 0) == 1
+
+
+@pytest.mark.parametrize("index", [-1, SPAN])
+def test_an_index_outside_of_its_range_is_refused(index):
+    with pytest.raises(ConfigError, match="out of range"):
+        state_seed("eval", 0, index)
+
+
+# ---------------------------------------------------------------- demonstrations
+
+
+def demonstrator(config: SimConfig, folder) -> DemonstratorCore:
+    return DemonstratorCore(Environment(config), ReplayStore(folder))
+
+
+def test_a_successful_demonstration_is_stored_once(tmp_path):
+    core = demonstrator(SimConfig(), tmp_path / "replay")
+    key = EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, 0))
+    done = core.record(key)
+    assert done.success and done.new and done.name == key.name and done.policy_version == -1
+    summary = core.store.summaries()[0]
+    assert (summary.source, summary.stratum, summary.policy_version) == ("demo", "demo", -1)
+    episode = core.store.read(key.name)
+    assert sorted(episode.frames) == list(range(episode.length + 1))
+    again = core.record(key)
+    assert (again.new, again.success, again.length, again.name) == (False, True, done.length, done.name)
+    assert len(core.store.keys()) == 1
+    core.env.close()
+
+
+def test_a_failed_demonstration_becomes_a_rollout_of_version_minus_one(tmp_path):
+    core = demonstrator(SimConfig(horizon=5), tmp_path / "replay")  # too short for any expert
+    key = EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, 0))
+    done, again = core.record(key), core.record(key)
+    assert not done.success and done.new and not again.new and done.name == again.name == failure_key(key).name
+    (summary,) = core.store.summaries()
+    assert (summary.source, summary.stratum, summary.policy_version, summary.key.seed) == ("rollout", "failure", -1, key.seed)
+    core.env.close()
