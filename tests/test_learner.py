@@ -88,7 +88,8 @@ class Ledger:
 ], ids=["50/25/25", "10/45/45", "halves", "one at a time", "rare failures"])  # fmt: skip
 def test_counts_follow_the_shares_exactly_over_many_batches(store, mixture, batch_size, kinds, strata):
     ledger = Ledger(source(store, mixture, batch_size)).run(40)
-    assert ledger.kinds == Counter({int(k): round(40 * n) for k, n in zip((SampleType.POLICY, SampleType.WORLD_MODEL, FUTURE), kinds, strict=True)})
+    names = (SampleType.POLICY, SampleType.WORLD_MODEL, FUTURE)
+    assert ledger.kinds == Counter({int(name): round(40 * n) for name, n in zip(names, kinds, strict=True)})
     assert ledger.strata == Counter({name: round(40 * n) for name, n in strata.items()})
 
 
@@ -243,7 +244,8 @@ def test_a_resumed_learner_is_bit_identical_to_one_that_never_stopped(alone, sto
         after = losses(whole, 4)
         resumed = core_on(root)
         assert resumed.load(folder) and resumed.step_count == 3
-        return before, after, losses(resumed, 4), whole.weights(1), resumed.weights(1), pack(whole.policy.net, 1), pack(resumed.policy.net, 1)
+        again, nets = losses(resumed, 4), [pack(core.policy.net, 1) for core in (whole, resumed)]
+        return before, after, again, whole.weights(1), resumed.weights(1), *nets
 
     before, after, again, average, average_again, raw, raw_again = alone(run, store.root, tmp_path / "state")
     assert after == again and before != after[:3]

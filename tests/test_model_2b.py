@@ -7,9 +7,11 @@ from safetensors.torch import save_file
 
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.errors import CheckpointError, ConfigError
-from cosmos_ray.model.policy import build
+from cosmos_ray.model.policy import TrainingBatch, build
+from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.text import T5Text
+from cosmos_ray.model.tokenizer import WanTokenizer
 
 CAMERAS = ("wrist", "agent")
 
@@ -35,3 +37,60 @@ def test_text_embeddings_come_from_safetensors(tmp_path):
 def test_a_missing_text_path_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"point model\.text_path at"):
         T5Text(str(tmp_path / "nothing"))
+
+
+@pytest.fixture(scope="module")
+def wan_folder(tmp_path_factory):
+    """A Wan 2.1 VAE of the real class with few channels and random weights, in diffusers layout."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("wan")
+    AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1).save_pretrained(folder)
+    return folder
+
+
+def test_a_missing_vae_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"point model\.tokenizer_path at"):
+        WanTokenizer.load(str(tmp_path))
+
+
+def test_wan_prefix_encode_equals_the_full_encode(wan_folder):
+    tokenizer = WanTokenizer.load(str(wan_folder))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 4, 32, 32, 3), dtype=np.uint8))
+    full = tokenizer.encode(images, (2, 3, 6, 7), 9)
+    assert full.shape == (1, 16, 9, 4, 4)
+    torch.testing.assert_close(tokenizer.encode(images[:, :2], (2, 3), 4), full[:, :, :4], rtol=0, atol=1e-5)
+    assert tokenizer.decode(full, (6, 7)).shape == (1, 2, 32, 32, 3)
+
+
+def test_a_small_model_of_the_2b_preset_acts_and_learns(wan_folder, tmp_path):
+    """Wan VAE, cached T5 embeddings, velocity output and scaled sigmas through the classes that run the tiny preset."""
+    file = tmp_path / "t5.safetensors"
+    save_file({"lift the cube": torch.randn(512, 1024)}, file)
+    policy = build(make_spec(small_2b(tokenizer_path=str(wan_folder), text_path=str(file)), CAMERAS, 32, 7, 9), seed=0)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 2, 32, 32, 3), dtype=np.uint8)
+    proprio = rng.uniform(-1, 1, (2, 9)).astype(np.float32)
+    batch = TrainingBatch(images, images, proprio, proprio, rng.uniform(-1, 1, (2, 16, 7)).astype(np.float32), np.ones(2, np.float32),
+                          ["lift the cube"] * 2, np.array([SampleType.POLICY, SampleType.VALUE_FUTURE]))
+    loss, _ = policy.loss(batch, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in policy.net.parameters())
+    latents = policy.current_latents(images, proprio)
+    out = policy.act(latents, policy.embed(batch.instructions), torch.arange(2), steps=2)
+    assert policy.read_actions(out).shape == (2, 16, 7) and policy.read_future_images(out).shape == (2, 2, 32, 32, 3)
+
+
+def test_t5_embeddings_are_computed_by_a_local_encoder(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "lift": 2, "the": 3, "cube": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
+    T5EncoderModel(T5Config(vocab_size=5, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)).save_pretrained(tmp_path)
+    embedding = T5Text(str(tmp_path), tokens=16, width=32)("lift the cube")
+    assert embedding.shape == (16, 32)
+    assert (embedding[:3].abs().sum(1) > 0).all() and torch.equal(embedding[3:], torch.zeros(13, 32))  # zero past the prompt

@@ -1,5 +1,6 @@
 """Rollout and demonstration workers, with the real simulator and a policy in this process."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -100,7 +101,10 @@ def test_what_an_episode_records(work, settings, stride, frames, decisions):
 def test_a_ticket_that_was_run_before_is_not_run_again(work):
     first = finish(work(1), [ticket(0)])
     core = work(2)
+    asked, submit = [], core.client.submit
+    core.client.submit = lambda request: asked.append(len(request.seeds)) or submit(request)
     again = finish(core, [ticket(0), ticket(1), ticket(0)])
+    assert sum(asked) == 3  # the three chunks of ticket 1 alone
     outcomes = sorted((f.name, f.new, f.policy_version, f.length) for f in again)
     assert outcomes == sorted([(first[0].name, False, 4, 20)] * 2 + [(ticket(1).key.name, True, 4, 20)])
     core.store.refresh()
@@ -137,6 +141,15 @@ def test_planned_and_unplanned_tickets_share_a_worker(work):
         assert info["candidates"] == (3 if each.planner else 1)
         assert {len(d["scores"]) for d in info["decisions"]} == {info["candidates"]}
         assert all(d["scores"][d["chosen"]] == max(d["scores"]) for d in info["decisions"])
+
+
+def test_the_noise_seed_of_a_ticket_decides_its_episode(work):
+    cores = [work(1, folder) for folder in "abc"]
+    for core, noise_seed in zip(cores, (1, 1, 2), strict=True):
+        finish(core, [dataclasses.replace(ticket(0), noise_seed=noise_seed)])
+    same, again, other = (core.store.read(ticket(0).key.name).actions for core in cores)
+    assert np.array_equal(same, again)
+    assert not np.array_equal(same[0], other[0])
 
 
 def test_action_noise_is_executed_recorded_and_reproducible(work):
@@ -205,6 +218,7 @@ def test_a_failed_demonstration_becomes_a_rollout_of_version_minus_one(tmp_path)
     key = EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, 0))
     done, again = core.record(key), core.record(key)
     assert not done.success and done.new and not again.new and done.name == again.name == failure_key(key).name
+    assert done.seconds > 0 and again.seconds == 0.0  # found in the store, not run a second time
     (summary,) = core.store.summaries()
     assert (summary.source, summary.stratum, summary.policy_version, summary.key.seed) == ("rollout", "failure", -1, key.seed)
     core.env.close()
