@@ -7,6 +7,7 @@ One :class:`RunConfig` describes every stage. It is filled from defaults, then a
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +85,7 @@ class LearnerConfig:
 
     batch_size: int = option(32, "samples per step, all ranks together", low=1)
     lr: float = option(1.5e-3, "peak learning rate of `pretrain`", low=0)
-    refine_lr: float = option(8e-4, "peak learning rate of `refine`", low=0)
+    refine_lr: float = option(3e-4, "peak learning rate of `refine`", low=0)
     warmup: int = option(50, "linear warm-up steps", low=0)
     decay_from: float = option(0.3, "share of the steps after which the rate decays linearly", low=0, high=1)
     final_lr: float = option(0.05, "last learning rate as a share of the peak", low=0, high=1)
@@ -98,8 +99,10 @@ class LearnerConfig:
     threads: int = option(0, "CPU threads per rank; 0 shares the machine's cores among the ranks", low=0)
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "shares of policy, world-model and value samples in `pretrain`", low=0, high=1)
     refine_mix: tuple[float, ...] = option((0.1, 0.45, 0.45), "the same in `refine` (paper: 10/45/45)", low=0, high=1)
-    value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'full' V(s,a,s')",
-                             choices=("future", "action", "full"))
+    imitate_successes: float = option(0.5, "share of the world-model samples of successful rollouts that `refine` trains as policy "
+                                      "samples instead; 0 is the paper's", low=0, high=1)
+    value_mode: str = option("future", "what value samples see: 'future' V(s') or 'action' Q(s,a); the planner ranks by the same",
+                             choices=("future", "action"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
 
 
@@ -185,6 +188,8 @@ def check(config: Any, where: str = "") -> None:
         if choices is not None and value not in choices:
             raise ConfigError(f"{name} = {value!r} is not one of {', '.join(map(str, choices))}")
         for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} = {value!r} is not a finite number")
             if (low is not None and number < low) or (high is not None and number > high):
                 bounds = " and ".join(f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None)
                 raise ConfigError(f"{name} = {value!r} is out of range: it must be {bounds}")
@@ -203,6 +208,9 @@ def _check_together(config: RunConfig) -> None:
     if config.learner.batch_size % config.learner.world_size:
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
                           f"{config.learner.world_size} ranks")
+    if config.planner.value != config.learner.value_mode:
+        raise ConfigError(f"planner.value = {config.planner.value!r} ranks by a value function that learner.value_mode = "
+                          f"{config.learner.value_mode!r} does not train: set both to 'future' or both to 'action'")
     if config.rollout.execute > config.model.chunk:
         raise ConfigError(f"rollout.execute = {config.rollout.execute} is longer than the chunk, model.chunk = {config.model.chunk}")
     if not config.sim.cameras:

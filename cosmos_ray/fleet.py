@@ -153,7 +153,8 @@ class Fleet:
             if self._deaths[name] < ATTEMPTS:
                 self._queue.appendleft(ticket)
             else:
+                logger.error("episode %s is given up: it took down %d workers", name, ATTEMPTS)
                 self.abandoned.append(name)
         if self.replaced > 5 * len(self._workers) and not any(w.answered for w in self._workers):
-            raise WorkerTrouble(f"rollout workers died {self.replaced} times without finishing an episode: {reason}")
+            raise WorkerTrouble(f"rollout workers died {self.replaced} times and none of the present ones has answered: {reason}")
         self._workers[index] = _Worker(self._spawn(index))

@@ -31,9 +31,13 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}") from error
         self._lock = self._take_lock()
-        if fresh and (self.path / "config.json").exists():
-            self._move_aside()
-        self._check_config(config)
+        try:
+            if fresh and (self.path / "config.json").exists():
+                self._move_aside()
+            self._check_config(config)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def replay(self) -> Path:
@@ -60,8 +64,10 @@ class RunFolder:
 
     def record(self, stage: str, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"stage": stage, "time": round(time.time(), 2), **values}) + "\n")
+        row = json.dumps({"stage": stage, "time": round(time.time(), 2), **values})
+        with open(self.path / "metrics.jsonl", "a+b") as file:
+            torn = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((b"\n" if torn else b"") + row.encode() + b"\n")  # a line torn by a crash costs only itself
 
     def metrics(self, stage: str) -> list[dict]:
         """The recorded lines of a stage, oldest first; a line torn by a crash is left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -77,6 +78,7 @@ def _start_ray(config: RunConfig) -> None:
     """Join the configured cluster, or start a private one on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES alone in CPU workers
     address = config.address or os.environ.get("RAY_ADDRESS", "")
+    _check_reachable(address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
@@ -86,3 +88,14 @@ def _start_ray(config: RunConfig) -> None:
             ray.init(address="local", include_dashboard=False, **quiet)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray tries an address that nobody listens on for minutes; find out at once. "auto" and ray:// are left to Ray."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster answers at {address} ({error}): check --address or $RAY_ADDRESS") from error

@@ -189,10 +189,12 @@ def head(tmp_path):
     port = 20000 + os.getpid() % 20000
     token = tmp_path / "token"
     token.write_text("cosmos-ray-test-token-0123456789abcdef")
-    variables = {**environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": f"http://127.0.0.1:{port + 1}"}
+    variables = {**environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+                 "RAY_ADDRESS": f"http://127.0.0.1:{port + 1}"}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    started = subprocess.run([*ray, "start", "--head", f"--port={port}", f"--dashboard-port={port + 1}", "--num-cpus=2",
-                              f"--temp-dir=/tmp/ray_{os.getpid()}", "--disable-usage-stats"], env={**variables, "RAY_ADDRESS": ""}, capture_output=True, text=True, timeout=120)
+    start = [*ray, "start", "--head", f"--port={port}", f"--dashboard-port={port + 1}", "--num-cpus=2",
+             f"--temp-dir=/tmp/ray_{os.getpid()}", "--disable-usage-stats"]
+    started = subprocess.run(start, env={**variables, "RAY_ADDRESS": ""}, capture_output=True, text=True, timeout=120)
     assert started.returncode == 0, started.stdout + started.stderr
     yield ray, variables
     subprocess.run([*ray, "stop", "--force"], env=variables, capture_output=True, timeout=60)

@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_replay_episode import assert_same, make_episode
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.store import ReplayStore
+from tests.test_replay_episode import assert_same, make_episode
 
 TESTS = Path(__file__).resolve().parent
 
 WRITER = """
 import sys
-from test_replay_episode import make_episode
+from tests.test_replay_episode import make_episode
 from cosmos_ray.replay.store import ReplayStore
 store = ReplayStore(sys.argv[1])
 first, count = int(sys.argv[2]), int(sys.argv[3])

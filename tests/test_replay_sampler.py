@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_replay_episode import make_episode
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.codec import decode_jpeg
@@ -15,6 +14,7 @@ from cosmos_ray.replay.sampler import WindowSampler
 from cosmos_ray.replay.statistics import dataset_statistics
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.strata import Stratum, window_offsets
+from tests.test_replay_episode import make_episode
 
 CHUNK, GAMMA = 5, 0.9
 

@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_replay_episode import CAMERAS, assert_same, make_episode
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import schema
 from cosmos_ray.replay.cache import LeastRecentlyUsed
 from cosmos_ray.replay.store import ReplayStore
+from tests.test_replay_episode import CAMERAS, assert_same, make_episode
 
 
 def episode_files(root):

@@ -16,6 +16,7 @@ from cosmos_ray.inference.core import ActReply, ActRequest, WrongVersion
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.25  #: pause before a request is sent again
+ACTOR_TRIES = 3  #: an actor that is silent for this share of the timeout is passed over
 
 
 @dataclass
@@ -42,13 +43,12 @@ class PoolClient:
     def result(self, pending: Pending) -> ActReply:
         """Wait for the answer. PoolUnavailable when no actor gave one within ``timeout_s`` of :meth:`submit`."""
         while True:
-            left = pending.deadline - time.monotonic()
             try:
-                return ray.get(pending.reference, timeout=max(0.0, left))
+                return ray.get(pending.reference, timeout=max(0.0, min(self.timeout_s / ACTOR_TRIES, pending.deadline - time.monotonic())))
             except (RayActorError, GetTimeoutError, RayTaskError) as error:
                 if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongVersion):
                     raise error.cause from error
-                if left <= RETRY_S:
+                if time.monotonic() + RETRY_S >= pending.deadline:
                     reason = str(error.cause if isinstance(error, RayTaskError) else error).splitlines()[0]
                     raise PoolUnavailable(f"none of {len(self.actors)} inference actors answered within "
                                           f"{self.timeout_s:g} s: {reason}") from error

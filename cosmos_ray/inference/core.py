@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cosmos_ray.config import PlannerConfig
-from cosmos_ray.errors import CosmosRayError
+from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.planning.best_of_n import act_directly, plan
 from cosmos_ray.weights import Weights, unpack
@@ -26,11 +26,16 @@ class ActRequest:
     images: np.ndarray  #: (B, cameras, H, W, 3) uint8
     proprio: np.ndarray  #: (B, p) float32
     instructions: tuple[str, ...]  #: B task descriptions
-    seeds: np.ndarray  #: (B,) int64, one per decision: a row's answer depends on it, not on the batch it was in
+    seeds: np.ndarray  #: (B,) int64, one per decision: a row's noise depends on it alone, not on the batch it was in
     steps: int = 5  #: network evaluations per chunk
     planner: PlannerConfig | None = None  #: best-of-N, or None for the policy alone
     version: int | None = None  #: insist on this policy version
     decode_futures: bool = False  #: also return the predicted frames
+
+    def __post_init__(self):
+        rows = (len(self.images), len(self.proprio), len(self.instructions), len(self.seeds))
+        if len(set(rows)) != 1:
+            raise ConfigError(f"a request's images, proprio, instructions and seeds must agree in number, got {rows}")
 
 
 @dataclass(frozen=True)

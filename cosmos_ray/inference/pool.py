@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import ray
@@ -16,6 +17,7 @@ from cosmos_ray.weights import Weights
 logger = logging.getLogger(__name__)
 
 START_S = 180.0  #: to import torch and load the checkpoint, on a machine busy with other actors
+REPAIR_S = 2.0  #: how often restarted actors are looked for
 PUSH_S = 60.0  #: for every actor to take new weights
 
 
@@ -27,6 +29,7 @@ class InferencePool:
         self.actors = [InferenceActor.options(**options).remote(str(Path(checkpoint).resolve()), config) for _ in range(config.actors)]
         self.restarts = 0
         self._current: tuple[int, ray.ObjectRef | str] | None = None
+        self._probes: dict[int, tuple[ray.ObjectRef | None, float]] = {}  #: actor -> status asked for, and when
         try:
             self._pids = [s["pid"] for s in ray.get([a.status.remote() for a in self.actors], timeout=START_S)]
         except GetTimeoutError as error:
@@ -46,12 +49,23 @@ class InferencePool:
         self._deliver(self.actors)
 
     def repair(self) -> None:
-        """Look after actors that Ray restarted: count them and give them the current weights. Cheap; call it every few seconds."""
+        """Look after actors that Ray restarted: count them and give them the current weights.
+
+        Never waits: it asks each actor for its status every ``REPAIR_S`` seconds and acts on the answers that have come.
+        """
         stale = []
         for i, actor in enumerate(self.actors):
+            probe, asked = self._probes.get(i, (None, 0.0))
+            if probe is None:
+                if time.monotonic() - asked > REPAIR_S:
+                    self._probes[i] = actor.status.remote(), time.monotonic()
+                continue
+            if not ray.wait([probe], timeout=0)[0]:
+                continue
+            self._probes[i] = None, asked
             try:
-                status = ray.get(actor.status.remote(), timeout=5)
-            except (RayActorError, GetTimeoutError):
+                status = ray.get(probe)
+            except RayActorError:
                 continue  # still restarting: next time
             if status["pid"] != self._pids[i]:
                 self._pids[i] = status["pid"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 
 import ray
@@ -19,7 +18,6 @@ class RolloutActor:
     """One simulator process. The driver replaces it when it dies or hangs; the store makes repeated episodes harmless."""
 
     def __init__(self, config: RunConfig, store: str, pool: Sequence[ActorHandle], index: int):
-        os.chdir(tempfile.mkdtemp(prefix="cosmos_ray_worker_"))  # MuJoCo writes its log where it stands
         self._config, self._store, self._pool, self._index = config, store, list(pool), index
         self._core = None
 
@@ -46,7 +44,6 @@ class DemonstratorActor:
     """One simulator process that runs the scripted expert."""
 
     def __init__(self, config: RunConfig, store: str):
-        os.chdir(tempfile.mkdtemp(prefix="cosmos_ray_worker_"))
         self._config, self._store = config, store
         self._core = None
 

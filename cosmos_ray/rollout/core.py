@@ -14,7 +14,7 @@ from cosmos_ray.inference.core import ActReply, ActRequest
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, stored_result
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.sim.trajectory import Trajectory
 
@@ -102,10 +102,8 @@ class RolloutCore:
         return bool(half.asked)
 
     def _begin(self, slot: _Slot, ticket: EpisodeTicket) -> None:
-        name = ticket.key.name
-        if name in self.store:
-            episode = self.store.read(name)
-            self._finished.append(Finished(name, episode.success, episode.length, episode.invalid, False, 0.0, episode.policy_version))
+        if (known := stored_result(self.store, ticket.key.name)) is not None:
+            self._finished.append(known)
         else:
             slot.begin(ticket)
 

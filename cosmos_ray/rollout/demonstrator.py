@@ -7,7 +7,7 @@ import time
 
 from cosmos_ray.replay.episode import Episode, EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.rollout.ticket import Finished
+from cosmos_ray.rollout.ticket import Finished, stored_result
 from cosmos_ray.sim.demonstration import demonstrate
 from cosmos_ray.sim.environment import Environment
 
@@ -27,9 +27,8 @@ class DemonstratorCore:
         """Run and commit the demonstration of ``key`` (source "demo"), unless the store has it."""
         failed = failure_key(key)
         for known in (key, failed):
-            if known.name in self.store:
-                episode = self.store.read(known.name)
-                return Finished(known.name, episode.success, episode.length, episode.invalid, False, 0.0, -1)
+            if (result := stored_result(self.store, known.name)) is not None:
+                return result
         began = time.perf_counter()
         trajectory = demonstrate(self.env, key.seed)
         seconds = time.perf_counter() - began

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cosmos_ray.config import PlannerConfig
-from cosmos_ray.errors import ConfigError
+from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.store import ReplayStore
 
 SPAN = 1_000_000  #: initial-state seeds per purpose and run seed
 PURPOSES = {"demo": 0, "rollout": 1, "eval": 2}
@@ -43,3 +44,14 @@ class Finished:
     new: bool  #: False when the store already had it
     seconds: float  #: wall time from reset to commit, in this worker
     policy_version: int
+
+
+def stored_result(store: ReplayStore, name: str) -> Finished | None:
+    """The result of an episode that the store already holds, None when it has to run (a damaged one goes to quarantine)."""
+    if name not in store:
+        return None
+    try:
+        episode = store.read(name)
+    except StoreError:
+        return None
+    return Finished(name, episode.success, episode.length, episode.invalid, False, 0.0, episode.policy_version)

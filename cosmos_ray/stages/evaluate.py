@@ -8,6 +8,7 @@ from the store.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_ray.config import PlannerConfig
-from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import EpisodeKey
@@ -81,6 +82,8 @@ def evaluate(run: Run) -> dict:
                 ran = wins = 0
                 while fleet.outstanding:
                     for episode in fleet.poll(timeout=1.0):
+                        if not episode.length:
+                            raise SimulationError(f"{episode.name}: the simulation broke at its first step: {episode.invalid}")
                         ran, wins = ran + 1, wins + episode.success
                     pool.repair()
                     progress.update(done + ran, f"{arm.name}: {wins}/{ran} succeeded")
@@ -151,10 +154,18 @@ def _pairs(table: dict) -> list[dict]:
 def _digest(run: Run, checkpoint: Path, planner: PlannerConfig | None) -> str:
     """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
     config = run.config
-    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    settings = {"weights": weights, "planner": dataclasses.asdict(planner) if planner else None, "steps": config.inference.steps,
+    file = checkpoint / "model.safetensors"
+    settings = {"weights": _hash(file, file.stat().st_mtime_ns), "planner": dataclasses.asdict(planner) if planner else None,
+                "steps": config.inference.steps,
                 "execute": config.rollout.execute, "sim": dataclasses.asdict(config.sim)}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@functools.lru_cache
+def _hash(file: Path, changed: int) -> str:
+    """SHA-256 of a file, computed once per change."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_held_out(run: Run, store: ReplayStore) -> None:

@@ -7,7 +7,6 @@ steps, the workers run episodes against the pool, and the pool serves whatever w
 from __future__ import annotations
 
 import logging
-import time
 
 import ray
 
@@ -27,7 +26,6 @@ from cosmos_ray.stages.training import start_learner
 logger = logging.getLogger(__name__)
 
 BURST = 10  #: learner steps per call: short, so that pacing and pushes are prompt
-REPAIR_S = 2.0  #: how often restarted inference actors are looked for
 
 
 def refine(run: Run) -> dict:
@@ -89,7 +87,6 @@ class _RefineLoop:
     def run_to_end(self) -> dict:
         """Loop until the learner has done its steps; then let the running episodes finish."""
         progress = self.run.progress("refine", self.config.refine_steps, self.learner.step, "steps")
-        repaired = time.monotonic()
         if self.learner.step:
             self._publish()
         while self.learner.step < self.config.refine_steps or self.fleet.outstanding:
@@ -99,9 +96,7 @@ class _RefineLoop:
             self._take(self.fleet.poll(timeout=0.1))
             if not self.fleet.outstanding and self.training:
                 ray.wait(self.training, timeout=0.5)
-            if time.monotonic() - repaired > REPAIR_S:
-                self.pool.repair()
-                repaired = time.monotonic()
+            self.pool.repair()
             progress.update(self.learner.step, self._note())
         progress.finish(self.learner.step, self._note())
         return {"steps": self.learner.step, "new": self.learner.step - self.first_step, "version": self.version,
