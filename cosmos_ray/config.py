@@ -99,8 +99,6 @@ class LearnerConfig:
     threads: int = option(0, "CPU threads per rank; 0 shares the machine's cores among the ranks", low=0)
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "shares of policy, world-model and value samples in `pretrain`", low=0, high=1)
     refine_mix: tuple[float, ...] = option((0.1, 0.45, 0.45), "the same in `refine` (paper: 10/45/45)", low=0, high=1)
-    imitate_successes: float = option(0.5, "share of the world-model samples of successful rollouts that `refine` trains as policy "
-                                      "samples instead; 0 is the paper's", low=0, high=1)
     value_mode: str = option("future", "what value samples see: 'future' V(s') or 'action' Q(s,a); the planner ranks by the same",
                              choices=("future", "action"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)

@@ -29,7 +29,7 @@ from tests.test_model import tiny
 from tests.test_replay_episode import make_episode
 
 FUTURE = SampleType.VALUE_FUTURE
-CONFIG = LearnerConfig(batch_size=8, warmup=2, imitate_successes=0.0)
+CONFIG = LearnerConfig(batch_size=8, warmup=2)
 BASE = Mixture.base(CONFIG, ReplayConfig())
 REFINEMENT = Mixture.refinement(CONFIG, ReplayConfig())
 
@@ -84,9 +84,8 @@ class Ledger:
     (REFINEMENT, 20, (2, 9, 9), {"demo": 2, "success": 9, "failure": 9}),
     (REFINEMENT, 10, (1, 4.5, 4.5), {"demo": 1, "success": 4.5, "failure": 4.5}),
     (REFINEMENT, 1, (0.1, 0.45, 0.45), {"demo": 0.1, "success": 0.45, "failure": 0.45}),
-    (dataclasses.replace(REFINEMENT, imitate=0.5), 20, (2 + 2.25, 9 - 2.25, 9), {"demo": 2, "success": 9, "failure": 9}),
     (dataclasses.replace(BASE, success_share=0.9), 4, (2, 1, 1), {"demo": 2 + 1.8, "failure": 0.2}),
-], ids=["50/25/25", "10/45/45", "halves", "one at a time", "imitating successes", "rare failures"])  # fmt: skip
+], ids=["50/25/25", "10/45/45", "halves", "one at a time", "rare failures"])  # fmt: skip
 def test_counts_follow_the_shares_exactly_over_many_batches(store, mixture, batch_size, kinds, strata):
     ledger = Ledger(source(store, mixture, batch_size)).run(40)
     names = (SampleType.POLICY, SampleType.WORLD_MODEL, FUTURE)
@@ -136,12 +135,6 @@ def test_an_empty_stratum_is_replaced(tmp_path, have, expected):
     store = fill(tmp_path / "replay", **{"demos": 1, "successes": 1, "failures": 1, **have})
     ledger = Ledger(source(store, REFINEMENT, 10)).run(10)
     assert ledger.strata == Counter({name: 10 * n for name, n in expected.items()})
-
-
-def test_failures_are_never_imitated(tmp_path):
-    store = fill(tmp_path / "replay", demos=1, successes=0, failures=1)
-    ledger = Ledger(source(store, dataclasses.replace(REFINEMENT, imitate=1.0), 40)).run(1)
-    assert ledger.kinds[SampleType.POLICY] == 4 + 9 and ledger.strata == Counter({"demo": 4 + 9, "failure": 9 + 18})
 
 
 def test_a_stratum_that_fills_up_is_used_from_then_on(tmp_path):

@@ -16,11 +16,7 @@ VALUE_KINDS = {"future": SampleType.VALUE_FUTURE, "action": SampleType.VALUE_ACT
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of a batch. Policy samples come from demonstrations, the others from rollouts.
-
-    With ``imitate`` above 0, that share of the world-model samples of successful rollouts is trained as policy samples instead:
-    the policy also learns from what it did right (filtered behaviour cloning; not in the paper).
-    """
+    """Shares of a batch. Policy samples come from demonstrations, the others from rollouts."""
 
     policy: float
     world: float
@@ -28,7 +24,6 @@ class Mixture:
     value_kind: SampleType
     success_share: float  #: of the rollout samples, those from successes
     demos_as_success: bool  #: take the successes from demonstrations: base training has no rollouts yet (method section 3)
-    imitate: float = 0.0
 
     @classmethod
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
@@ -38,7 +33,7 @@ class Mixture:
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of refining on rollouts, 10/45/45 by default."""
-        return cls(*learner.refine_mix, VALUE_KINDS[learner.value_mode], replay.success_share, False, learner.imitate_successes)
+        return cls(*learner.refine_mix, VALUE_KINDS[learner.value_mode], replay.success_share, False)
 
 
 class BatchSource:
@@ -52,10 +47,9 @@ class BatchSource:
         self.sampler, self.mixture, self.batch_size = sampler, mixture, batch_size
         m = mixture
         success = "demo" if m.demos_as_success else "success"
-        imitated = m.world * m.success_share * m.imitate
-        self._cells = [("demo", SampleType.POLICY, m.policy), (success, SampleType.POLICY, imitated)]
-        for kind, share, taken in ((SampleType.WORLD_MODEL, m.world, imitated), (m.value_kind, m.value, 0.0)):
-            self._cells += [(success, kind, share * m.success_share - taken), ("failure", kind, share * (1 - m.success_share))]
+        self._cells = [("demo", SampleType.POLICY, m.policy)]
+        for kind, share in ((SampleType.WORLD_MODEL, m.world), (m.value_kind, m.value)):
+            self._cells += [(success, kind, share * m.success_share), ("failure", kind, share * (1 - m.success_share))]
         self._owed = np.zeros(len(self._cells))
 
     def draw(self) -> TrainingBatch:
@@ -63,7 +57,7 @@ class BatchSource:
         windows, actions, kinds = [], [], []
         for (stratum, kind, _), count in zip(self._cells, self._counts(), strict=True):
             if count:
-                window = self.sampler.draw(int(count), self._filled(stratum, kind))
+                window = self.sampler.draw(int(count), self._filled(stratum))
                 windows.append(window)
                 actions.append(window.labels if kind is SampleType.POLICY else window.actions)
                 kinds += [int(kind)] * int(count)
@@ -83,11 +77,12 @@ class BatchSource:
             counts[cell] += 1
         return counts
 
-    def _filled(self, stratum: str, kind: SampleType) -> str:
-        """``stratum``, or what stands in for it while it is empty; failures are never imitated."""
+    def _filled(self, stratum: str) -> str:
+        """``stratum``, or what stands in for it while it is empty."""
+        if stratum == "demo":
+            return "demo"
         counts = self.sampler.counts()
-        others = () if kind is SampleType.POLICY else ("success", "failure")
-        return next((name for name in (stratum, *others) if counts[name].windows), "demo")
+        return next((name for name in (stratum, "success", "failure") if counts[name].windows), "demo")
 
     def state_dict(self) -> dict:
         """JSON-serialisable state to continue the stream from."""
