@@ -13,23 +13,22 @@ run() { "$@" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "'$*' failed; the wh
 
 # --- system packages: GL for headless rendering, libGL and glib for OpenCV, a compiler for one dependency (evdev)
 packages=(libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6 libgl1 libglib2.0-0 gcc libc6-dev linux-libc-dev)
-if command -v dpkg-query >/dev/null; then
-    missing=()
-    for package in "${packages[@]}"; do
+install() { # PACKAGE...: those that are missing, through apt when we may, else one line that says what to do
+    local missing=() package
+    command -v dpkg-query >/dev/null || { say "not a Debian or Ubuntu machine: make sure you have $*"; return; }
+    for package in "$@"; do
         # Newer releases rename a library that gets a 64-bit time_t: libglib2.0-0 became libglib2.0-0t64.
-        dpkg-query -W -f='${Status}\n' "$package" "${package}t64" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+        { dpkg-query -W -f='${Status}\n' "$package" "${package}t64" 2>/dev/null || true; } | grep -q 'install ok installed' || missing+=("$package")
     done
-    if ((${#missing[@]})); then
-        if [ "$(id -u)" = 0 ]; then as_root=(env); elif sudo -n true 2>/dev/null; then as_root=(sudo -n); else
-            fail "please install the system packages first: sudo apt-get install -y ${missing[*]}"
-        fi
-        say "installing system packages: ${missing[*]}"
-        run "${as_root[@]}" apt-get update -q
-        run "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+    ((${#missing[@]})) || return 0
+    if [ "$(id -u)" = 0 ]; then as_root=(env); elif sudo -n true 2>/dev/null; then as_root=(sudo -n); else
+        fail "please install the system packages first: sudo apt-get install -y ${missing[*]}"
     fi
-else
-    say "not a Debian or Ubuntu machine: make sure EGL or OSMesa is installed"
-fi
+    say "installing system packages: ${missing[*]}"
+    run "${as_root[@]}" apt-get update -q
+    run "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+}
+install "${packages[@]}"
 
 # --- Python
 python=${PYTHON:-}
@@ -41,16 +40,23 @@ if [ -z "$python" ]; then
         fi
     done
 fi
-[ -n "$python" ] || fail "Python 3.11 is needed and was not found: install python3.11 with its venv and headers (python3.11-venv python3.11-dev), or set PYTHON"
+[ -n "$python" ] || fail "Python 3.11 is needed and was not found: install it with its venv and headers (python3.11-venv python3.11-dev), or set PYTHON"
+"$python" -c 'import ensurepip, os, sysconfig; assert os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null ||
+    install python3.11-venv python3.11-dev
 
 stamp=$(cat requirements.txt pyproject.toml | sha256sum | cut -c1-16)
 present=$(cat "$venv/.cosmos_ray" 2>/dev/null || true)
 if [ "$present" != "$stamp $extra" ] && { [ -n "$extra" ] || [ "${present%% *}" != "$stamp" ]; }; then
-    [ -x "$venv/bin/python" ] || { say "creating $venv"; "$python" -m venv "$venv" 2>>"$log" || fail "cannot create a venv: install python3.11-venv"; }
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        say "creating $venv"
+        rm -rf "$venv"
+        run "$python" -m venv "$venv"
+    fi
     say "installing Python packages into $venv (a few minutes the first time)"
     run "$venv/bin/python" -m pip install -q --upgrade pip setuptools wheel
     ("$venv/bin/python" -m pip install -q -r requirements.txt -e ".${extra:+[$extra]}" >>"$log" 2>&1) &
     pip=$!
+    trap 'kill $pip 2>/dev/null; exit 130' INT TERM
     while kill -0 "$pip" 2>/dev/null; do sleep 1; if [ -t 2 ]; then printf '\rsetup: %4d s, %s in the venv' "$SECONDS" "$(du -sh "$venv" 2>/dev/null | cut -f1)" >&2; fi; done
     [ -t 2 ] && printf '\n' >&2
     wait "$pip" || { tail -n 20 "$log" >&2; fail "pip failed; the whole output is in $log"; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 
-from cosmos_ray.config import QUICK, RunConfig
+from cosmos_ray.config import QUICK, QUICK_COUNTS, RunConfig
 from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.settings import add_flags, make_config, stored_config
 
@@ -92,10 +93,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
-    base = QUICK if getattr(options, "quick", False) else RunConfig()
+    quick = getattr(options, "quick", False)
+    base = QUICK if quick else RunConfig()
     flags = {k: v for k, v in vars(options).items() if k not in ("command", "config", "quiet", "fresh", "quick")}
     config = make_config(base, options.config, flags)
     if not fresh and (stored := stored_config(config)) is not None:
+        if quick:
+            stored = dataclasses.replace(stored, **{name: getattr(QUICK, name) for name in QUICK_COUNTS})
         config = make_config(stored, options.config, flags)  # a run keeps its settings from stage to stage
 
     from cosmos_ray.run import open_run

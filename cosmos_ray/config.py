@@ -61,8 +61,8 @@ class ModelConfig:
     sigma_frame_scale: str = option("auto", "multiply training sigma by sqrt(latent frames): 'on', 'off', 'auto' by preset",
                                     choices=("auto", "on", "off"))
     sigma_min: float = option(0.0, "last sigma of the sampler; 0 takes the preset's (1 for tiny, 4 for the 2B)", low=0, high=80)
-    action_weight: float = option(4.0, "loss weight of the ACTION frame", low=0)
-    value_weight: float = option(3.0, "loss weight of the VALUE frame", low=0)
+    action_weight: float = option(0.0, "loss weight of the ACTION frame; 0 takes the preset's (4 for tiny, 1 for the 2B)", low=0)
+    value_weight: float = option(0.0, "loss weight of the VALUE frame; 0 takes the preset's (3 for tiny, 1 for the 2B)", low=0)
     tokenizer_path: str = option("", "directory of the Wan 2.1 VAE in diffusers layout (2B preset only)")
     text_path: str = option("", "directory of the T5 encoder, or a .safetensors file of cached embeddings (2B preset only)")
 
@@ -85,7 +85,7 @@ class LearnerConfig:
 
     batch_size: int = option(32, "samples per step, all ranks together", low=1)
     lr: float = option(1.5e-3, "peak learning rate of `pretrain`", low=0)
-    refine_lr: float = option(3e-4, "peak learning rate of `refine`", low=0)
+    refine_lr: float = option(8e-4, "peak learning rate of `refine`", low=0)
     warmup: int = option(50, "linear warm-up steps", low=0)
     decay_from: float = option(0.3, "share of the steps after which the rate decays linearly", low=0, high=1)
     final_lr: float = option(0.05, "last learning rate as a share of the peak", low=0, high=1)
@@ -98,7 +98,8 @@ class LearnerConfig:
     precision: str = option("fp32", "compute precision", choices=("fp32", "bf16"))
     threads: int = option(0, "CPU threads per rank; 0 shares the machine's cores among the ranks", low=0)
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "shares of policy, world-model and value samples in `pretrain`", low=0, high=1)
-    refine_mix: tuple[float, ...] = option((0.1, 0.45, 0.45), "the same in `refine` (paper: 10/45/45)", low=0, high=1)
+    refine_mix: tuple[float, ...] = option((), "the same in `refine`; empty takes the preset's: the paper's 0.1,0.45,0.45 for the 2B, "
+                                           "0.5,0.25,0.25 for tiny, which forgets its policy otherwise", low=0, high=1)
     value_mode: str = option("future", "what value samples see: 'future' V(s') or 'action' Q(s,a); the planner ranks by the same",
                              choices=("future", "action"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
@@ -148,14 +149,14 @@ class RunConfig:
 
     name: str = option("demo", "run name: a folder under --root")
     root: str = option("runs", "folder that holds runs")
-    seed: int = option(0, "seed of everything random in the run", low=0)
-    demos: int = option(120, "demonstrations to have in the store after `collect`", low=1)
+    seed: int = option(0, "seed of everything random in the run", low=0, high=10**6)
+    demos: int = option(120, "demonstrations to have in the store after `collect`", low=1, high=500_000)
     pretrain_steps: int = option(600, "learner steps of `pretrain`", low=1)
-    rollouts: int = option(80, "rollout episodes to have in the store after `rollout`", low=0)
-    refine_steps: int = option(450, "learner steps of `refine`", low=1)
-    refine_rollouts: int = option(60, "further rollout episodes collected during `refine`", low=0)
+    rollouts: int = option(80, "rollout episodes to have in the store after `rollout`", low=0, high=500_000)
+    refine_steps: int = option(600, "learner steps of `refine`", low=1)
+    refine_rollouts: int = option(60, "further rollout episodes collected during `refine`", low=0, high=500_000)
     publish_every: int = option(50, "learner steps between weight pushes to the pool while refining", low=1)
-    eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1)
+    eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)
     verify: int = option(0, "`evaluate` also repeats this many stored episodes per arm and compares them step by step", low=0)
     plan_seed: int = option(0, "`plan`: number of the held-out initial state", low=0)
     address: str = option("", "Ray cluster to join (host:port or auto); empty joins $RAY_ADDRESS if set, else starts a local one")
@@ -170,8 +171,9 @@ class RunConfig:
 
 
 #: ``demo --quick``: every stage at small counts, to see it work rather than to learn much
-QUICK = RunConfig(name="quick", demos=30, pretrain_steps=150, rollouts=12, refine_steps=60, refine_rollouts=12, publish_every=20,
-                  eval_episodes=8)
+QUICK_COUNTS = {"demos": 30, "pretrain_steps": 150, "rollouts": 12, "refine_steps": 60, "refine_rollouts": 12, "publish_every": 20,
+                "eval_episodes": 8}
+QUICK = RunConfig(name="quick", **QUICK_COUNTS)
 
 
 def check(config: Any, where: str = "") -> None:
@@ -199,7 +201,7 @@ def _check_together(config: RunConfig) -> None:
     """The constraints that tie two fields together."""
     for name in ("base_mix", "refine_mix"):
         mix = getattr(config.learner, name)
-        if len(mix) != 3 or abs(sum(mix) - 1) > 1e-6:
+        if (mix or name == "base_mix") and (len(mix) != 3 or abs(sum(mix) - 1) > 1e-6):
             raise ConfigError(f"learner.{name} = {mix}: give three shares (policy, world model, value) that add up to 1")
     if config.learner.zero_stage == 3 and config.learner.ema:
         raise ConfigError("learner.ema needs whole parameters on every rank: set learner.ema to 0 with learner.zero_stage 3")

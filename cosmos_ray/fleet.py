@@ -15,9 +15,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from cosmos_ray.errors import CosmosRayError
+from cosmos_ray.errors import CosmosRayError, SimulationError
+from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
 from cosmos_ray.rollout.ticket import Finished
 
 logger = logging.getLogger(__name__)
@@ -131,12 +132,14 @@ class Fleet:
         try:
             finished = ray.get(worker.call)
         except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, CosmosRayError) else error from error
-        except RayActorError as error:
-            self._replace(self._workers.index(worker), str(error).strip().splitlines()[0])
+            raise own_error(error) from error
+        except ACTOR_LOST as error:
+            self._replace(self._workers.index(worker), first_line(error))
             return []
         worker.call, worker.answered = None, True
         for episode in finished:
+            if not episode.length:
+                raise SimulationError(f"{episode.name} broke at its first step and cannot be stored: {episode.invalid}")
             for name, ticket in list(worker.tickets.items()):
                 if episode.name in self._names(ticket):
                     del worker.tickets[name]

@@ -93,6 +93,12 @@ class RunFolder:
         file = self.path / name
         return json.loads(file.read_text()) if file.exists() else None
 
+    def next_version(self) -> int:
+        """A policy version that this run never used before; 1 for the first. Recorded before it is returned."""
+        version = (self.read_json("version.json") or {"version": 0})["version"] + 1
+        self.write_json("version.json", {"version": version})
+        return version
+
     def close(self) -> None:
         """Give the lock back."""
         self._lock.close()

@@ -15,7 +15,10 @@ from cosmos_ray.config import RunConfig, check
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.pool import InferencePool
+from cosmos_ray.model.spec import make_spec
+from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
+from cosmos_ray.remote import first_line
 from cosmos_ray.sim import gl, tasks
 from cosmos_ray.tracking import Tracker
 
@@ -38,6 +41,11 @@ class Run:
         """CPUs of the cluster."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
+    @property
+    def node_cores(self) -> int:
+        """CPUs of the largest node: threads of one process cannot use more."""
+        return max([1] + [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
+
     def cpu_share(self, actors: int) -> float:
         """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one."""
         return min(1.0, int(100 * self.cores / max(1, actors)) / 100)
@@ -51,8 +59,28 @@ def validate(config: RunConfig) -> None:
     """Everything that can be wrong with a config, found before any process starts. Raises ConfigError."""
     check(config)
     tasks.validate(config.sim)
-    if config.sim.image_size % 8:
-        raise ConfigError(f"sim.image_size = {config.sim.image_size} is not a multiple of 8, the tokenizer's patch")
+    _check_model(config)
+
+
+def _check_model(config: RunConfig) -> None:
+    """Whether the network can be built for these cameras, actions and frames."""
+    size, sim = config.sim.image_size, config.sim
+    if size % PATCH:
+        raise ConfigError(f"sim.image_size = {size} is not a multiple of {PATCH}, the tokenizer's patch")
+    action_dim = len(sim.robots) * (4 if tasks.action_space(sim, tasks.spec(sim.task)) == "position" else 7)
+    spec = make_spec(config.model, sim.cameras, size, action_dim, 9 * len(sim.robots))
+    channels, height, width = spec.frame_shape
+    if height % spec.transformer.patch:
+        raise ConfigError(f"a latent grid of {height}x{width} (sim.image_size / {PATCH}) does not divide into model.patch = "
+                          f"{spec.transformer.patch}")
+    if config.model.chunk * action_dim > channels * height * width:
+        raise ConfigError(f"model.chunk = {config.model.chunk} actions of {action_dim} numbers do not fit a latent frame of "
+                          f"{channels * height * width}: shorten the chunk or enlarge sim.image_size")
+    if spec.preset != "tiny":
+        for name in ("tokenizer_path", "text_path"):
+            path = getattr(config.model, name)
+            if not path or not os.path.exists(path):
+                raise ConfigError(f"preset {spec.preset} needs model.{name}, and {path!r} does not exist")
 
 
 @contextlib.contextmanager
@@ -86,8 +114,9 @@ def _start_ray(config: RunConfig) -> None:
         else:
             gl.choose_backend()  # also tells the workers which one, through the environment
             ray.init(address="local", include_dashboard=False, **quiet)
-    except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"no Ray cluster answers at {address!r}" if address else "Ray did not start on this machine"
+        raise ConfigError(f"{where}: {first_line(error)}") from error
 
 
 def _check_reachable(address: str) -> None:

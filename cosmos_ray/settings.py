@@ -26,6 +26,9 @@ def fields_of(config_class: type, prefix: str = "") -> dict[str, tuple[dataclass
 
 FIELDS = fields_of(RunConfig)
 
+#: Settings of one command, not of the run: a later command does not inherit them.
+PER_COMMAND = ("root", "name", "address", "wandb", "verify", "plan_seed")
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` and a flag for every field, grouped by section."""
@@ -86,8 +89,8 @@ def stored_config(config: RunConfig) -> RunConfig | None:
         return None
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"cannot read the run's settings in {file}: {error}") from error
-    return _replace(RunConfig(), {k: v for k, v in _flatten(file, tree).items() if k not in ("root", "name")} |
-                    {"root": config.root, "name": config.name})
+    kept = {k: v for k, v in _flatten(file, tree).items() if k not in PER_COMMAND}
+    return _replace(RunConfig(), kept | {"root": config.root, "name": config.name})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

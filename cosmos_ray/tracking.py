@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from cosmos_ray.config import RunConfig
@@ -37,9 +38,18 @@ class Tracker:
         """Record one row of metrics."""
         self.folder.record(stage, **values)
         if self._run is not None:
-            self._run.log({f"{stage}/{k}": v for k, v in values.items() if isinstance(v, (int, float))})
+            self._guarded(self._run.log, {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, (int, float))})
 
     def close(self) -> None:
         """Finish the wandb run, if there is one."""
         if self._run is not None:
-            self._run.finish()
+            self._guarded(self._run.finish)
+
+    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> None:
+        import wandb
+
+        try:
+            call(*arguments)
+        except (wandb.errors.Error, OSError) as error:
+            logger.warning("wandb stopped working (%s): metrics go on in %s only", error, self.folder.path / "metrics.jsonl")
+            self._run = None

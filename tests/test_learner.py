@@ -31,7 +31,7 @@ from tests.test_replay_episode import make_episode
 FUTURE = SampleType.VALUE_FUTURE
 CONFIG = LearnerConfig(batch_size=8, warmup=2)
 BASE = Mixture.base(CONFIG, ReplayConfig())
-REFINEMENT = Mixture.refinement(CONFIG, ReplayConfig())
+REFINEMENT = Mixture.refinement(CONFIG, ReplayConfig(), "cosmos-predict2-2b")
 
 
 def fill(root, demos=3, successes=3, failures=3) -> ReplayStore:
@@ -111,7 +111,7 @@ def test_no_count_is_ever_negative_or_a_whole_sample_off(store, shares, batch_si
 @pytest.mark.parametrize("mode, kind", [("future", FUTURE), ("action", SampleType.VALUE_ACTION)])
 def test_the_value_mode_chooses_the_kind_of_value_samples(mode, kind):
     config = LearnerConfig(value_mode=mode)
-    assert Mixture.base(config, ReplayConfig()).value_kind is kind and Mixture.refinement(config, ReplayConfig()).value_kind is kind
+    assert Mixture.base(config, ReplayConfig()).value_kind is kind and Mixture.refinement(config, ReplayConfig(), "tiny").value_kind is kind
 
 
 def test_policy_samples_imitate_labels_and_the_others_are_about_executed_actions(store):

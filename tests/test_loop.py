@@ -49,10 +49,16 @@ def wait_for(condition, driver: subprocess.Popen, seconds: float = 240):
     raise AssertionError("nothing happened in time")
 
 
+def forget_refinement(folder: Path) -> None:
+    """Back to where `refine` begins."""
+    shutil.rmtree(folder / "checkpoints" / "refined")
+    for state in (folder / "learner").glob("refined*"):
+        shutil.rmtree(state)
+
+
 def start_refine(folder: Path, *flags: str) -> subprocess.Popen:
     """`refine` on a copy of the finished run, from its beginning."""
-    shutil.rmtree(folder / "checkpoints" / "refined")
-    shutil.rmtree(folder / "learner" / "refined", ignore_errors=True)
+    forget_refinement(folder)
     return subprocess.Popen(command("refine", folder.parent, *flags), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)
 
@@ -158,8 +164,7 @@ def test_a_torn_episode_costs_only_itself(finished_run, tmp_path):
     folder = copy_run(finished_run, tmp_path)
     victim = next(p for p in folder.rglob("rollout-*.arrow"))
     victim.write_bytes(victim.read_bytes()[:200])
-    shutil.rmtree(folder / "checkpoints" / "refined")
-    shutil.rmtree(folder / "learner" / "refined", ignore_errors=True)
+    forget_refinement(folder)
     run_command("refine", tmp_path)
     assert victim.name in (folder / "replay" / "quarantine" / "log.jsonl").read_text()
 
@@ -203,8 +208,7 @@ def head(tmp_path):
 
 def test_ray_job_submit_refine_against_a_local_head(finished_run, tmp_path, head):
     folder = copy_run(finished_run, tmp_path)
-    shutil.rmtree(folder / "checkpoints" / "refined")
-    shutil.rmtree(folder / "learner" / "refined", ignore_errors=True)
+    forget_refinement(folder)
     ray, variables = head
     done = subprocess.run([*ray, "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/refine.py", "--root", str(tmp_path),
                            "--name", "small", *SMALL], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=400)

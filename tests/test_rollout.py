@@ -13,7 +13,8 @@ from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.replay.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.rollout.core import RolloutCore
+from cosmos_ray.replay.strata import window_offsets
+from cosmos_ray.rollout.core import RolloutCore, frame_offsets
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
 from cosmos_ray.rollout.ticket import PURPOSES, SPAN, EpisodeTicket, state_seed
 from cosmos_ray.sim.environment import Environment
@@ -79,8 +80,8 @@ def test_every_ticket_finishes_once_and_is_in_the_store(work):
 @pytest.mark.parametrize("settings, stride, frames, decisions", [
     ({}, 0, [0, 8, 16, 20], [0, 8, 16]),
     ({}, 4, [0, 4, 8, 12, 16, 20], [0, 8, 16]),
-    ({}, 3, [0, 3, 6, 8, 11, 14, 16, 19, 20], [0, 8, 16]),
-    ({"execute": 5}, 0, [0, 5, 10, 15, 20], [0, 5, 10, 15]),
+    ({}, 3, [0, 3, 6, 8, 9, 11, 12, 14, 15, 16, 17, 18, 20], [0, 8, 16]),
+    ({"execute": 5}, 0, [0, 5, 8, 10, 13, 15, 18, 20], [0, 5, 10, 15]),
 ])  # fmt: skip
 def test_what_an_episode_records(work, settings, stride, frames, decisions):
     core = work(1, **settings)
@@ -222,3 +223,15 @@ def test_a_failed_demonstration_becomes_a_rollout_of_version_minus_one(tmp_path)
     (summary,) = core.store.summaries()
     assert (summary.source, summary.stratum, summary.policy_version, summary.key.seed) == ("rollout", "failure", -1, key.seed)
     core.env.close()
+
+
+@pytest.mark.parametrize("execute", range(1, 9))
+@pytest.mark.parametrize("stride", [0, 3, 4])
+def test_every_decision_begins_a_training_window(execute, stride):
+    """Also where the executed part does not divide the chunk: both ends of the window are rendered."""
+    length, frames = 60, {0}
+    for decision in range(0, length, execute):
+        frames |= {decision + offset for offset in frame_offsets(decision, execute, 8, stride)}
+    windows = set(window_offsets(np.array(sorted(f for f in frames | {length} if f <= length)), length, 8).tolist())
+    assert set(range(0, length, execute)) <= windows
+    assert not stride or set(range(0, length, stride)) <= windows

@@ -24,7 +24,7 @@ class InferenceActor:
     def __init__(self, checkpoint: str, config: InferenceConfig):
         torch.set_num_threads(config.threads)
         policy, version = load_policy(checkpoint)
-        device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
         self._core = InferenceCore(policy.to(device), version)
         self._batcher = Batcher(lambda requests: self._core.answer(requests), config.max_batch, config.wait_ms / 1000)
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cosmos_ray.errors import PoolUnavailable
 from cosmos_ray.inference.core import ActReply, ActRequest, WrongVersion
+from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +43,18 @@ class PoolClient:
 
     def result(self, pending: Pending) -> ActReply:
         """Wait for the answer. PoolUnavailable when no actor gave one within ``timeout_s`` of :meth:`submit`."""
+        # Silence is only a reason to ask again where another actor can be asked: a busy one would answer twice.
+        patience = self.timeout_s / ACTOR_TRIES if len(self.actors) > 1 else self.timeout_s
         while True:
             try:
-                return ray.get(pending.reference, timeout=max(0.0, min(self.timeout_s / ACTOR_TRIES, pending.deadline - time.monotonic())))
-            except (RayActorError, GetTimeoutError, RayTaskError) as error:
-                if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongVersion):
-                    raise error.cause from error
+                return ray.get(pending.reference, timeout=max(0.0, min(patience, pending.deadline - time.monotonic())))
+            except (*ACTOR_LOST, GetTimeoutError, RayTaskError) as error:
+                reason = own_error(error) if isinstance(error, RayTaskError) else error
+                if isinstance(error, RayTaskError) and not isinstance(reason, (WrongVersion, *ACTOR_LOST)):
+                    raise reason from error
                 if time.monotonic() + RETRY_S >= pending.deadline:
-                    reason = str(error.cause if isinstance(error, RayTaskError) else error).splitlines()[0]
                     raise PoolUnavailable(f"none of {len(self.actors)} inference actors answered within "
-                                          f"{self.timeout_s:g} s: {reason}") from error
+                                          f"{self.timeout_s:g} s: {first_line(reason)}") from error
                 logger.info("inference request goes to another actor: %s", type(error).__name__)
                 self.retries += 1
                 time.sleep(RETRY_S)

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cosmos_ray.config import InferenceConfig
-from cosmos_ray.errors import CheckpointError, CosmosRayError, PoolUnavailable
+from cosmos_ray.errors import CheckpointError, PoolUnavailable
 from cosmos_ray.inference.actor import InferenceActor
+from cosmos_ray.remote import ACTOR_LOST, own_error
 from cosmos_ray.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class InferencePool:
         except GetTimeoutError as error:
             raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: does the cluster have "
                                   f"{config.actors} x {config.gpus:g} GPUs free?") from error
-        except RayActorError as error:
+        except ACTOR_LOST as error:
             raise CheckpointError(f"an inference actor could not start: {_root(error)}") from error
 
     def push(self, weights: Weights) -> None:
@@ -51,7 +52,7 @@ class InferencePool:
     def repair(self) -> None:
         """Look after actors that Ray restarted: count them and give them the current weights.
 
-        Never waits: it asks each actor for its status every ``REPAIR_S`` seconds and acts on the answers that have come.
+        Does not wait for a status: it asks each actor every ``REPAIR_S`` seconds and acts on the answers that have come.
         """
         stale = []
         for i, actor in enumerate(self.actors):
@@ -65,7 +66,7 @@ class InferencePool:
             self._probes[i] = None, asked
             try:
                 status = ray.get(probe)
-            except RayActorError:
+            except ACTOR_LOST:
                 continue  # still restarting: next time
             if status["pid"] != self._pids[i]:
                 self._pids[i] = status["pid"]
@@ -84,7 +85,7 @@ class InferencePool:
             try:
                 if reference in ready:
                     out.append(ray.get(reference))
-            except RayActorError:
+            except ACTOR_LOST:
                 continue
         return out
 
@@ -104,8 +105,8 @@ class InferencePool:
             try:
                 ray.get(call)
             except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, CosmosRayError) else error from error
-            except RayActorError:
+                raise own_error(error) from error
+            except ACTOR_LOST:
                 logger.warning("an inference actor died while taking policy version %d; it will get it after its restart", version)
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.learner.mixture import BatchSource, Mixture
+from cosmos_ray.remote import ACTOR_LOST, own_error
 from cosmos_ray.weights import Weights
 
 START_S = 300.0  #: to import DeepSpeed, meet the other ranks and load a checkpoint
@@ -66,7 +67,7 @@ class LearnerActor:
                                 seed=task.seed * 1000 + self.rank)
         source = BatchSource(sampler, task.mixture, self.config.batch_size // self.config.world_size)
         self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
-                                rank=self.rank, device="cuda" if torch.cuda.is_available() else "cpu")
+                                rank=self.rank, device="cuda" if ray.get_gpu_ids() else "cpu")
         self.state = task.state
         if resume:
             self.core.load(self.state)
@@ -132,11 +133,9 @@ class LearnerGroup:
     def _get(self, references: list[ray.ObjectRef], timeout: float | None) -> list:
         try:
             return ray.get(references, timeout=timeout)
-        except (RayTaskError, RayActorError) as error:
-            if isinstance(error, RayTaskError) and isinstance(error.cause, CosmosRayError):
-                raise error.cause from error
-            if isinstance(error, RayTaskError) and not _someone_died(references):
-                raise
+        except (RayTaskError, *ACTOR_LOST) as error:
+            if isinstance(error, RayTaskError) and (isinstance(error.cause, CosmosRayError) or not _someone_died(references)):
+                raise own_error(error) from error
             raise LearnerLost("a learner process died (out of memory?); run the same command again to continue from its last "
                               f"checkpoint in {self.folder}") from error
         except GetTimeoutError as error:
@@ -150,7 +149,7 @@ def _someone_died(references: list[ray.ObjectRef]) -> bool:
     for reference in ready:
         try:
             ray.get(reference)
-        except RayActorError:
+        except ACTOR_LOST:
             return True
         except RayTaskError:
             continue

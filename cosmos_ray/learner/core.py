@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -13,7 +15,7 @@ from pickle import UnpicklingError
 import torch
 
 from cosmos_ray.config import LearnerConfig
-from cosmos_ray.errors import CheckpointError
+from cosmos_ray.errors import CheckpointError, CosmosRayError
 from cosmos_ray.learner.mixture import BatchSource
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.policy import CosmosPolicy
@@ -30,6 +32,10 @@ def learning_rate(step: int, total: int, peak: float, config: LearnerConfig) -> 
     return peak * warm * (1 - done * (1 - config.final_lr))
 
 
+class TrainingDiverged(CosmosRayError):
+    """The loss is no longer a number."""
+
+
 class LearnerCore:
     """Trains ``policy.net`` in a DeepSpeed engine.
 
@@ -43,7 +49,7 @@ class LearnerCore:
         self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
         self.step_count = 0
         self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
-        self.engine = _engine(config, policy.net)
+        self.engine = _engine(config, policy.net, device)
         self.average = [p.detach().float().clone() for p in policy.net.parameters()] if config.ema else None
 
     def step(self) -> dict[str, float]:
@@ -53,6 +59,8 @@ class LearnerCore:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         loss, errors = self.policy.loss(self.source.draw(), self.generator, net=self.engine)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)
         self.engine.step()
         self.step_count += 1
@@ -101,6 +109,8 @@ class LearnerCore:
         """
         folder = Path(folder)
         tag = f"step_{self.step_count:08d}"
+        if (folder / "latest").exists() and (folder / "latest").read_text().strip() == tag:
+            return  # never write over the state that would be resumed from
         self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
         own = {"step": self.step_count, "world_size": self.config.world_size, "source": self.source.state_dict(),
                "generator": self.generator.get_state().tolist()}
@@ -112,8 +122,8 @@ class LearnerCore:
             temporary = folder / "latest.tmp"
             temporary.write_text(tag)
             os.replace(temporary, folder / "latest")
-            for old in sorted(folder.glob("step_*"))[:-2]:
-                _remove(old)
+            for old in sorted(path for path in folder.glob("step_*") if path.name != tag)[:-1]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def load(self, folder: str | Path) -> bool:
         """Continue from :meth:`save`; False when there is nothing to continue from.
@@ -148,9 +158,9 @@ def rendezvous(rank: int, world_size: int, address: str, port: int) -> dict[str,
     return {"MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
 
 
-def _engine(config: LearnerConfig, net: torch.nn.Module):
+def _engine(config: LearnerConfig, net: torch.nn.Module, device: str):
     """A DeepSpeed engine around the network, quiet and without compiling extension ops on a CPU."""
-    if not torch.cuda.is_available():
+    if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     import deepspeed
@@ -160,7 +170,7 @@ def _engine(config: LearnerConfig, net: torch.nn.Module):
     deepspeed_logger.setLevel(logging.ERROR)
     # The shared-memory collectives would be compiled at first use (30-70 s, and ninja must be on PATH); gloo does without.
     ops["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
     optimizer = torch.optim.AdamW(_groups(net, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), eps=1e-8)
     engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config={
         "train_micro_batch_size_per_gpu": config.batch_size // config.world_size,
@@ -182,16 +192,8 @@ def _groups(net: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 def _gathered(net: torch.nn.Module, stage: int):
     """Context in which whole parameters are on this rank: only ZeRO-3 shards them."""
-    import contextlib
-
     if stage < 3:
         return contextlib.nullcontext()
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(list(net.parameters()))
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

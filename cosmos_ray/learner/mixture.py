@@ -13,6 +13,9 @@ from cosmos_ray.replay.sampler import WindowSampler
 
 VALUE_KINDS = {"future": SampleType.VALUE_FUTURE, "action": SampleType.VALUE_ACTION}
 
+#: Refinement mixture of each preset: the paper's for the real model; the tiny one, 1.5 M parameters, forgets its policy at 10 %.
+REFINE_MIX = {"cosmos-predict2-2b": (0.1, 0.45, 0.45), "tiny": (0.5, 0.25, 0.25)}
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -31,9 +34,9 @@ class Mixture:
         return cls(*learner.base_mix, VALUE_KINDS[learner.value_mode], replay.success_share, True)
 
     @classmethod
-    def refinement(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
-        """The mixture of refining on rollouts, 10/45/45 by default."""
-        return cls(*learner.refine_mix, VALUE_KINDS[learner.value_mode], replay.success_share, False)
+    def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
+        """The mixture of refining on rollouts, by default the model preset's."""
+        return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False)
 
 
 class BatchSource:

@@ -1,4 +1,4 @@
-"""A policy on disk: ``model.safetensors`` beside ``policy.json``, written whole or not at all. Nothing is ever unpickled."""
+"""A policy on disk: ``model.safetensors`` beside ``policy.json``, never half-written. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from cosmos_ray.model.spec import PolicySpec
 
 
 def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict | None = None) -> None:
-    """Write weights, normalisation and description to the directory ``path`` (replaced whole if it exists).
+    """Write weights, normalisation and description to the directory ``path``.
+
+    An existing checkpoint is replaced by two renames: a crash between them leaves it under ``.NAME.PID.old``.
 
     ``version`` is the policy version the weights are published under; ``info`` is free-form JSON (steps, losses).
     """
@@ -36,6 +38,9 @@ def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict
     if path.exists():
         path.rename(old)
     temporary.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -76,6 +76,6 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, ac
         output=config.output if config.output != "auto" else ("x0" if tiny else "velocity"),
         frame_scale=config.sigma_frame_scale == "on" or (config.sigma_frame_scale == "auto" and not tiny),
         sigma_min=config.sigma_min or (1.0 if tiny else 4.0),
-        action_weight=config.action_weight if tiny else 1.0, value_weight=config.value_weight if tiny else 1.0,
+        action_weight=config.action_weight or (4.0 if tiny else 1.0), value_weight=config.value_weight or (3.0 if tiny else 1.0),
         loss_scale=1.0 if tiny else 10.0, text_tokens=16 if tiny else 512,
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)

@@ -170,11 +170,11 @@ class EpisodeView:
         self._columns[name] = values
         return values
 
-    def frame_column(self, camera: str, verify: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def frame_column(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
         """``(T + 2,)`` int64 offsets into the uint8 bytes of all JPEGs of ``camera``; step ``t`` has
-        ``data[offsets[t]:offsets[t + 1]]``, empty if it was not rendered. ``verify`` reads all of them to check."""
+        ``data[offsets[t]:offsets[t + 1]]``, empty if it was not rendered. Checked once against the CRC-32."""
         name = f"frame/{camera}"
-        if camera in self._frames and not verify:
+        if camera in self._frames:
             return self._frames[camera]
         array = self._array(name)
         if array.type != pa.large_binary():
@@ -185,7 +185,7 @@ class EpisodeView:
             raise DamagedEpisode(f"{self.path}: column {name} cannot be read: {error}") from error
         if offsets[0] < 0 or offsets[-1] > data.size or np.any(np.diff(offsets) < 0):
             raise DamagedEpisode(f"{self.path}: column {name} has offsets outside of its data")
-        if verify and _frames_crc(offsets, data) != self.header["checksums"].get(name):
+        if _frames_crc(offsets, data) != self.header["checksums"].get(name):
             raise DamagedEpisode(f"{self.path}: column {name} does not match its checksum")
         self._frames[camera] = offsets, data
         return offsets, data
@@ -195,7 +195,7 @@ class EpisodeView:
         summary = self.summary
         frames: dict[int, list[bytes]] = {int(step): [] for step in summary.frame_steps}
         for camera in self.cameras:
-            offsets, data = self.frame_column(camera, verify=True)
+            offsets, data = self.frame_column(camera)
             for step, images in frames.items():
                 images.append(data[offsets[step] : offsets[step + 1]].tobytes())
         attributes = {**_STATE_COLUMNS, **_STEP_COLUMNS}

@@ -14,6 +14,7 @@ from cosmos_ray.report.headline import headline
 from cosmos_ray.report.page import render_page, write_page
 from cosmos_ray.report.settings_table import commands, settings_table, versions
 from cosmos_ray.report.statistics import mcnemar
+from cosmos_ray.rollout.ticket import own_rollouts
 
 if TYPE_CHECKING:
     from cosmos_ray.stages.plan import PlanTrace
@@ -33,7 +34,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None) 
     arms = _arms(evaluation)
     comparisons = _comparisons(arms, evaluation["pairs"])
     episodes = {arm["name"]: diagnostics.outcomes(store, arm["episode_names"]) for arm in arms}
-    rollouts = contents.own_rollouts(store, config.name, evaluation["task"])
+    rollouts = own_rollouts(store, config.name, evaluation["task"])
     planned = [e for arm in arms if arm["candidates"] for e in episodes[arm["name"]]]
     acted = {"rollouts": diagnostics.outcomes(store, [s.name for s in rollouts]),
              **{f"evaluation, {arm['name']}": episodes[arm["name"]] for arm in arms if not arm["candidates"]}}

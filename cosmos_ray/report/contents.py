@@ -37,11 +37,6 @@ def store_contents(store: ReplayStore) -> dict:
     return {"strata": rows, "total": total, "quarantined": len(store.quarantine.entries())}
 
 
-def own_rollouts(store: ReplayStore, run: str, task: str) -> list[EpisodeSummary]:
-    """Summaries of the run's policy rollouts, failed demonstrations aside."""
-    return [s for s in store.summaries() if s.source == "rollout" and s.policy_version >= 0 and s.key.run == run and s.task == task]
-
-
 def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:
     """Success of rollouts by the policy version that began them: {version, successes, episodes, low, high}, ascending."""
     groups: dict[int, list[bool]] = {}

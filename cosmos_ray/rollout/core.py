@@ -123,9 +123,7 @@ class RolloutCore:
             rng = np.random.default_rng([ticket.noise_seed, trajectory.length])
             chunk = np.clip(chunk + ticket.action_noise * rng.standard_normal(chunk.shape), -1, 1).astype(np.float32)
         before = trajectory.length
-        stride = ticket.frame_stride
-        render_at = tuple(range(stride, len(chunk) + 1, stride)) if stride else ()
-        slot.env.execute(chunk, trajectory, render_at=render_at)
+        slot.env.execute(chunk, trajectory, render_at=frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride))
         done = trajectory.length - before
         slot.versions += [reply.version] * done
         slot.values += [float(reply.values[row])] + [np.nan] * (done - 1) if done else []
@@ -154,3 +152,17 @@ class RolloutCore:
         for half in self._halves:
             for slot in half.slots:
                 slot.env.close()
+
+
+def frame_offsets(before: int, executed: int, chunk: int, stride: int) -> tuple[int, ...]:
+    """Offsets 1..executed, from step ``before``, whose frames training windows need.
+
+    A window starts at a decision (every ``executed`` steps) or at a multiple of ``stride``, and ends ``chunk`` steps later; where
+    ``executed`` or ``stride`` does not divide the chunk, those ends are steps of their own.
+    """
+    periods = [executed] + ([stride] if stride else [])
+
+    def needed(step: int) -> bool:
+        return any(step % p == 0 or (step >= chunk and (step - chunk) % p == 0) for p in periods)
+
+    return tuple(offset for offset in range(1, executed + 1) if needed(before + offset))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import ConfigError, StoreError
-from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.episode import EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 
 SPAN = 1_000_000  #: initial-state seeds per purpose and run seed
@@ -55,3 +55,8 @@ def stored_result(store: ReplayStore, name: str) -> Finished | None:
     except StoreError:
         return None
     return Finished(name, episode.success, episode.length, episode.invalid, False, 0.0, episode.policy_version)
+
+
+def own_rollouts(store: ReplayStore, run: str, task: str) -> list[EpisodeSummary]:
+    """Summaries of a run's policy rollouts in the store, failed demonstrations aside."""
+    return [s for s in store.summaries() if s.source == "rollout" and s.policy_version >= 0 and s.key.run == run and s.task == task]

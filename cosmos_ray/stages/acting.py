@@ -6,7 +6,6 @@ from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import EpisodeKey
-from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.actor import RolloutActor
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
@@ -28,8 +27,3 @@ def rollout_ticket(run: Run, index: int) -> EpisodeTicket:
     return EpisodeTicket(key, noise_seed=mix_seed(seed, 11), action_noise=config.rollout.action_noise,
                          frame_stride=config.replay.rollout_frame_stride, arm="rollout")
 
-
-def own_rollouts(run: Run, store: ReplayStore) -> list:
-    """Summaries of the run's policy rollouts in the store, failed demonstrations aside."""
-    config = run.config
-    return [s for s in store.summaries() if s.source == "rollout" and s.policy_version >= 0 and s.key.run == config.name]

@@ -9,6 +9,7 @@ from cosmos_ray.rollout.actor import DemonstratorActor
 from cosmos_ray.rollout.demonstrator import failure_key
 from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
+from cosmos_ray.sim.experts import check_expert
 
 
 def collect(run: Run) -> dict:
@@ -19,6 +20,7 @@ def collect(run: Run) -> dict:
     started, tried, failed = have, 0, 0
     if have >= config.demos:
         return {"demonstrations": have, "new": 0, "failed": 0}
+    check_expert(config.sim)
     progress = run.progress("collect", config.demos, have, "demos")
     workers = config.rollout.workers
     fleet = Fleet(lambda i: DemonstratorActor.options(num_cpus=run.cpu_share(workers)).remote(config, str(run.folder.replay)),

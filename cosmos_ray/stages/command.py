@@ -74,6 +74,6 @@ def table(evaluation: dict) -> str:
                      f"[{100 * arm['low']:.1f}, {100 * arm['high']:.1f}]  {gains.get(name, '')}".rstrip())
     if "verified" in evaluation:
         check = evaluation["verified"]
-        lines.append(f"repeated {check['repeated']} stored episodes: {check['identical']} bit-identical"
+        lines.append(f"compared {check['repeated']} repeated episodes with the stored ones: {check['identical']} bit-identical"
                      + (f", different: {', '.join(check['different'])}" if check["different"] else ""))
     return "\n".join(lines)

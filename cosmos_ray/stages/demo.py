@@ -20,12 +20,13 @@ STAGES = (collect, pretrain, rollout, refine, evaluate)
 def demo(run: Run) -> dict:
     """Run every stage; one that is done already takes no time. Returns the report."""
     for stage in STAGES:
-        began = time.monotonic()
-        with PeakMemory() as memory:
-            result = stage(run)
-        seconds = time.monotonic() - began
-        if result.get("new", 1):  # a resumed demo keeps the times of the run that did the work
-            run.tracker.log("demo", name=stage.__name__, seconds=round(seconds, 1), peak_memory_mb=round(memory.peak))
+        began, memory, did_something = time.monotonic(), PeakMemory(), True
+        try:
+            with memory:
+                did_something = bool(stage(run).get("new", 1))
+        finally:  # an interrupted stage counts too; one that had nothing to do does not
+            if did_something:
+                run.tracker.log("demo", name=stage.__name__, seconds=round(time.monotonic() - began, 1), peak_memory_mb=round(memory.peak))
     return report(run)
 
 

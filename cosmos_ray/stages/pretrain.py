@@ -7,7 +7,6 @@ from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.run import Run
 from cosmos_ray.stages.training import make_initial_policy, start_learner
 
-BASE_VERSION = 1  #: policy version of the base policy
 BURST = 25  #: learner steps between two progress updates
 
 
@@ -29,7 +28,7 @@ def pretrain(run: Run) -> dict:
             progress.update(learner.step, f"loss {metrics['loss']:.3f}  action error {metrics['action']:.3f}")
             if learner.step % config.learner.checkpoint_every < BURST and learner.step < total:
                 learner.save()
-        learner.export(target, BASE_VERSION, {"stage": "pretrain"})
+        learner.export(target, run.folder.next_version(), {"stage": "pretrain"})
         progress.finish(learner.step, f"loss {metrics['loss']:.3f}")
     except KeyboardInterrupt:
         learner.save()  # queued behind the burst that is running: nothing learned is lost

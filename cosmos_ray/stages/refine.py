@@ -1,7 +1,7 @@
 """Continual refinement: the learner trains on demonstrations and rollouts while workers act with its newest weights.
 
-Everything here is the driver's event loop. Three things happen at once, none waits for another: the learner trains a burst of
-steps, the workers run episodes against the pool, and the pool serves whatever weights were pushed last.
+Everything here is the driver's event loop. Three things happen at once: the learner trains a burst of steps, the workers run
+episodes against the pool, and the pool serves whatever weights were pushed last.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 
 import ray
 
-from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.pool import InferencePool
@@ -18,9 +17,9 @@ from cosmos_ray.learner.actor import LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.limiter import SamplesPerInsert
+from cosmos_ray.rollout.ticket import own_rollouts
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import own_rollouts, rollout_ticket, start_fleet
-from cosmos_ray.stages.pretrain import BASE_VERSION
+from cosmos_ray.stages.acting import rollout_ticket, start_fleet
 from cosmos_ray.stages.training import start_learner
 
 logger = logging.getLogger(__name__)
@@ -31,10 +30,13 @@ BURST = 10  #: learner steps per call: short, so that pacing and pushes are prom
 def refine(run: Run) -> dict:
     """Train checkpoint ``refined`` from ``base``; continues where an interrupted refinement stopped."""
     config, target = run.config, run.folder.checkpoint("refined")
-    if target.exists() and read_description(target)[2]["step"] >= config.refine_steps:
-        return {"steps": config.refine_steps, "new": 0, "version": read_description(target)[1]}
+    base_version = read_description(run.folder.checkpoint("base"))[1]
+    if target.exists():
+        _, version, info = read_description(target)
+        if info["step"] >= config.refine_steps and info["base_version"] == base_version:
+            return {"steps": config.refine_steps, "new": 0, "version": version}
     store = run.folder.store()
-    before = own_rollouts(run, store)
+    before = own_rollouts(store, config.name, config.sim.task)
     if not before and not config.refine_rollouts:
         raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
     actors = config.rollout.workers + config.inference.actors
@@ -43,12 +45,13 @@ def refine(run: Run) -> dict:
     fleet = learner = None
     try:
         fleet = start_fleet(run, pool, cpus)
-        learner = start_learner(run, "refined", "base", Mixture.refinement(config.learner, config.replay), config.learner.refine_lr,
-                                config.refine_steps, actors_beside=actors)
+        mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
+        learner = start_learner(run, f"refined_from_{base_version}", "base", mixture, config.learner.refine_lr, config.refine_steps,
+                                actors_beside=actors)
         loop = _RefineLoop(run, pool, fleet, learner, episodes_before=len(before),
                            mean_length=sum(s.length for s in before) / len(before) if before else 50.0)
         result = loop.run_to_end()
-        learner.export(target, loop.version, {"stage": "refine"})
+        learner.export(target, loop.version, {"stage": "refine", "base_version": base_version})
     except KeyboardInterrupt:
         if learner is not None:
             learner.save()  # queued behind the burst that is running: nothing learned is lost
@@ -61,17 +64,12 @@ def refine(run: Run) -> dict:
     return result
 
 
-def version_at(step: int, config: RunConfig) -> int:
-    """Policy version that is published at a learner step: a function of the step, so that a resumed run counts on."""
-    return BASE_VERSION + -(-step // config.publish_every)
-
-
 class _RefineLoop:
     """State of the event loop."""
 
     def __init__(self, run: Run, pool: InferencePool, fleet: Fleet, learner: LearnerGroup, episodes_before: int, mean_length: float):
         self.run, self.config, self.pool, self.fleet, self.learner = run, run.config, pool, fleet, learner
-        self.version = version_at(learner.step, run.config)
+        self.version = read_description(run.folder.checkpoint("base"))[1]
         self.training: list[ray.ObjectRef] | None = None
         self.metrics: dict[str, float] = {}
         self.finished: list = []
@@ -101,7 +99,7 @@ class _RefineLoop:
         progress.finish(self.learner.step, self._note())
         return {"steps": self.learner.step, "new": self.learner.step - self.first_step, "version": self.version,
                 "episodes": len(self.finished), "successes": sum(e.success for e in self.finished), "loss": self.metrics.get("loss"),
-                "workers_replaced": self.fleet.replaced, "inference_restarts": self.pool.restarts}
+                "workers_replaced": self.fleet.replaced, "abandoned": len(self.fleet.abandoned), "inference_restarts": self.pool.restarts}
 
     # ---------------------------------------------------------------- the three activities
 
@@ -125,9 +123,8 @@ class _RefineLoop:
             if self.limiter is not None:
                 self.limiter.count_sample(windows)
             return
-        ready, _ = ray.wait(self.training, num_returns=len(self.training), timeout=0)
-        if len(ready) < len(self.training):
-            return
+        if not ray.wait(self.training, timeout=0)[0]:
+            return  # one rank is enough: the others follow at once, or one has failed and they wait for it in vain
         self.metrics = self.learner.finish_training(self.training)
         self.training = None
         self.run.tracker.log("refine", **self.metrics, version=self.version, episodes=len(self.finished))
@@ -137,7 +134,7 @@ class _RefineLoop:
             self.learner.save()
 
     def _publish(self) -> None:
-        self.version = version_at(self.learner.step, self.config)
+        self.version = self.run.folder.next_version()
         self.pool.push(self.learner.weights(self.version))
 
     def _take(self, episodes: list) -> None:

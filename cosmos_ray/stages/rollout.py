@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import own_rollouts, rollout_ticket, start_fleet
+from cosmos_ray.stages.acting import rollout_ticket, start_fleet
 
 
 def rollout(run: Run) -> dict:
     """Act with checkpoint ``base`` until the store holds ``config.rollouts`` of the run's rollouts."""
     config, store = run.config, run.folder.store()
-    tickets = [t for t in (rollout_ticket(run, i) for i in range(config.rollouts)) if t.key.name not in store]
-    done = config.rollouts - len(tickets)
+    wanted = [rollout_ticket(run, i) for i in range(config.rollouts)]
+    tickets = [t for t in wanted if t.key.name not in store]
+    done, abandoned = config.rollouts - len(tickets), 0
     if tickets:
         cpus = run.cpu_share(config.rollout.workers + config.inference.actors)
         pool = run.pool(run.folder.checkpoint("base"), cpus)
@@ -26,12 +27,15 @@ def rollout(run: Run) -> dict:
                     pool.repair()
                     progress.update(done + ran, f"{wins}/{ran} succeeded")
                 progress.finish(done + ran, f"{wins}/{ran} succeeded")
+                abandoned = len(fleet.abandoned)
             finally:
                 fleet.close()
         finally:
             pool.close()
         store.refresh()
-    own = own_rollouts(run, store)
-    result = {"episodes": len(own), "new": len(tickets), "successes": sum(s.success for s in own)}
-    run.tracker.log("rollout", **result)
+    names = {t.key.name for t in wanted}
+    have = [s for s in store.summaries() if s.name in names]
+    result = {"episodes": len(have), "new": len(tickets), "successes": sum(s.success for s in have), "abandoned": abandoned}
+    if tickets:
+        run.tracker.log("rollout", **result)
     return result

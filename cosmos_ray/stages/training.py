@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import ray
 import torch
 
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
@@ -43,6 +44,6 @@ def start_learner(run: Run, name: str, policy: str, mixture: Mixture, peak_lr: f
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
                        seed=config.seed)
     ranks = config.learner.world_size
-    threads = config.learner.threads or max(1, run.cores // ranks - (1 if actors_beside else 0))
-    gpus = 1.0 if torch.cuda.is_available() else 0.0
+    threads = config.learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
+    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= ranks else 0.0
     return LearnerGroup(config.learner, task, run.cpu_share(ranks + actors_beside), threads, gpus, resume=True)

@@ -1,0 +1,20 @@
+"""What Ray raises when a call does not come back, in one place."""
+
+from __future__ import annotations
+
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+
+from cosmos_ray.errors import CosmosRayError
+
+#: The actor's process is gone, whoever took it: a crash, a signal, Ray's memory monitor, its node.
+ACTOR_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
+
+
+def own_error(error: RayTaskError) -> Exception:
+    """The error we raised on purpose inside the actor, or Ray's own with its traceback."""
+    return error.cause if isinstance(error.cause, CosmosRayError) else error
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
