@@ -38,6 +38,9 @@ COMMANDS = {
 }
 
 
+INTERRUPTED = "interrupted; the same command continues where it stopped"
+
+
 class _Parser(argparse.ArgumentParser):
     """One line per mistake, with the nearest flag there is."""
 
@@ -75,10 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"error: {error}", 2)
     except CosmosRayError as error:
         return _fail(f"{type(error).__name__}: {error}", 1)
-    except SystemExit as leaving:  # --help, or Ray's handler of SIGTERM while it starts
-        return leaving.code if isinstance(leaving.code, int) else 1
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command continues where it stopped", 130)
+        return _fail(INTERRUPTED, 130)
+    except SystemExit as leaving:  # --help, or Ray's own handler of SIGTERM while it starts
+        if leaving.code == signal.SIGTERM:
+            return _fail(INTERRUPTED, 130)
+        return leaving.code if isinstance(leaving.code, int) else 1
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -105,8 +110,9 @@ def _run(options: argparse.Namespace) -> int:
     from cosmos_ray.run import open_run
     from cosmos_ray.stages.command import run_stage
 
+    signal.signal(signal.SIGTERM, _interrupt)
     with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray) as run:
-        signal.signal(signal.SIGTERM, _interrupt)  # after Ray has put its own handler there
+        signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
         sys.stdout.write(run_stage(options.command, run) + "\n")
     return 0
 
