@@ -197,13 +197,26 @@ def head(tmp_path):
     variables = {**environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
                  "RAY_ADDRESS": f"http://127.0.0.1:{port + 1}"}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    start = [*ray, "start", "--head", f"--port={port}", f"--dashboard-port={port + 1}", "--num-cpus=2",
+    start = [*ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={port + 1}", "--num-cpus=2",
              f"--temp-dir=/tmp/ray_{os.getpid()}", "--disable-usage-stats"]
-    started = subprocess.run(start, env={**variables, "RAY_ADDRESS": ""}, capture_output=True, text=True, timeout=120)
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield ray, variables
-    subprocess.run([*ray, "stop", "--force"], env=variables, capture_output=True, timeout=60)
-    shutil.rmtree(f"/tmp/ray_{os.getpid()}", ignore_errors=True)
+    log = open(tmp_path / "head.log", "w+")
+    # Ended by its own process, not by `ray stop`: that would take down every Ray on the machine.
+    process = subprocess.Popen(start, env={**variables, "RAY_ADDRESS": ""}, stdout=log, stderr=log)
+    try:
+        for _ in range(120):
+            if subprocess.run([*ray, "job", "list"], env=variables, capture_output=True, timeout=60).returncode == 0:
+                break
+            assert process.poll() is None, (tmp_path / "head.log").read_text()
+            time.sleep(1)
+        yield ray, variables
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        for child in psutil.wait_procs(children, timeout=20)[1]:
+            child.kill()
+        log.close()
+        shutil.rmtree(f"/tmp/ray_{os.getpid()}", ignore_errors=True)
 
 
 def test_ray_job_submit_refine_against_a_local_head(finished_run, tmp_path, head):

@@ -96,8 +96,7 @@ def evaluate(run: Run) -> dict:
     if config.verify:
         out["verified"] = verify(run, store)
     run.folder.write_json("evaluation.json", out)
-    if total:
-        run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
+    run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
     return {**out, "new": total}
 
 

@@ -6,8 +6,6 @@ episodes against the pool, and the pool serves whatever weights were pushed last
 
 from __future__ import annotations
 
-import logging
-
 import ray
 
 from cosmos_ray.errors import ConfigError
@@ -21,8 +19,6 @@ from cosmos_ray.rollout.ticket import own_rollouts
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import rollout_ticket, start_fleet
 from cosmos_ray.stages.training import start_learner
-
-logger = logging.getLogger(__name__)
 
 BURST = 10  #: learner steps per call: short, so that pacing and pushes are prompt
 
@@ -48,7 +44,7 @@ def refine(run: Run) -> dict:
         mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
         learner = start_learner(run, f"refined_from_{base_version}", "base", mixture, config.learner.refine_lr, config.refine_steps,
                                 actors_beside=actors)
-        loop = _RefineLoop(run, pool, fleet, learner, episodes_before=len(before),
+        loop = _RefineLoop(run, pool, fleet, learner,
                            mean_length=sum(s.length for s in before) / len(before) if before else 50.0)
         result = loop.run_to_end()
         learner.export(target, loop.version, {"stage": "refine", "base_version": base_version})
@@ -65,9 +61,9 @@ def refine(run: Run) -> dict:
 
 
 class _RefineLoop:
-    """State of the event loop."""
+    """State of the event loop. ``mean_length`` is the expected episode length in control steps, for pacing."""
 
-    def __init__(self, run: Run, pool: InferencePool, fleet: Fleet, learner: LearnerGroup, episodes_before: int, mean_length: float):
+    def __init__(self, run: Run, pool: InferencePool, fleet: Fleet, learner: LearnerGroup, mean_length: float):
         self.run, self.config, self.pool, self.fleet, self.learner = run, run.config, pool, fleet, learner
         self.version = read_description(run.folder.checkpoint("base"))[1]
         self.training: list[ray.ObjectRef] | None = None
