@@ -1,6 +1,7 @@
 """Shared by the system tests: one small run, made once by the commands a user types."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ for _name, _value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOM
     os.environ.setdefault(_name, _value)
 
 import pytest  # noqa: E402
+import ray  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +44,14 @@ def metrics(folder: Path, stage: str) -> list[dict]:
     """Rows of metrics.jsonl of one stage."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["stage"] == stage]
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A private Ray for the tests of one module."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The fleet: every ticket finishes once, whatever happens to the workers."""
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
 
@@ -24,13 +23,6 @@ class Job:
     @property
     def name(self) -> str:
         return self.episode.key.name
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

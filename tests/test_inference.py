@@ -1,7 +1,6 @@
 """The shared inference pool: batching, versions, and answers that survive the death of the actor."""
 
 import asyncio
-import logging
 import os
 import signal
 import threading
@@ -9,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from cosmos_ray.config import InferenceConfig, PlannerConfig
@@ -249,13 +247,6 @@ def test_decoded_futures_have_the_shape_of_the_observation(policy):
 
 
 # ---------------------------------------------------------------- pool
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
