@@ -1,0 +1,88 @@
+"""Model weights in other people's formats, read into and written from {public parameter name without ``net.``: tensor}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmos_ray.errors import CheckpointError
+from cosmos_ray.model.exchange.dcp import METADATA, read_dcp, write_dcp
+from cosmos_ray.model.exchange.diffusers_folder import CONFIG, diffusers_config, read_diffusers, write_diffusers
+from cosmos_ray.model.exchange.files import read_safetensors, replacing, save_safetensors
+from cosmos_ray.model.exchange.names import clean, match, prefixed
+from cosmos_ray.model.exchange.pt import read_pt, write_pt
+
+__all__ = ["FORMATS", "diffusers_config", "match", "read_weights", "write_weights"]
+
+FORMATS = ("pt", "dcp", "diffusers", "safetensors")
+_SUFFIXES = {"pt": (".pt", ".pth"), "safetensors": (".safetensors",)}
+_ACCEPTED = ("a .pt or .pth file of torch.save, a .safetensors file, a torch.distributed.checkpoint folder (with .metadata, or the "
+             "iter_XXXXXXXXX folder above it), or a diffusers folder (with config.json, or the one above its transformer)")
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Weights in whatever format ``path`` has, told from its suffix or contents, under public names and in the stored dtypes.
+
+    CheckpointError when there is nothing, when it is no known format, and for each fault of its format. Whether the weights fit
+    a model is for :func:`match` to say. Tensors may stay mapped to their file: while they are in use, replace it, do not rewrite it.
+    """
+    path = Path(path)
+    try:
+        format = _format(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if format == "dcp":
+        return read_dcp(path)
+    if format == "diffusers":
+        return read_diffusers(path)[0]
+    return read_pt(path) if format == "pt" else clean(read_safetensors(path), str(path))
+
+
+def _format(path: Path) -> str:
+    """Which of FORMATS lies at ``path``; CheckpointError when none does, OSError when that cannot be seen."""
+    if not path.exists():
+        raise CheckpointError(f"there is no {path}: give {_ACCEPTED}")
+    if path.is_dir():
+        if any((folder / METADATA).is_file() or any(folder.glob("*.distcp")) for folder in (path, path / "model")):
+            return "dcp"
+        if any((folder / CONFIG).is_file() for folder in (path, path / "transformer")):
+            return "diffusers"
+    for format, suffixes in _SUFFIXES.items():
+        if path.is_file() and path.suffix in suffixes:
+            return format
+    raise CheckpointError(f"no weights in {path}: give {_ACCEPTED}")
+
+
+def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path, format: str, config: Mapping[str, Any] | None = None,
+                  overwrite: bool = False) -> None:
+    """Write weights given under public names, with or without ``net.``; dtypes stay as they are.
+
+    Args:
+        tensors: {public name: tensor}.
+        path: the file, or the folder for "dcp" and "diffusers"; it appears when it is complete.
+        format: one of FORMATS.
+        config: for "diffusers" only, from :func:`diffusers_config`.
+        overwrite: replace what is at ``path``; without it that is a CheckpointError.
+
+    CheckpointError also for an unknown format, a suffix by which the file could not be read again, and a path that cannot be written.
+    """
+    if format not in FORMATS:
+        raise CheckpointError(f"unknown weights format {format!r}: choose one of {', '.join(FORMATS)}")
+    suffixes = _SUFFIXES.get(format)
+    if suffixes and Path(path).suffix not in suffixes:
+        raise CheckpointError(f"weights in the format {format} need a name that ends in {' or '.join(suffixes)}: rename {path}")
+    if format == "diffusers":
+        if config is None:
+            raise CheckpointError("weights for diffusers need a config: make it with diffusers_config")
+        write_diffusers(tensors, path, config, overwrite=overwrite)
+    elif format == "dcp":
+        write_dcp(tensors, path, overwrite=overwrite)
+    elif format == "pt":
+        write_pt(tensors, path, overwrite=overwrite)
+    else:
+        state = prefixed(tensors)
+        with replacing(path, overwrite) as temporary:
+            save_safetensors(state, temporary)

@@ -1,0 +1,108 @@
+"""How files of weights appear and are read: whole or not at all, and safetensors where tensors are to be kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cosmos_ray.errors import CheckpointError
+
+
+@contextmanager
+def replacing(path: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling of ``path`` to write a file or folder to; it takes the name ``path`` once it is complete and on disk.
+
+    Whatever goes wrong inside, ``path`` is untouched and the temporary is removed. An old folder is replaced by two renames: a
+    crash between them leaves it under ``.NAME.PID.old``. CheckpointError when ``path`` exists and ``overwrite`` is off, when it is
+    a folder of other things than weights, and when it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        if path.exists() and not overwrite:
+            raise CheckpointError(f"{path} exists: choose another name, or allow overwriting")
+        if path.is_dir() and not _holds_weights_only(path):
+            raise CheckpointError(f"{path} is a folder that holds other things than weights and is not replaced: choose another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for part in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
+            _sync(part)
+        if path.is_dir() or (path.exists() and temporary.is_dir()):
+            path.rename(old)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {reason(error)}: choose a writable place with enough space") from error
+    finally:
+        _remove(temporary)
+    _remove(old)
+
+
+def reason(error: BaseException) -> str:
+    """One line; torch.save raises a RuntimeError of its own while it handles the system's."""
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _holds_weights_only(folder: Path) -> bool:
+    """Whether a folder is one that this package writes: DCP, diffusers or a checkpoint of ours, and nothing below it."""
+    names = {part.name for part in folder.iterdir()}
+    return bool(names & {".metadata", "config.json", "policy.json"}) and all(part.is_file() for part in folder.iterdir())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors of one file under the names in it. CheckpointError when it is missing, truncated or something else."""
+    try:
+        return load_file(file)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): copy it again") from error
+
+
+def save_safetensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write tensors in their dtypes; diffusers wants the metadata to say who wrote them.
+
+    The file gets the permissions of any new file: safetensors alone makes it readable by its owner only.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(owned(tensors), file, metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU and contiguous, copied where one is a view into something larger or shares its memory with another."""
+    out, used = {}, set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in used:
+            value = value.clone()
+        used.add(value.untyped_storage().data_ptr())
+        out[name] = value
+    return out

@@ -1,0 +1,76 @@
+"""``.pt`` files: state dicts written by torch.save, the format of the released weights."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmos_ray.errors import CheckpointError
+from cosmos_ray.model.exchange.files import replacing
+from cosmos_ray.model.exchange.names import clean, prefixed
+from cosmos_ray.model.exchange.safe_pickle import DAMAGED
+
+WRAPPERS = ("model", "state_dict")
+
+
+def read_pt(path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in a torch.save file, bare or wrapped once or twice in "model" or "state_dict", under public names.
+
+    Tensors of a current-format file stay mapped to it and are read on demand. CheckpointError says whether the file is missing,
+    truncated, no checkpoint, empty, or would need code to run.
+    """
+    path = Path(path)
+    held = torch_load(path, str(path))
+    for _ in range(2):
+        inner = next((held[key] for key in WRAPPERS if isinstance(held, Mapping) and isinstance(held.get(key), Mapping)), None)
+        held = held if inner is None else inner
+    if not isinstance(held, Mapping) or not all(isinstance(key, str) for key in held):
+        raise CheckpointError(f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict() with torch.save")
+    return clean(held, str(path))
+
+
+def write_pt(tensors: Mapping[str, torch.Tensor], path: str | Path, wrapped: str | None = None, overwrite: bool = False) -> None:
+    """Write ``tensors`` under ``net.`` names, bare or inside a dict under the key ``wrapped``."""
+    state = prefixed(tensors)
+    with replacing(path, overwrite) as temporary, open(temporary, "wb") as file:
+        torch.save({wrapped: state} if wrapped else state, file)
+
+
+def torch_load(source: Path | io.BytesIO, where: str) -> Any:
+    """torch.load that runs no code, to the CPU. CheckpointError in every case that it cannot read."""
+    try:
+        mapped = isinstance(source, Path) and zipfile.is_zipfile(source)
+        if isinstance(source, Path) and not mapped:
+            with open(source, "rb") as file:
+                head = file.read(2)
+            if not head:
+                raise CheckpointError(f"{where} is an empty file: copy it again")
+            if head == b"PK":
+                raise CheckpointError(f"{where} is truncated: copy it again")
+        with warnings.catch_warnings(), torch.serialization.safe_globals([io.BytesIO]):  # Transformer Engine's _extra_state
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {where}: {error.strerror or error}") from error
+    except DAMAGED as error:
+        raise CheckpointError(f"{where} {_fault(error)}") from error
+
+
+def _fault(error: BaseException) -> str:
+    """What is wrong with a file on which torch.load failed with ``error``."""
+    text = str(error)
+    if wanted := re.search(r"GLOBAL ([\w.]+)", text):
+        return (f"asks for {wanted[1]} while it is unpickled, which could run any code: refused; "
+                "get a file that holds nothing but tensors, for instance as .safetensors")
+    if "TorchScript" in text:
+        return "is a TorchScript program, not a state dict: save model.state_dict() with torch.save"
+    if isinstance(error, EOFError | IndexError) or "EOF" in text:
+        return "is truncated or no checkpoint: copy it again"
+    return "is no checkpoint written by torch.save, or a damaged one: check the path, or copy the file again"

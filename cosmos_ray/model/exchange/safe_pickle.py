@@ -1,0 +1,56 @@
+"""Pickles from outside: an allow-list names all that may be built, anything else is refused before it can run."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+from cosmos_ray.errors import CheckpointError
+
+#: What a damaged pickle makes ``pickle`` and ``torch.load`` raise, besides their own UnpicklingError.
+DAMAGED = (pickle.UnpicklingError, EOFError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+           TypeError, ValueError, struct.error, zipfile.BadZipFile)
+
+
+def load(file: IO[bytes], allowed: Mapping[tuple[str, str], Any], where: str) -> Any:
+    """Unpickle one object from ``file``.
+
+    Args:
+        file: open for reading, at the pickle.
+        allowed: {(module, name) as the pickle spells them: what to use for it}.
+        where: the file's name for error lines.
+
+    Raises CheckpointError for a pickle that names anything else, and for a damaged one.
+    """
+    try:
+        return _Unpickler(file, allowed, where).load()
+    except DAMAGED as error:
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise CheckpointError(f"{where} is no pickle or a damaged one ({reason}): copy it again") from error
+
+
+class _Unpickler(pickle._Unpickler):
+    """The pure Python unpickler, because the C one sets attributes on whatever the pickle asks for, classes and functions included."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: IO[bytes], allowed: Mapping[tuple[str, str], Any], where: str):
+        super().__init__(file)
+        self._allowed, self._where = allowed, where
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            wanted = repr(f"{module}.{name}")[1:-1]
+            raise CheckpointError(f"{self._where} asks for {wanted} while it is unpickled, which could run any code: refused; "
+                                  "get a file that holds nothing but tensors, for instance as .safetensors")
+        return self._allowed[module, name]
+
+    def load_build(self) -> None:
+        if type(self.stack[-2]) not in self._allowed.values():
+            raise pickle.UnpicklingError(f"it sets attributes of a {type(self.stack[-2]).__name__}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build

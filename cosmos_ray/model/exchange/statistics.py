@@ -1,0 +1,82 @@
+"""The public dataset statistics: per-dimension ranges of actions and proprioception as JSON (method 1.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmos_ray.errors import CheckpointError
+from cosmos_ray.model.exchange.files import replacing
+
+GROUPS = ("actions", "proprio")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Ranges that actions and proprioception are normalised by."""
+
+    actions_low: np.ndarray  #: (d,) float32
+    actions_high: np.ndarray  #: (d,) float32
+    proprio_low: np.ndarray  #: (p,) float32
+    proprio_high: np.ndarray  #: (p,) float32
+    raw: dict[str, Any] = field(default_factory=dict)  #: everything in the file: mean, std, median and what else it holds
+
+    @property
+    def constant(self) -> list[str]:
+        """Dimensions that never change, such as ``proprio[3]``: the public code divides by zero there."""
+        ranges = {"actions": (self.actions_low, self.actions_high), "proprio": (self.proprio_low, self.proprio_high)}
+        return [f"{group}[{i}]" for group, (low, high) in ranges.items() for i in np.flatnonzero(low == high)]
+
+
+def read_statistics(path: str | Path) -> Statistics:
+    """Read a ``*_dataset_statistics.json``. CheckpointError names the file and the key that is missing or makes no sense."""
+    try:
+        raw = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise CheckpointError(f"cannot read the dataset statistics {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON ({error}): copy it again") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds a {type(raw).__name__}, no dataset statistics: check the path")
+    ranges = {}
+    for group in GROUPS:
+        low, high = (_vector(raw, f"{group}_{end}", path) for end in ("min", "max"))
+        for key in (f"{group}_{name}" for name in ("max", "mean", "std", "median")):
+            if key in raw and len(_vector(raw, key, path)) != len(low):
+                raise CheckpointError(f"{path}: {key} has {len(raw[key])} numbers, {group}_min {len(low)}: they must be of one robot")
+        if (low > high).any():
+            i = int(np.argmax(low > high))
+            raise CheckpointError(f"{path}: {group}_min[{i}] = {low[i]} exceeds {group}_max[{i}] = {high[i]}: compute them again")
+        ranges |= {f"{group}_low": low, f"{group}_high": high}
+    return Statistics(**ranges, raw=raw)
+
+
+def write_statistics(statistics: Statistics, path: str | Path, overwrite: bool = False) -> None:
+    """Write the ranges, and beside them whatever else ``raw`` holds, under the public keys."""
+    record = {**statistics.raw, "actions_min": _shortest(statistics.actions_low), "actions_max": _shortest(statistics.actions_high),
+              "proprio_min": _shortest(statistics.proprio_low), "proprio_max": _shortest(statistics.proprio_high)}
+    with replacing(path, overwrite) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _vector(raw: Mapping[str, Any], key: str, path: str | Path) -> np.ndarray:
+    """The finite numbers under ``key``, (n,) float32."""
+    if key not in raw:
+        raise CheckpointError(f"{path}: {key} is missing: these are no statistics of actions and proprioception")
+    held = raw[key]
+    if not isinstance(held, list) or not held or not all(type(x) in (int, float) for x in held):
+        raise CheckpointError(f"{path}: {key} is no list of numbers, one per dimension: compute it again")
+    for i, x in enumerate(held):
+        if not abs(x) <= np.finfo(np.float32).max:
+            raise CheckpointError(f"{path}: {key}[{i}] is not finite: compute the statistics again")
+    return np.array(held, np.float32)
+
+
+def _shortest(vector: np.ndarray) -> list[float]:
+    """The shortest decimals that read back as the same float32 numbers."""
+    return [float(str(x)) for x in np.asarray(vector, np.float32)]
