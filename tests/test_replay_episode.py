@@ -35,7 +35,7 @@ def make_trajectory(seed=0, length=12, chunk=None, success=True, size=16, task="
     )
 
 
-def make_episode(seed=0, source="demo", chunk=None, run="run", attempt=0, invalid="", **trajectory):
+def make_episode(seed=0, source="demo", chunk=None, run="run", attempt=0, invalid="", score=None, **trajectory):
     made = make_trajectory(seed, chunk=chunk, **trajectory)
     made.invalid = invalid
     return Episode.from_trajectory(
@@ -44,6 +44,7 @@ def make_episode(seed=0, source="demo", chunk=None, run="run", attempt=0, invali
         policy_version=-1 if source == "demo" else seed,
         predicted_values=np.where(np.arange(len(made.actions)) % 3, np.nan, 0.25),
         info={"horizon": 100, "fingerprint": {"xml": "ab12"}, "seconds": 1.5, "arm": None},
+        score=score,
     )
 
 
@@ -131,6 +132,12 @@ def test_inconsistent_trajectories_are_refused(change):
         Episode.from_trajectory(trajectory, EpisodeKey("run", "Lift", "demo", 0), policy_version=-1)
 
 
+@pytest.mark.parametrize("score", [-0.1, 1.5, float("nan")])
+def test_scores_outside_of_their_range_are_refused(score):
+    with pytest.raises(StoreError, match=r"must lie in \[0, 1\]"):
+        Episode.from_trajectory(make_trajectory(), EpisodeKey("run", "Lift", "demo", 0), policy_version=-1, score=score)
+
+
 @pytest.mark.parametrize(
     "source, success, invalid, expected",
     [
@@ -144,28 +151,28 @@ def test_inconsistent_trajectories_are_refused(change):
 )
 def test_strata(source, success, invalid, expected):
     key = EpisodeKey("run", "Lift", source, 0)
-    summary = EpisodeSummary(key, key.name, "", success, 0.0, 5, False, invalid, 0, np.zeros(0, np.int32))
+    summary = EpisodeSummary(key, key.name, "", success, float(success), 0.0, 5, False, invalid, 0, np.zeros(0, np.int32))
     assert summary.stratum == expected
 
 
 @pytest.mark.parametrize(
-    "length, success, gamma, reward, expected",
+    "length, score, gamma, expected",
     [
-        (0, True, 0.9, 1.0, [1.0]),
-        (2, True, 0.9, 1.0, [2 * 0.81 - 1, 2 * 0.9 - 1, 1.0]),
-        (3, True, 0.5, 1.0, [-0.75, -0.5, 0.0, 1.0]),
-        (3, True, 1.0, 1.0, [1.0, 1.0, 1.0, 1.0]),
-        (2, True, 0.5, 0.2, [2 * 0.05 - 1, 2 * 0.1 - 1, 2 * 0.2 - 1]),  # partial credit is not rescaled to 1
-        (3, False, 0.9, 1.0, [-1.0, -1.0, -1.0, -1.0]),
+        (0, 1.0, 0.9, [1.0]),
+        (2, 1.0, 0.9, [2 * 0.81 - 1, 2 * 0.9 - 1, 1.0]),
+        (3, 1.0, 0.5, [-0.75, -0.5, 0.0, 1.0]),
+        (3, 1.0, 1.0, [1.0, 1.0, 1.0, 1.0]),
+        (2, 0.2, 0.5, [2 * 0.05 - 1, 2 * 0.1 - 1, 2 * 0.2 - 1]),  # partial credit is not rescaled to 1
+        (3, 0.0, 0.9, [-1.0, -1.0, -1.0, -1.0]),
     ],
 )
-def test_value_target_table(length, success, gamma, reward, expected):
-    targets = value_targets(length, success, gamma, reward)
+def test_value_target_table(length, score, gamma, expected):
+    targets = value_targets(length, score, gamma)
     assert targets.dtype == np.float32
     np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [(-1, True, 0.9), (3, True, 1.1), (3, True, 0.9, 50.0)])
+@pytest.mark.parametrize("arguments", [(-1, 1.0, 0.9), (3, 1.0, 1.1), (3, 50.0, 0.9), (3, -0.1, 0.9), (3, float("nan"), 0.9)])
 def test_value_targets_outside_of_their_range_are_refused(arguments):
     with pytest.raises(StoreError):
         value_targets(*arguments)

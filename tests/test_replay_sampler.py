@@ -93,6 +93,16 @@ def test_last_window_of_a_success_has_value_one_and_repeats_the_last_action(fill
         assert np.array_equal(batch.actions[row], np.tile(batch.actions[row, 0], (CHUNK, 1)))
 
 
+def test_partial_score_of_a_failure_gives_partial_values(tmp_path):
+    """The public code gives an episode of score 0.2 the values of a full success (method section 3)."""
+    graded = make_episode(0, source="rollout", chunk=CHUNK, length=10, success=False, score=0.2)
+    batch = sampler_of(fill(tmp_path / "store", [graded])).draw(20, "failure")
+    assert set(batch.offsets) == {0, 5}
+    for now, value, value_now in zip(batch.offsets, batch.value, batch.value_now, strict=True):
+        assert value == np.float32(2 * GAMMA ** (5 - now) * 0.2 - 1)
+        assert value_now == np.float32(2 * GAMMA ** (10 - now) * 0.2 - 1)
+
+
 def test_counts_are_the_windows_there_are(filled):
     sampler = sampler_of(filled)
     plain = {name: [0, 0] for name in ("demo", "success", "failure", "rollout")}

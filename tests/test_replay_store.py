@@ -70,6 +70,29 @@ def test_round_trip_is_bit_exact(store):
         assert_same(ReplayStore(store.root, create=False).read(episode.key.name), episode)
 
 
+@pytest.mark.parametrize("success, score, expected", [(True, None, 1.0), (False, None, 0.0), (False, 0.2, 0.2), (True, 0.0, 0.0)])
+def test_score_is_kept_where_it_was_graded(store, success, score, expected):
+    episode = make_episode(0, source="rollout", success=success, score=score)
+    store.commit(episode)
+    again = ReplayStore(store.root, create=False)
+    (summary,) = again.refresh()
+    assert (summary.success, summary.score) == (success, expected)
+    assert_same(again.read(episode.key.name), episode)
+    # What was not graded is stored as before there were scores: such files, old or new, have no score in their header.
+    assert ("score" in again.view(episode.key.name).header) == (score is not None)
+
+
+def test_score_out_of_range_in_a_header_is_quarantined(three):
+    root, path = three
+
+    def grade(table, metadata):
+        metadata[schema._HEADER] = metadata[schema._HEADER].replace(b'"success": true', b'"success": true, "score": 7')
+        return table, metadata | {schema._CRC: schema._header_crc(metadata[schema._VERSION], metadata[schema._HEADER])}
+
+    rewrite(path, grade)
+    expect_quarantined(root, path, "does not describe an episode")
+
+
 def test_info_keeps_numpy_numbers_as_json(store):
     episode = make_episode(0)
     episode.info = {"seconds": np.float32(0.5), "counts": np.arange(3), "flag": np.bool_(True)}

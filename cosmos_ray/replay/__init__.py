@@ -1,6 +1,7 @@
 """The replay store: durable episodes on disk, and the windows and targets a learner draws from them."""
 
 from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.latents import LatentCache
 from cosmos_ray.replay.limiter import SamplesPerInsert
 from cosmos_ray.replay.returns import value_targets
 from cosmos_ray.replay.sampler import WindowBatch, WindowSampler
@@ -12,6 +13,7 @@ __all__ = [
     "Episode",
     "EpisodeKey",
     "EpisodeSummary",
+    "LatentCache",
     "ReplayStore",
     "SamplesPerInsert",
     "WindowBatch",

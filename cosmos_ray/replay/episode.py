@@ -16,6 +16,15 @@ from cosmos_ray.replay.codec import encode_cameras
 SOURCES = ("demo", "rollout", "eval")
 
 
+def outcome(success: bool, score: float | None) -> float:
+    """``score`` of a graded episode; 1.0 or 0.0 of one that only succeeded or failed (None). StoreError outside of [0, 1]."""
+    if score is None:
+        return float(success)
+    if not 0.0 <= score <= 1.0:
+        raise StoreError(f"score {score} must lie in [0, 1], or be None where success was not graded")
+    return float(score)
+
+
 @dataclass(frozen=True)
 class EpisodeKey:
     """What makes an episode that episode: committing the same key twice is one commit.
@@ -70,9 +79,11 @@ class Episode:
     predicted_values: np.ndarray  # (T,) float32, nan where no value was predicted
     frames: dict[int, list[bytes]]  # step index 0..T -> one JPEG per camera, in the order of ``cameras``
     info: dict[str, Any] = field(default_factory=dict)  # JSON: fingerprint, arm, planner, horizon, ...
+    score: float | None = None  # how far it got, in [0, 1], where that was graded: a failure may have done a part
 
     def __post_init__(self) -> None:
         self.cameras = tuple(self.cameras)
+        outcome(self.success, self.score)
         steps = len(self.actions)
         if steps == 0:
             raise StoreError(f"episode {self.key.name} has no action: there is nothing to store")
@@ -117,12 +128,14 @@ class Episode:
         step_versions: np.ndarray | list[int] | None = None,
         predicted_values: np.ndarray | list[float] | None = None,
         info: dict[str, Any] | None = None,
+        score: float | None = None,
     ) -> Episode:
         """Encode a finished trajectory (any object with the attributes of ``sim.trajectory.Trajectory``).
 
         ``step_versions`` (T,) defaults to ``policy_version`` throughout, ``predicted_values`` (T,) to nan. Frames are
         encoded as JPEG here, so this costs more than the commit: call it outside of any lock.
-        StoreError if the trajectory has no action, belongs to another task or its lists disagree in length.
+        StoreError if the trajectory has no action, belongs to another task or its lists disagree in length, or if
+        ``score`` is not in [0, 1].
         """
         steps = len(trajectory.actions)
         if trajectory.task != key.task:
@@ -145,6 +158,7 @@ class Episode:
             predicted_values=np.full(steps, np.nan) if predicted_values is None else predicted_values,
             frames={int(step): encode_cameras(images) for step, images in sorted(trajectory.frames.items())},
             info=dict(info or {}),
+            score=score,
         )
 
 
@@ -156,6 +170,7 @@ class EpisodeSummary:
     name: str
     path: str
     success: bool
+    score: float  # in [0, 1]: as graded, or 1.0 for a success and 0.0 for a failure
     episode_return: float
     length: int  # executed actions T
     timed_out: bool

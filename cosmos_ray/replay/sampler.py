@@ -218,7 +218,7 @@ class WindowSampler:
         future = np.minimum(now + self.chunk, view.length)
         steps = np.minimum(now[:, None] + np.arange(self.chunk), view.length - 1)
         proprio = view.column("proprio")
-        value = value_targets(view.length, summary.success, self.gamma)
+        value = value_targets(view.length, summary.score, self.gamma)
         parts = {
             "images": np.stack([self._frame(view, summary.name, int(step)) for step in now]),
             "future_images": np.stack([self._frame(view, summary.name, int(step)) for step in future]),

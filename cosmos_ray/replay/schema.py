@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary, outcome
 
 VERSION = 1
 
@@ -90,6 +90,8 @@ def encode(episode: Episode) -> pa.Buffer:
         "checksums": checksums,
         "info": episode.info,
     }
+    if episode.score is not None:
+        header["score"] = float(episode.score)
     try:
         text = json.dumps(header, default=_jsonable).encode()
     except (TypeError, ValueError) as error:
@@ -141,6 +143,7 @@ class EpisodeView:
                 name=key.name,
                 path=self.path,
                 success=header["success"],
+                score=outcome(header["success"], header.get("score")),
                 episode_return=header["return"],
                 length=header["length"],
                 timed_out=header["timed_out"],
@@ -211,6 +214,7 @@ class EpisodeView:
             policy_version=summary.policy_version,
             frames=frames,
             info=self.header["info"],
+            score=self.header.get("score"),
             **columns,
         )
 
