@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cosmos_ray.config import QUICK, QUICK_COUNTS, RunConfig
 from cosmos_ray.errors import ConfigError, CosmosRayError
-from cosmos_ray.settings import add_flags, make_config, stored_config
+from cosmos_ray.settings import FIELDS, add_flags, make_config, stored_config
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Command:
     help: str
     needs_ray: bool = True
     creates: bool = False  #: whether it may start a new run
+    options: tuple[tuple[str, dict], ...] = ()  #: flags of its own, as ``argparse`` takes them; handed to the stage
 
 
 COMMANDS = {
@@ -35,6 +36,17 @@ COMMANDS = {
     "evaluate": Command("compare base, refined and planning on held-out initial states"),
     "plan": Command("run one planned episode and draw what was imagined", needs_ray=False),
     "report": Command("write report.html and report.json", needs_ray=False),
+    "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, options=(
+        ("--weights", {"required": True, "metavar": "PATH", "help": "public .pt, .safetensors, DCP folder or diffusers folder"}),
+        ("--statistics", {"required": True, "metavar": "FILE", "help": "dataset statistics JSON with actions_min, actions_max, "
+                                                                     "proprio_min and proprio_max"}),
+    )),
+    "export": Command("write a run's policy for other projects", needs_ray=False, options=(
+        ("--checkpoint", {"default": "refined", "choices": ("initial", "base", "refined"), "help": "which policy of the run [refined]"}),
+        ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
+        ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),
+        ("--overwrite", {"action": "store_true", "help": "replace what is there"}),
+    )),
 }
 
 
@@ -62,6 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--quiet", action="store_true", help="no progress lines")
         if command.creates:
             sub.add_argument("--fresh", action="store_true", help="move an existing run of this name aside and start anew")
+        for flag, keywords in command.options:
+            sub.add_argument(flag, **keywords)
         if name == "demo":
             sub.add_argument("--quick", action="store_true", help="every stage at small counts, about four minutes on two cores")
         add_flags(sub)
@@ -100,12 +114,13 @@ def _run(options: argparse.Namespace) -> int:
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     quick = getattr(options, "quick", False)
     base = QUICK if quick else RunConfig()
-    flags = {k: v for k, v in vars(options).items() if k not in ("command", "config", "quiet", "fresh", "quick")}
+    flags = {name: getattr(options, name) for name in FIELDS}
+    own = {flag.removeprefix("--"): getattr(options, flag.removeprefix("--")) for flag, _ in command.options}
     config = make_config(base, options.config, flags)
     if not fresh and (stored := stored_config(config)) is not None:
         if quick:
             stored = dataclasses.replace(stored, **{name: getattr(QUICK, name) for name in QUICK_COUNTS})
-        config = make_config(stored, options.config, flags)  # a run keeps its settings from stage to stage
+        config = make_config(stored, options.config, flags, new=False)  # a run keeps its settings from stage to stage
 
     from cosmos_ray.run import open_run
     from cosmos_ray.stages.command import run_stage
@@ -113,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray) as run:
         signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
-        sys.stdout.write(run_stage(options.command, run) + "\n")
+        sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0
 
 

@@ -51,6 +51,8 @@ class ModelConfig:
 
     preset: str = option("tiny", "model size: 'tiny' for a laptop, 'cosmos-predict2-2b' for the real dimensions",
                          choices=("tiny", "cosmos-predict2-2b"))
+    suite: str = option("", "dimensions and evaluation settings of a released policy: 'libero', 'robocasa' or 'aloha'",
+                        choices=("", "libero", "robocasa", "aloha"))
     chunk: int = option(8, "actions per chunk (K)", low=1, high=256)
     output: str = option("auto", "what the network outputs: 'x0', 'velocity' (rectified flow) or 'auto' by preset",
                          choices=("auto", "x0", "velocity"))
@@ -63,8 +65,10 @@ class ModelConfig:
     sigma_min: float = option(0.0, "last sigma of the sampler; 0 takes the preset's (1 for tiny, 4 for the 2B)", low=0, high=80)
     action_weight: float = option(0.0, "loss weight of the ACTION frame; 0 takes the preset's (4 for tiny, 1 for the 2B)", low=0)
     value_weight: float = option(0.0, "loss weight of the VALUE frame; 0 takes the preset's (3 for tiny, 1 for the 2B)", low=0)
+    augment: str = option("auto", "train on randomly cropped, rotated and recoloured frames and act on the centre crop: 'on', 'off', "
+                          "'auto' by preset (on for the 2B)", choices=("auto", "on", "off"))
     tokenizer_path: str = option("", "directory of the Wan 2.1 VAE in diffusers layout (2B preset only)")
-    text_path: str = option("", "directory of the T5 encoder, or a .safetensors file of cached embeddings (2B preset only)")
+    text_path: str = option("", "T5 encoder directory, or cached embeddings as .safetensors or the public .pkl (2B preset only)")
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,14 @@ class LearnerConfig:
     batch_size: int = option(32, "samples per step, all ranks together", low=1)
     lr: float = option(1.5e-3, "peak learning rate of `pretrain`", low=0)
     refine_lr: float = option(8e-4, "peak learning rate of `refine`", low=0)
+    schedule: str = option("linear", "learning rate: 'linear' decay over the stage, or the 'paper' one in cycles of fixed length",
+                           choices=("linear", "paper"))
     warmup: int = option(50, "linear warm-up steps", low=0)
-    decay_from: float = option(0.3, "share of the steps after which the rate decays linearly", low=0, high=1)
-    final_lr: float = option(0.05, "last learning rate as a share of the peak", low=0, high=1)
+    refine_warmup: int = option(0, "the same in `refine`; 0 takes warmup", low=0)
+    decay_from: float = option(0.3, "'linear': share of the steps after which the rate decays", low=0, high=1)
+    final_lr: float = option(0.05, "'linear': last learning rate as a share of the peak", low=0, high=1)
+    cycle: int = option(30_000, "'paper': steps over which the rate falls to 0.3 of the peak, before it stays at 0.06", low=1)
+    refine_cycle: int = option(0, "the same in `refine`; 0 takes cycle", low=0)
     weight_decay: float = option(0.01, "AdamW weight decay", low=0)
     beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=1)
     clip: float = option(1.0, "gradient-norm clipping; 0 disables it", low=0)
@@ -96,6 +105,12 @@ class LearnerConfig:
     zero_stage: int = option(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
     world_size: int = option(1, "learner ranks, one Ray actor each", low=1)
     precision: str = option("fp32", "compute precision", choices=("fp32", "bf16"))
+    lora_rank: int = option(0, "train low-rank updates of this rank beside frozen weights, merged when published; 0 trains all", low=0)
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, a third more compute")
+    latent_cache: str = option("off", "keep encoded windows on disk: 'off' encodes at every step, 'plain' keeps each window as the policy "
+                               "sees it, 'augmented' keeps latent_variants augmented versions of it", choices=("off", "plain", "augmented"))
+    latent_variants: int = option(4, "augmented versions of each window that 'augmented' keeps", low=1, high=1000)
+    latent_cache_gb: float = option(50.0, "disk space of the latent cache in GB; what does not fit is encoded again", low=0)
     threads: int = option(0, "CPU threads per rank; 0 shares the machine's cores among the ranks", low=0)
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "shares of policy, world-model and value samples in `pretrain`", low=0, high=1)
     refine_mix: tuple[float, ...] = option((), "the same in `refine`; empty takes the preset's: the paper's 0.1,0.45,0.45 for the 2B, "
@@ -115,6 +130,10 @@ class InferenceConfig:
     wait_ms: float = option(2.0, "how long a waiting request may be held back to fill the batch", low=0, high=1000)
     threads: int = option(1, "CPU threads per inference actor", low=1)
     steps: int = option(5, "network evaluations per action chunk", low=1, high=100)
+    reference_steps: bool = option(False, "count steps as the public code does, whose 2 steps make one evaluation")
+    precision: str = option("auto", "compute precision: 'fp32', 'bf16' or 'auto' (bf16 on a GPU)", choices=("auto", "fp32", "bf16"))
+    accelerate: str = option("none", "'compile' the network, capture the sampler as CUDA 'graphs', or both",
+                             choices=("none", "compile", "graphs", "both"))
     timeout_s: float = option(60.0, "seconds a worker waits for an answer, retries included", low=1)
 
 
@@ -150,6 +169,7 @@ class RunConfig:
     name: str = option("demo", "run name: a folder under --root")
     root: str = option("runs", "folder that holds runs")
     seed: int = option(0, "seed of everything random in the run", low=0, high=10**6)
+    init: str = option("", "weights `pretrain` starts from instead of random ones: a checkpoint of ours or any format `import` reads")
     demos: int = option(120, "demonstrations to have in the store after `collect`", low=1, high=500_000)
     pretrain_steps: int = option(600, "learner steps of `pretrain`", low=1)
     rollouts: int = option(80, "rollout episodes to have in the store after `rollout`", low=0, high=500_000)

@@ -56,6 +56,11 @@ class RunFolder:
         """Resumable learner state of a training stage."""
         return self.path / "learner" / name
 
+    @property
+    def latents(self) -> Path:
+        """The latent cache; may be deleted at any time."""
+        return self.path / "latents"
+
     def store(self) -> ReplayStore:
         """Open the replay store, with everything committed so far known."""
         store = ReplayStore(self.replay)

@@ -8,14 +8,17 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
-from cosmos_ray.config import RunConfig, check
+from cosmos_ray.config import RunConfig, SimConfig, check
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.pool import InferencePool
-from cosmos_ray.model.spec import make_spec
+from cosmos_ray.model.checkpoint import read_description
+from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
+from cosmos_ray.model.spec import PolicySpec, make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
 from cosmos_ray.remote import first_line
@@ -51,7 +54,9 @@ class Run:
         return min(1.0, int(100 * self.cores / max(1, actors)) / 100)
 
     def pool(self, checkpoint, cpus: float) -> InferencePool:
-        """Start the inference pool from a checkpoint."""
+        """Start the inference pool from a checkpoint. ConfigError when that policy cannot act in this simulation."""
+        _check_fits(read_description(checkpoint)[0], self.config.sim)
+        _check_instruction(Path(checkpoint), self.config)
         return InferencePool(checkpoint, self.config.inference, cpus)
 
 
@@ -67,8 +72,8 @@ def _check_model(config: RunConfig) -> None:
     size, sim = config.sim.image_size, config.sim
     if size % PATCH:
         raise ConfigError(f"sim.image_size = {size} is not a multiple of {PATCH}, the tokenizer's patch")
-    action_dim = len(sim.robots) * (4 if tasks.action_space(sim, tasks.spec(sim.task)) == "position" else 7)
-    spec = make_spec(config.model, sim.cameras, size, action_dim, 9 * len(sim.robots))
+    action_dim, proprio_dim = _vector_sizes(sim)
+    spec = make_spec(config.model, sim.cameras, size, action_dim, proprio_dim)
     channels, height, width = spec.frame_shape
     if height % spec.transformer.patch:
         raise ConfigError(f"a latent grid of {height}x{width} (sim.image_size / {PATCH}) does not divide into model.patch = "
@@ -81,6 +86,32 @@ def _check_model(config: RunConfig) -> None:
             path = getattr(config.model, name)
             if not path or not os.path.exists(path):
                 raise ConfigError(f"preset {spec.preset} needs model.{name}, and {path!r} does not exist")
+
+
+def _vector_sizes(sim: SimConfig) -> tuple[int, int]:
+    """(action, proprio) dimensions of the simulation."""
+    return len(sim.robots) * (4 if tasks.action_space(sim, tasks.spec(sim.task)) == "position" else 7), 9 * len(sim.robots)
+
+
+def _check_fits(spec: PolicySpec, sim: SimConfig) -> None:
+    """Whether a policy sees and moves what the simulation has."""
+    theirs = (len(spec.cameras), spec.image_size, spec.action_dim, spec.proprio_dim)
+    ours = (len(sim.cameras), sim.image_size, *_vector_sizes(sim))
+    what = ("cameras", "pixels a side", "numbers per action", "numbers of proprioception")
+    for name, needed, given in zip(what, theirs, ours, strict=True):
+        if needed != given:
+            raise ConfigError(f"the policy was trained with {needed} {name}, the simulation has {given}: change sim.* to what it knows, "
+                              "or take another policy")
+
+
+def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
+    """Whether the task's text embedding is at hand, in the checkpoint or from a T5 directory."""
+    instruction, file = tasks.spec(config.sim.task).instruction, checkpoint / "text.safetensors"
+    if file.exists() and not os.path.isdir(config.model.text_path):
+        known = list(read_text_embeddings(file))
+        if instruction not in known:
+            raise ConfigError(f"the policy has no text embedding of {instruction!r}, only of {len(known)} others such as {known[0]!r}: "
+                              "give a T5 directory with model.text_path, or another task")
 
 
 @contextlib.contextmanager

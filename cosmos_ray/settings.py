@@ -13,6 +13,7 @@ from typing import Any
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.presets import preset_settings
 
 
 def fields_of(config_class: type, prefix: str = "") -> dict[str, tuple[dataclasses.Field, type]]:
@@ -71,12 +72,17 @@ def parse_value(name: str, kind: type, text: str) -> Any:
         raise ConfigError(f"{name} = {text!r} is not {'a whole number' if kind is int else 'a number'}") from error
 
 
-def make_config(base: RunConfig, file: str | None, flags: dict[str, str | None]) -> RunConfig:
-    """``base`` overridden by a TOML file, overridden by flags ``{"sim.task": text}`` (None where not given)."""
+def make_config(base: RunConfig, file: str | None, flags: dict[str, str | None], new: bool = True) -> RunConfig:
+    """``base`` overridden by a TOML file, overridden by flags ``{"sim.task": text}`` (None where not given).
+
+    For a ``new`` run, what comes with the chosen preset and suite is laid over ``base`` first.
+    """
     values: dict[str, Any] = {}
     if file:
         values.update(_read_toml(Path(file)))
     values.update({name: parse_value(name, FIELDS[name][1], text) for name, text in flags.items() if text is not None})
+    if new:
+        base = _replace(base, preset_settings(*(values.get(f"model.{name}", getattr(base.model, name)) for name in ("preset", "suite"))))
     return _replace(base, values)
 
 

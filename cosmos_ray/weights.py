@@ -7,6 +7,7 @@ batches. A buffer that is damaged, or that belongs to another model, is refused 
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,34 +25,39 @@ class Weights:
     version: int  #: policy version, monotone within a run
     fingerprint: str  #: of the parameter names and shapes
     checksum: int  #: CRC-32 of ``data``
-    data: np.ndarray  #: (bytes,) uint8, float32 parameters back to back in name order of the module
+    dtype: str  #: of the parameters, "float32" or "bfloat16"
+    data: np.ndarray  #: (bytes,) uint8, the parameters back to back in the module's order
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """Hash of a module's parameter names and shapes: equal exactly when weights are interchangeable."""
-    text = ";".join(f"{name}{tuple(p.shape)}" for name, p in module.named_parameters())
+def fingerprint(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hash of parameter names and shapes: equal exactly when weights are interchangeable."""
+    text = ";".join(f"{name}{tuple(p.shape)}" for name, p in named)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def pack(module: torch.nn.Module, version: int, tensors: Iterable[torch.Tensor] | None = None) -> Weights:
-    """Copy a module's parameters (or ``tensors``, in the same order: an average of them) into a travelling buffer."""
-    source = list(module.parameters()) if tensors is None else list(tensors)
-    flat = np.empty(sum(t.numel() for t in source), np.float32)
+def pack(named: Iterable[tuple[str, torch.Tensor]], version: int) -> Weights:
+    """Copy named parameters, in a module's order, into a travelling buffer of the first one's precision."""
+    named = list(named)
+    dtype = named[0][1].dtype
+    flat = torch.empty(sum(t.numel() for _, t in named), dtype=dtype)
     offset = 0
-    for tensor in source:
-        flat[offset : offset + tensor.numel()] = tensor.detach().float().cpu().numpy().ravel()
-        offset += tensor.numel()
-    data = flat.view(np.uint8)
-    return Weights(version, fingerprint(module), zlib.crc32(data), data)
+    with torch.no_grad():
+        for _, tensor in named:
+            flat[offset : offset + tensor.numel()].copy_(tensor.reshape(-1))
+            offset += tensor.numel()
+    data = flat.view(torch.uint8).numpy()
+    return Weights(version, fingerprint(named), zlib.crc32(data), str(dtype).removeprefix("torch."), data)
 
 
 def unpack(weights: Weights, module: torch.nn.Module) -> None:
     """Write weights into ``module`` in place. CheckpointError, with the module untouched, when they do not belong or are damaged."""
-    if weights.fingerprint != fingerprint(module):
+    if weights.fingerprint != fingerprint(module.named_parameters()):
         raise CheckpointError(f"weights version {weights.version} belong to another model: their parameter names or shapes differ")
     if zlib.crc32(weights.data) != weights.checksum:
         raise CheckpointError(f"weights version {weights.version} were damaged in transit: checksum mismatch")
-    flat = torch.from_numpy(np.array(weights.data, copy=True).view(np.float32))  # object-store buffers are read-only
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # object-store buffers are; only read here
+        flat = torch.from_numpy(weights.data).view(getattr(torch, weights.dtype))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(flat[: parameter.numel()].view_as(parameter))

@@ -196,7 +196,7 @@ def test_answers_are_stamped_with_the_version_that_gave_them(policy):
     with torch.no_grad():
         for parameter in newer.net.parameters():
             parameter.add_(0.05)
-    assert core.set_weights(pack(newer.net, 5)) == 5
+    assert core.set_weights(pack(newer.net.named_parameters(), 5)) == 5
     new = core.answer([request()])[0]
     assert (old.version, new.version) == (3, 5)
     assert not np.array_equal(old.actions, new.actions)
@@ -206,14 +206,14 @@ def test_older_weights_are_ignored(policy):
     core = InferenceCore(policy, 3)
     before = core.answer([request()])[0]
     for version in (2, 3):
-        assert core.set_weights(pack(demo_policy().net, version)) == 3
+        assert core.set_weights(pack(demo_policy().net.named_parameters(), version)) == 3
     assert_same(core.answer([request()])[0], before)
 
 
 def test_damaged_weights_leave_version_and_answers_as_they_were(policy):
     core = InferenceCore(policy, 3)
     before = core.answer([request()])[0]
-    weights = pack(demo_policy().net, 4)
+    weights = pack(demo_policy().net.named_parameters(), 4)
     weights.data[0] ^= 255
     with pytest.raises(CheckpointError, match="damaged"):
         core.set_weights(weights)
@@ -273,7 +273,7 @@ def newer_weights(checkpoint, version: int):
     with torch.no_grad():
         for parameter in policy.net.parameters():
             parameter.add_(0.01 * version)
-    return pack(policy.net, version)
+    return pack(policy.net.named_parameters(), version)
 
 
 def test_the_pool_answers_as_a_policy_in_this_process(shared_pool, checkpoint, policy):
@@ -297,7 +297,7 @@ def test_weights_of_another_model_are_refused_by_the_pool_with_one_line(shared_p
     before = version_of(shared_pool)
     current = shared_pool._current
     with pytest.raises(CheckpointError) as caught:
-        shared_pool.push(pack(tiny(layers=3).net, before + 1))
+        shared_pool.push(pack(tiny(layers=3).net.named_parameters(), before + 1))
     shared_pool._current = current
     assert len(str(caught.value).splitlines()) == 1 and "another model" in str(caught.value)
     assert version_of(shared_pool) == before

@@ -236,7 +236,7 @@ def test_a_resumed_learner_is_bit_identical_to_one_that_never_stopped(alone, sto
         after = losses(whole, 4)
         resumed = core_on(root)
         assert resumed.load(folder) and resumed.step_count == 3
-        again, nets = losses(resumed, 4), [pack(core.policy.net, 1) for core in (whole, resumed)]
+        again, nets = losses(resumed, 4), [pack(core.policy.net.named_parameters(), 1) for core in (whole, resumed)]
         return before, after, again, whole.weights(1), resumed.weights(1), *nets
 
     before, after, again, average, average_again, raw, raw_again = alone(run, store.root, tmp_path / "state")
@@ -345,11 +345,11 @@ def test_the_exported_policy_is_the_published_one_and_training_goes_on_unchanged
         losses(exported, 3)
         exported.export(path, 9, {"stage": "test"})
         losses(other, 3)
-        return exported.weights(9), pack(exported.policy.net, 9), losses(exported, 2), losses(other, 2)
+        return exported.weights(9), pack(exported.policy.net.named_parameters(), 9), losses(exported, 2), losses(other, 2)
 
     published, raw, after_export, without = alone(run, store.root, tmp_path / "policy")
     policy, version = load_policy(tmp_path / "policy")
-    assert version == 9 and np.array_equal(pack(policy.net, 9).data, published.data)
+    assert version == 9 and np.array_equal(pack(policy.net.named_parameters(), 9).data, published.data)
     assert np.array_equal(published.data, raw.data) == (ema == 0)
     assert after_export == without
     assert json.loads((tmp_path / "policy" / "policy.json").read_text())["info"] == {"step": 3, "stage": "test"}
@@ -394,7 +394,7 @@ def train_and_publish(group: LearnerGroup, folder, stage: int) -> None:
         assert len(set(digests(group))) == 1
     group.export(folder / "exported", 4, {})
     policy, version = load_policy(folder / "exported")
-    assert version == 4 and np.array_equal(pack(policy.net, 4).data, group.weights(4).data)
+    assert version == 4 and np.array_equal(pack(policy.net.named_parameters(), 4).data, group.weights(4).data)
 
 
 def pid_of(rank) -> int:

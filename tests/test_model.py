@@ -236,7 +236,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     save_policy(tiny(), tmp_path / "ck", version=1)
     file = tmp_path / "ck" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cannot read the weights"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"):
         load_policy(tmp_path / "ck")
 
 

@@ -30,7 +30,7 @@ def test_text_embeddings_come_from_safetensors(tmp_path):
     save_file({"lift the cube": torch.randn(1, 512, 1024)}, file)
     text = T5Text(str(file))
     assert text("lift the cube").shape == (512, 1024)
-    with pytest.raises(ConfigError, match="holds no embedding of 'fold the shirt'"):
+    with pytest.raises(ConfigError, match="there is no embedding of 'fold the shirt'"):
         text("fold the shirt")
 
 

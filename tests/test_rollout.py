@@ -169,7 +169,7 @@ def test_steps_carry_the_version_that_decided_them(work):
 
     def answer_and_push(pending):
         replies.append(answer(pending))
-        policy.set_weights(pack(demo_policy().net, policy.version + 1))  # newer weights arrive between two decisions
+        policy.set_weights(pack(demo_policy().net.named_parameters(), policy.version + 1))  # newer weights arrive between two decisions
         return replies[-1]
 
     core.client.result = answer_and_push

@@ -10,6 +10,7 @@ import torch
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.inference.batcher import Batcher
 from cosmos_ray.inference.core import ActReply, ActRequest, InferenceCore
+from cosmos_ray.model.accelerate import accelerate
 from cosmos_ray.model.checkpoint import load_policy
 from cosmos_ray.weights import Weights
 
@@ -23,9 +24,8 @@ class InferenceActor:
 
     def __init__(self, checkpoint: str, config: InferenceConfig):
         torch.set_num_threads(config.threads)
-        policy, version = load_policy(checkpoint)
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self._core = InferenceCore(policy.to(device), version)
+        self._config, self._device = config, "cuda" if ray.get_gpu_ids() else "cpu"
+        self._core = self._load(checkpoint)
         self._batcher = Batcher(lambda requests: self._core.answer(requests), config.max_batch, config.wait_ms / 1000)
 
     async def act(self, request: ActRequest) -> ActReply:
@@ -38,10 +38,17 @@ class InferenceActor:
 
     async def load(self, checkpoint: str) -> int:
         """Replace the policy by a checkpoint, whatever its version; returns that version."""
-        policy, version = await self._batcher.between(load_policy, checkpoint)
-        self._core = InferenceCore(policy.to(self._core.policy.device), version)
-        return version
+        self._core = await self._batcher.between(self._load, checkpoint)
+        return self._core.version
 
     async def status(self) -> dict:
         """{version, batches, rows, pid}."""
         return {"version": self._core.version, "batches": self._batcher.batches, "rows": self._batcher.rows, "pid": os.getpid()}
+
+    def _load(self, checkpoint: str) -> InferenceCore:
+        half = self._config.precision == "bf16" or (self._config.precision == "auto" and self._device == "cuda")
+        dtype = torch.bfloat16 if half else torch.float32
+        policy, version = load_policy(checkpoint, dtype)
+        policy.reference_steps = self._config.reference_steps
+        accelerate(policy.place(self._device, dtype), self._config.accelerate)
+        return InferenceCore(policy, version)

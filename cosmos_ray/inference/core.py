@@ -56,11 +56,13 @@ class InferenceCore:
 
     def __init__(self, policy: CosmosPolicy, version: int):
         self.policy, self.version = policy.eval(), version
+        policy.serve()
 
     def set_weights(self, weights: Weights) -> int:
         """Adopt newer weights (older ones are ignored, so late messages do no harm); returns the version now held."""
         if weights.version > self.version:
             unpack(weights, self.policy.net)
+            self.policy.serve()
             self.version = weights.version
         return self.version
 

@@ -36,6 +36,7 @@ class LearnerTask:
     peak_lr: float
     total_steps: int
     seed: int
+    latents: str = ""  #: directory of the latent cache, if the config wants one
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -56,18 +57,20 @@ class LearnerActor:
         import torch
 
         from cosmos_ray.learner.core import LearnerCore, rendezvous
+        from cosmos_ray.learner.encoder import open_latents
         from cosmos_ray.model.checkpoint import load_policy
         from cosmos_ray.replay.sampler import WindowSampler
         from cosmos_ray.replay.store import ReplayStore
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         os.environ.update(rendezvous(self.rank, self.config.world_size, address, port))
-        policy, _ = load_policy(task.policy)
+        policy, _ = load_policy(task.policy, torch.bfloat16 if self.config.precision == "bf16" else torch.float32)
         sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
                                 seed=task.seed * 1000 + self.rank)
         source = BatchSource(sampler, task.mixture, self.config.batch_size // self.config.world_size)
+        latents = open_latents(policy, self.config, task.chunk, task.latents)
         self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
-                                rank=self.rank, device="cuda" if ray.get_gpu_ids() else "cpu")
+                                rank=self.rank, device="cuda" if ray.get_gpu_ids() else "cpu", latents=latents)
         self.state = task.state
         if resume:
             self.core.load(self.state)

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,16 +17,29 @@ import torch
 
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CheckpointError, CosmosRayError
+from cosmos_ray.learner.encoder import WindowEncoder
 from cosmos_ray.learner.mixture import BatchSource
 from cosmos_ray.model.checkpoint import save_policy
+from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.replay.latents import LatentCache
 from cosmos_ray.weights import Weights, pack
 
 logger = logging.getLogger(__name__)
 
 
 def learning_rate(step: int, total: int, peak: float, config: LearnerConfig) -> float:
-    """Linear warm-up, plateau, then linear decay to ``final_lr`` of the peak."""
+    """The rate of a step, from 0.
+
+    "linear": warm-up, plateau, then decay to ``final_lr`` of the peak over the stage. "paper" (method 5.3): warm-up from 1e-6
+    of the peak, on a line from 1.0 (at step 0) to 0.3 (at ``cycle``), then constant at 0.06.
+    """
+    if config.schedule == "paper":
+        if step >= config.cycle:
+            return 0.06 * peak
+        if step < config.warmup:
+            return peak * (1e-6 + (1 - 1e-6) * step / config.warmup)
+        return peak * (0.3 + 0.7 * (config.cycle - step) / config.cycle)
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     start = config.decay_from * total
     done = min(1.0, max(0.0, (step - start) / max(1.0, total - start)))
@@ -44,13 +58,18 @@ class LearnerCore:
     """
 
     def __init__(self, config: LearnerConfig, policy: CosmosPolicy, source: BatchSource, *, peak_lr: float, total_steps: int,
-                 seed: int, rank: int = 0, device: str = "cpu"):
+                 seed: int, rank: int = 0, device: str = "cpu", latents: LatentCache | None = None):
         self.config, self.policy, self.source = config, policy.to(device), source
+        self.encoder = WindowEncoder(policy, config.latent_cache, config.latent_variants, latents)
         self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
         self.step_count = 0
         self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
+        if config.lora_rank:
+            adapt(policy.net, config.lora_rank, seed)
+        policy.net.checkpointing = config.activation_checkpointing
         self.engine = _engine(config, policy.net, device)
-        self.average = [p.detach().float().clone() for p in policy.net.parameters()] if config.ema else None
+        self.trained = [p for p in policy.net.parameters() if p.requires_grad]
+        self.average = [p.detach().float().clone() for p in self.trained] if config.ema else None
 
     def step(self) -> dict[str, float]:
         """One optimiser step on one batch; returns loss, errors per kind of frame, gradient norm, rate and seconds."""
@@ -58,7 +77,8 @@ class LearnerCore:
         rate = learning_rate(self.step_count, self.total_steps, self.peak_lr, self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        loss, errors = self.policy.loss(self.source.draw(), self.generator, net=self.engine)
+        batch = self.source.draw()
+        loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator))
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)
@@ -68,7 +88,7 @@ class LearnerCore:
             # A young average forgets its random start faster, as in the usual bias-corrected schedule.
             decay = min(self.config.ema, (1 + self.step_count) / (10 + self.step_count))
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, [p.detach().float() for p in self.policy.net.parameters()], 1 - decay)
+                torch._foreach_lerp_(self.average, [p.detach().float() for p in self.trained], 1 - decay)
         norm = self.engine.get_global_grad_norm()
         return {"step": self.step_count, "loss": float(loss.detach()), **errors, "lr": rate,
                 "grad_norm": float(norm) if norm is not None else float("nan"), "seconds": time.perf_counter() - began}
@@ -82,22 +102,30 @@ class LearnerCore:
 
     def weights(self, version: int) -> Weights | None:
         """The published weights (the average, if one is kept), on rank 0; None elsewhere. All ranks must call it."""
-        with _gathered(self.policy.net, self.config.zero_stage):
-            return pack(self.policy.net, version, self.average) if self.rank == 0 else None
+        with self._published() as named:
+            return pack(named, version) if self.rank == 0 else None
 
     def export(self, path: str | Path, version: int, info: dict | None = None) -> None:
-        """Write the published policy as a checkpoint directory (rank 0)."""
+        """Write the published policy as a checkpoint directory (rank 0). All ranks must call it."""
+        self.encoder.flush()
+        with self._published() as named:
+            if self.rank == 0:
+                save_policy(self.policy, path, version, {"step": self.step_count, **(info or {})}, named)
+
+    @contextlib.contextmanager
+    def _published(self) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+        """Named parameters to publish: whole on this rank, averaged if an average is kept, adapters merged."""
         with _gathered(self.policy.net, self.config.zero_stage):
-            if self.rank:
-                return
-            raw = [p.detach().clone() for p in self.policy.net.parameters()] if self.average else []
+            raw = [p.detach().clone() for p in self.trained] if self.average is not None else []
             self._put(self.average or [])
-            save_policy(self.policy, path, version, {"step": self.step_count, **(info or {})})
-            self._put(raw)
+            try:
+                yield merged_parameters(self.policy.net)
+            finally:
+                self._put(raw)
 
     @torch.no_grad()
     def _put(self, tensors: list[torch.Tensor]) -> None:
-        for parameter, tensor in zip(self.policy.net.parameters(), tensors, strict=False):
+        for parameter, tensor in zip(self.trained, tensors, strict=False):
             parameter.copy_(tensor)
 
     # ---------------------------------------------------------------- resume
@@ -111,7 +139,8 @@ class LearnerCore:
         tag = f"step_{self.step_count:08d}"
         if (folder / "latest").exists() and (folder / "latest").read_text().strip() == tag:
             return  # never write over the state that would be resumed from
-        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        self.encoder.flush()
+        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=bool(self.config.lora_rank))
         own = {"step": self.step_count, "world_size": self.config.world_size, "source": self.source.state_dict(),
                "generator": self.generator.get_state().tolist()}
         (folder / tag / f"rank{self.rank}.json").write_text(json.dumps(own))
@@ -139,7 +168,7 @@ class LearnerCore:
             if own["world_size"] != self.config.world_size:
                 raise CheckpointError(f"{folder / tag} was written by {own['world_size']} learner ranks, not {self.config.world_size}: "
                                       "resume with learner.world_size as before, or start afresh from the exported policy")
-            if self.engine.load_checkpoint(str(folder), tag=tag)[0] is None:
+            if self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self.config.lora_rank)[0] is None:
                 raise OSError("DeepSpeed found no states in it")
             if self.average is not None:
                 torch._foreach_copy_(self.average, torch.load(folder / tag / "average.pt", weights_only=True))
@@ -185,9 +214,10 @@ def _engine(config: LearnerConfig, net: torch.nn.Module, device: str):
 
 def _groups(net: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay on matrices only, as usual for transformers."""
-    matrices = [p for p in net.parameters() if p.ndim >= 2]
-    vectors = [p for p in net.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    trained = [p for p in net.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _gathered(net: torch.nn.Module, stage: int):

@@ -66,8 +66,9 @@ class BatchSource:
                 kinds += [int(kind)] * int(count)
         arrays = {name: np.concatenate([getattr(w, name) for w in windows])
                   for name in ("images", "future_images", "proprio", "future_proprio", "value")}
+        names = [f"{episode}@{t}" for w in windows for episode, t in zip(w.episodes, w.offsets, strict=True)]
         return TrainingBatch(**arrays, actions=np.concatenate(actions), instructions=sum((w.instructions for w in windows), []),
-                             kinds=np.array(kinds))
+                             kinds=np.array(kinds), windows=names)
 
     def _counts(self) -> np.ndarray:
         """Whole samples per cell, adding up to the batch size: one after another to the cell that is owed most."""

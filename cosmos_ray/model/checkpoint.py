@@ -1,47 +1,40 @@
-"""A policy on disk: ``model.safetensors`` beside ``policy.json``, never half-written. Nothing is ever unpickled."""
+"""A policy on disk: ``model.safetensors``, ``policy.json`` and, with T5, ``text.safetensors``; never half-written, never a pickle."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from cosmos_ray.errors import CheckpointError
+from cosmos_ray.model.exchange import match, read_weights
+from cosmos_ray.model.exchange.files import read_safetensors, replacing, save_safetensors
+from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings, write_text_embeddings
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.spec import PolicySpec
+from cosmos_ray.model.text import T5Text
 
 
-def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict | None = None) -> None:
+def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict | None = None,
+                net: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
     """Write weights, normalisation and description to the directory ``path``.
 
     An existing checkpoint is replaced by two renames: a crash between them leaves it under ``.NAME.PID.old``.
 
-    ``version`` is the policy version the weights are published under; ``info`` is free-form JSON (steps, losses).
+    ``version`` is the policy version the weights are published under; ``info`` is free-form JSON (steps, losses); ``net`` names
+    the network's parameters where they are not those of ``policy.net`` itself.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items() if not k.startswith("tokenizer.vae.")}
-    save_file(tensors, temporary / "model.safetensors")
-    record = {"spec": policy.spec.to_json(), "version": version, "info": info or {}}
-    (temporary / "policy.json").write_text(json.dumps(record, indent=1))
-    for name in ("model.safetensors", "policy.json"):
-        with open(temporary / name, "rb") as file:
-            os.fsync(file.fileno())
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    own = {k: v for k, v in _own(policy).items() if not k.startswith("net.")}
+    own.update({f"net.{k}": v for k, v in net or policy.net.named_parameters()})
+    with replacing(path, overwrite=True) as folder:
+        folder.mkdir()
+        save_safetensors(own, folder / "model.safetensors")
+        if isinstance(policy.text, T5Text) and policy.text.embeddings:
+            write_text_embeddings(policy.text.embeddings, folder / "text.safetensors")
+        record = {"spec": policy.spec.to_json(), "version": version, "info": info or {}}
+        (folder / "policy.json").write_text(json.dumps(record, indent=1))
 
 
 def read_description(path: str | Path) -> tuple[PolicySpec, int, dict]:
@@ -56,29 +49,42 @@ def read_description(path: str | Path) -> tuple[PolicySpec, int, dict]:
         raise CheckpointError(f"{file} is not a cosmos_ray policy description: {error}") from error
 
 
-def load_policy(path: str | Path) -> tuple[CosmosPolicy, int]:
-    """Load (policy, version). A missing, truncated or mismatched checkpoint raises CheckpointError with the first offending key."""
+def load_policy(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[CosmosPolicy, int]:
+    """Load (policy, version), the network in ``dtype``; None keeps the stored one.
+
+    A missing, truncated or mismatched checkpoint raises CheckpointError with the first offending key.
+    """
     spec, version, _ = read_description(path)
-    file = Path(path) / "model.safetensors"
-    try:
-        tensors = load_file(file)
-    except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read the weights in {file}: {error}") from error
-    policy = build(spec)
-    load_tensors(policy, tensors, str(file))
+    file, text = Path(path) / "model.safetensors", Path(path) / "text.safetensors"
+    tensors = read_safetensors(file)
+    policy = build(spec, seed=None, embeddings=read_text_embeddings(text) if text.exists() else None)
+    match(tensors, {k: v.shape for k, v in _own(policy).items()}, str(file))
+    _assign(policy, {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}, dtype)
+    policy.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("net.")}, strict=False)
     return policy.eval(), version
 
 
-def load_tensors(policy: CosmosPolicy, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Copy a complete state dict into ``policy``; CheckpointError names the first missing, extra or misshapen key."""
-    own = {k: v for k, v in policy.state_dict().items() if not k.startswith("tokenizer.vae.")}
-    for key in sorted(set(own) | set(tensors)):
-        if key not in tensors:
-            raise CheckpointError(f"{where}: key {key} is missing, the model has it with shape {tuple(own[key].shape)}")
-        if key not in own:
-            raise CheckpointError(f"{where}: key {key} with shape {tuple(tensors[key].shape)} is unknown to the model")
-        if own[key].shape != tensors[key].shape:
-            raise CheckpointError(f"{where}: key {key} has shape {tuple(tensors[key].shape)}, the model's is {tuple(own[key].shape)}")
-    with torch.no_grad():
-        for key, value in own.items():
-            value.copy_(tensors[key])
+def load_net(policy: CosmosPolicy, path: str | Path, dtype: torch.dtype | None = torch.float32) -> None:
+    """Load the network's weights alone, from a checkpoint directory or any file or folder that ``read_weights`` reads.
+
+    They go into a network with or without memory, in ``dtype``; None keeps the stored one. CheckpointError names the first key
+    that does not fit.
+    """
+    path = Path(path)
+    if (path / "policy.json").exists():
+        net = load_policy(path, dtype)[0].net.state_dict()
+    else:
+        net = read_weights(path)
+    match(net, {k: v.shape for k, v in policy.net.state_dict().items()}, str(path))
+    _assign(policy, net, dtype)
+
+
+def _assign(policy: CosmosPolicy, net: dict[str, torch.Tensor], dtype: torch.dtype | None) -> None:
+    """Make ``net`` the network's parameters without copying where nothing is to be converted."""
+    policy.net.load_state_dict({k: v.to(dtype or v.dtype) for k, v in net.items()}, assign=True)
+    policy.net.requires_grad_(True)  # assigned tensors come without
+
+
+def _own(policy: CosmosPolicy) -> dict[str, torch.Tensor]:
+    """The state a checkpoint holds: everything but the VAE, which stays where it was loaded from."""
+    return {k: v for k, v in policy.state_dict().items() if not k.startswith("tokenizer.vae.")}

@@ -6,6 +6,7 @@ Pure torch. The learner trains it through :meth:`CosmosPolicy.loss`; inference q
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +16,17 @@ from torch import nn
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model import solver
+from cosmos_ray.model.images import prepare
 from cosmos_ray.model.injection import Normalizer, extract, extract_value, inject, inject_value
 from cosmos_ray.model.noise import hybrid_sigma, seeded_noise
+from cosmos_ray.model.prompts import Prompts, make_prompts
 from cosmos_ray.model.sample_types import SampleType, clean_frames, mask_table, target_frames
 from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.model.text import HashText, T5Text
 from cosmos_ray.model.tokenizer import PatchPCA, WanTokenizer
-from cosmos_ray.model.transformer import Transformer
+from cosmos_ray.model.transformer import Modulation, Transformer
+
+PROMPTS_KEPT = 128  #: different instructions whose keys and values a serving policy holds (some 5 MB each at 2B)
 
 
 @dataclass
@@ -36,15 +41,17 @@ class TrainingBatch:
     value: np.ndarray  #: (B,) float32 in [-1, 1], return at s'
     instructions: Sequence[str]
     kinds: np.ndarray  #: (B,) int64 SampleType
+    windows: Sequence[str] = ()  #: B names of the windows the frames are from, where latents may be cached under them
 
 
 class CosmosPolicy(nn.Module):
     """Network, tokenizer, text and normalisation of one policy. Build it with :func:`build`, or load it from a checkpoint."""
 
-    def __init__(self, spec: PolicySpec, tokenizer: nn.Module, text: Callable[[str], torch.Tensor]):
+    def __init__(self, spec: PolicySpec, tokenizer: nn.Module, text: Callable[[str], torch.Tensor], net_device: str = "cpu"):
         super().__init__()
         self.spec, self.layout, self.text = spec, spec.layout, text
-        self.net = Transformer(spec.transformer)
+        with torch.device(net_device):
+            self.net = Transformer(spec.transformer)
         self.tokenizer = tokenizer
         for name, size in (("action", spec.action_dim), ("proprio", spec.proprio_dim)):
             self.register_buffer(f"{name}_low", torch.full((size,), -1.0))
@@ -54,6 +61,15 @@ class CosmosPolicy(nn.Module):
         weight = torch.ones(self.layout.frames)
         weight[self.layout.action], weight[self.layout.value] = spec.action_weight, spec.value_weight
         self.register_buffer("frame_weight", weight, persistent=False)
+        self.reference_steps = False  #: two sampler steps make one network evaluation, as in the public code (method 2.6)
+        self.accelerated: Callable | None = None  #: stands in for :meth:`sample`, see ``model.accelerate``
+        self._cache: dict | None = None
+
+    def serve(self) -> None:
+        """Keep what depends on weights, prompts and sigmas from call to call. Call again whenever the weights have changed."""
+        self._cache = {}
+        if self.accelerated is not None:
+            self.accelerated.forget()
 
     def set_statistics(self, action_low, action_high, proprio_low, proprio_high) -> None:
         """Fix the min/max normalisation, arrays (d,) and (p,)."""
@@ -78,22 +94,34 @@ class CosmosPolicy(nn.Module):
     def current_latents(self, images: np.ndarray, proprio: np.ndarray) -> torch.Tensor:
         """Latents (B, C, T, h, w) float32 with the blank frame and the state s filled, zeros elsewhere.
 
-        Args: images (B, cameras, H, W, 3) uint8; proprio (B, p) float32. ConfigError when they do not fit the model.
+        Only the clean prefix is encoded: the tokenizers are causal. Args: images (B, cameras, H, W, 3) uint8, at H = W =
+        ``image_size``, or of any size where the spec names a suite's image pipeline; proprio (B, p) float32. ConfigError when
+        they do not fit the model.
         """
+        spec, layout = self.spec, self.layout
+        if spec.jpeg or spec.augmented:
+            images = prepare(images, spec.image_size, spec.jpeg, spec.augmented)
         self._check(images, proprio)
-        layout = self.layout
         prefix = self.tokenizer.encode(torch.as_tensor(images, device=self.device), layout.images, layout.action)
         latents = prefix.new_zeros(*prefix.shape[:2], layout.frames, *prefix.shape[3:])
         latents[:, :, : layout.action] = prefix
         latents[:, :, layout.proprio] = self._vector(self.proprio_scale, proprio)
         return latents
 
-    def training_latents(self, batch: TrainingBatch) -> torch.Tensor:
-        """Ground-truth latents (B, C, T, h, w) float32 of whole windows."""
-        self._check(batch.images, batch.proprio)
+    def encode_images(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, 2 * cameras, h, w) float32 of whole windows: (B, 2 * cameras, H, W, 3) uint8, current then future."""
+        slots = self.layout.images + self.layout.future_images
+        return self.tokenizer.encode(torch.as_tensor(images, device=self.device), slots, self.layout.value)[:, :, list(slots)]
+
+    def training_latents(self, batch: TrainingBatch, encoded: torch.Tensor | None = None) -> torch.Tensor:
+        """Ground-truth latents (B, C, T, h, w) float32 of whole windows; ``encoded`` is :meth:`encode_images` if it is known."""
         layout, shape = self.layout, self.spec.frame_shape
-        images = torch.as_tensor(np.concatenate((batch.images, batch.future_images), axis=1), device=self.device)
-        latents = self.tokenizer.encode(images, layout.images + layout.future_images, layout.frames)
+        if encoded is None:
+            self._check(batch.images, batch.proprio)
+            encoded = self.encode_images(np.concatenate((batch.images, batch.future_images), axis=1))
+        latents = encoded.new_empty(len(encoded), shape[0], layout.frames, *shape[1:])
+        latents[:, :, 0] = self.tokenizer.blank(self.spec.image_size)
+        latents[:, :, list(layout.images + layout.future_images)] = encoded
         latents[:, :, layout.proprio] = self._vector(self.proprio_scale, batch.proprio)
         latents[:, :, layout.future_proprio] = self._vector(self.proprio_scale, batch.future_proprio)
         latents[:, :, layout.action] = self.action_frame(batch.actions)
@@ -119,9 +147,20 @@ class CosmosPolicy(nn.Module):
         """(B, cameras, H, W, 3) uint8 predicted frames, decoded on request only."""
         return self.tokenizer.decode(latents, self.layout.future_images)
 
-    def embed(self, instructions: Sequence[str]) -> torch.Tensor:
-        """(B, L, text_width) embeddings of the instructions."""
-        return torch.stack([self.text(i) for i in instructions]).to(self.device)
+    def embed(self, instructions: Sequence[str]) -> Prompts:
+        """One row of :class:`Prompts` per instruction; while serving, with their keys and values, computed once per prompt."""
+        if self._cache is None:
+            known = {instruction: i for i, instruction in enumerate(sorted(set(instructions)))}
+            prompts = make_prompts([self.text(i) for i in known], self.device)
+        else:
+            known, prompts = self._cache.get("prompts", ({}, None))
+            if not known.keys() >= set(instructions):
+                earlier = known if len(known) < PROMPTS_KEPT else ()
+                known = {instruction: i for i, instruction in enumerate(dict.fromkeys([*earlier, *instructions]))}
+                with torch.no_grad():
+                    prompts = self.net.attend_to(make_prompts([self.text(i) for i in known], self.device))
+                self._cache["prompts"] = known, prompts
+        return dataclasses.replace(prompts, rows=torch.tensor([known[i] for i in instructions], device=self.device))
 
     def _vector(self, scale: Normalizer, vector: np.ndarray) -> torch.Tensor:
         return inject(scale.normalize(torch.as_tensor(vector, device=self.device).float()), self.spec.frame_shape)
@@ -136,35 +175,38 @@ class CosmosPolicy(nn.Module):
 
     # ---------------------------------------------------------------- denoising
 
-    def denoise(self, net: Callable, noised: torch.Tensor, sigma: torch.Tensor, known: torch.Tensor, clean: torch.Tensor,
-                text: torch.Tensor) -> torch.Tensor:
+    def denoise(self, net: Callable, noised: torch.Tensor, sigma: torch.Tensor | float, known: torch.Tensor, clean: torch.Tensor,
+                text: Prompts, modulation: Modulation | None = None) -> torch.Tensor:
         """One network evaluation (method 2.1).
 
-        Args: noised x_sigma (B, C, T, h, w); sigma (B,); known clean latents; clean (B, T) mask; text (B, L, width).
+        Args: noised x_sigma (B, C, T, h, w); sigma, or one for each row as (B, 1); known clean latents; clean (B or 1, T) mask;
+        text B rows of prompts; modulation for this sigma and mask if it is known already.
         Returns the predicted x0, float32, with the clean frames put back.
         """
-        t = (sigma / (1 + sigma))[:, None, None, None, None]
-        mask = clean[:, None, :, None, None]
-        scaled = (1 - t) * noised
-        out = net(torch.where(mask > 0, known, scaled), clean, (1 - clean) * t[:, 0, 0, :, 0], text).float()
-        x0 = out if self.spec.output == "x0" else scaled - t * out
-        return torch.where(mask > 0, known, x0)
+        t = sigma / (1 + sigma)
+        t_latent = t[..., None, None, None] if isinstance(t, torch.Tensor) else t
+        given = clean[:, None, :, None, None] > 0
+        scaled = (1 - t_latent) * noised
+        out = net(torch.where(given, known, scaled), clean, (1 - clean) * t, text, modulation).float()
+        x0 = out if self.spec.output == "x0" else scaled - t_latent * out
+        return torch.where(given, known, x0)
 
-    def loss(self, batch: TrainingBatch, generator: torch.Generator, net: Callable | None = None) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, batch: TrainingBatch, generator: torch.Generator, net: Callable | None = None,
+             encoded: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, float]]:
         """Training loss of one batch (method 2.2, 2.3) and the mean absolute error per kind of frame.
 
         Every sample draws its sigma and noise from ``generator``; ``net`` is the network to train (the DeepSpeed engine),
-        this policy's own by default. The errors are keyed ``action``, ``future``, ``value`` and averaged over the samples
-        that carry loss there.
+        this policy's own by default; ``encoded`` as in :meth:`training_latents`. The errors are keyed ``action``, ``future``,
+        ``value`` and averaged over the samples that carry loss there.
         """
-        x0 = self.training_latents(batch)
+        x0 = self.training_latents(batch, encoded)
         kinds = torch.as_tensor(batch.kinds, device=self.device)
         clean, target = self.clean[kinds], self.target[kinds]
-        sigma = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator).to(x0)
+        sigma = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator).to(x0)[:, None]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        noised = x0 + sigma[:, None, None, None, None] * noise
+        noised = x0 + sigma[..., None, None, None] * noise
         predicted = self.denoise(net or self.net, noised, sigma, x0, clean, self.embed(batch.instructions))
-        weight = ((1 + sigma) / sigma).square()[:, None] * target * self.frame_weight
+        weight = ((1 + sigma) / sigma).square() * target * self.frame_weight
         error = predicted - x0
         loss = self.spec.loss_scale * (weight * error.square().mean((1, 3, 4))).mean()
         with torch.no_grad():
@@ -176,41 +218,71 @@ class CosmosPolicy(nn.Module):
     # ---------------------------------------------------------------- sampling
 
     @torch.no_grad()
-    def generate(self, kind: SampleType, known: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> torch.Tensor:
+    def generate(self, kind: SampleType, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int) -> torch.Tensor:
         """Sample the frames that ``kind`` does not give, jointly. Row i uses noise of ``seeds[i]`` alone.
 
         Args: known (B, C, T, h, w) latents whose clean frames are filled; seeds (B,) int64; steps network evaluations.
         Returns (B, C, T, h, w) float32.
         """
-        spec = self.spec
-        clean = self.clean[int(kind)].expand(len(known), -1)
         noise = seeded_noise(seeds, known.shape[1:]).to(known)
-        return solver.sample(
-            lambda x, sigma: self.denoise(self.net, x, x.new_full((len(x),), sigma), known, clean, text),
-            noise * spec.sigma_max, steps, spec.sigma_max, spec.sigma_min)
+        if text.keys is None:
+            text = self.net.attend_to(text)
+        return (self.accelerated or self.sample)(kind, known, text, noise, steps)
 
-    def act(self, latents: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> torch.Tensor:
+    @torch.no_grad()
+    def sample(self, kind: SampleType, known: torch.Tensor, text: Prompts, noise: torch.Tensor, steps: int) -> torch.Tensor:
+        """:meth:`generate` from given standard-normal noise: device work only, nothing random, nothing read back."""
+        spec = self.spec
+        clean = self.clean[int(kind)][None]
+        return solver.sample(
+            lambda x, sigma: self.denoise(self.net, x, sigma, known, clean, text, self._modulation(kind, clean, sigma)),
+            noise * spec.sigma_max, solver.evaluations(steps, self.reference_steps), spec.sigma_max, spec.sigma_min)
+
+    def _modulation(self, kind: SampleType, clean: torch.Tensor, sigma: float) -> Modulation:
+        """AdaLN of one sampler step; all rows of a batch share sigma and mask, so one row serves them all."""
+        key = (kind, sigma)
+        if self._cache is not None and key in self._cache:
+            return self._cache[key]
+        modulation = self.net.modulate((1 - clean) * (sigma / (1 + sigma)))
+        if self._cache is not None:
+            self._cache[key] = modulation
+        return modulation
+
+    def place(self, device: str, dtype: torch.dtype) -> CosmosPolicy:
+        """Move to ``device``, the network and a VAE there computing in ``dtype``."""
+        self.to(device)
+        self.net.to(dtype)
+        if isinstance(self.tokenizer, WanTokenizer) and device != "cpu":
+            self.tokenizer.vae.to(dtype)
+        return self
+
+    def act(self, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int) -> torch.Tensor:
         """Policy: current latents to latents with action, future and value filled."""
         return self.generate(SampleType.POLICY, latents, text, seeds, steps)
 
-    def imagine(self, latents: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> torch.Tensor:
+    def imagine(self, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int) -> torch.Tensor:
         """World model: latents with state and ACTION filled to latents with future and value filled."""
         return self.generate(SampleType.WORLD_MODEL, latents, text, seeds, steps)
 
-    def evaluate(self, latents: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int, kind: SampleType) -> torch.Tensor:
+    def evaluate(self, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, kind: SampleType) -> torch.Tensor:
         """Value function of ``kind`` (one of the VALUE types): (B,) values in [-1, 1]."""
         return self.read_value(self.generate(kind, latents, text, seeds, steps))
 
 
-def build(spec: PolicySpec, seed: int = 0) -> CosmosPolicy:
-    """A policy with freshly initialised weights; the tokenizer of ``tiny`` still has to be fitted, the 2B one's is loaded."""
+def build(spec: PolicySpec, seed: int | None = 0, embeddings: dict[str, torch.Tensor] | None = None) -> CosmosPolicy:
+    """A policy with freshly initialised weights; the tokenizer of ``tiny`` still has to be fitted, the 2B one's is loaded.
+
+    With ``seed`` None the network is left without memory, for weights that are about to be loaded. ``embeddings`` are text
+    embeddings that are known already.
+    """
     if spec.preset == "tiny":
         tokenizer, text = PatchPCA(), HashText(spec.text_tokens, spec.transformer.text_width)
     else:
-        if not spec.tokenizer_path or not spec.text_path:
+        if not spec.tokenizer_path or not (spec.text_path or embeddings):
             raise ConfigError(f"preset {spec.preset} needs model.tokenizer_path (Wan 2.1 VAE directory) and model.text_path (T5)")
         tokenizer = WanTokenizer.load(spec.tokenizer_path)
-        text = T5Text(spec.text_path, spec.text_tokens, spec.transformer.text_width)
-    policy = CosmosPolicy(spec, tokenizer, text)
-    policy.net.initialize(torch.Generator().manual_seed(seed))
+        text = T5Text(spec.text_path, spec.text_tokens, spec.transformer.text_width, embeddings)
+    policy = CosmosPolicy(spec, tokenizer, text, "meta" if seed is None else "cpu")
+    if seed is not None:
+        policy.net.initialize(torch.Generator().manual_seed(seed))
     return policy

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.layout import LatentLayout
+from cosmos_ray.model.suites import SUITES
 from cosmos_ray.model.tokenizer import CHANNELS, PATCH
 from cosmos_ray.model.transformer import TransformerConfig
 
@@ -33,6 +34,8 @@ class PolicySpec:
     text_tokens: int = 16
     tokenizer_path: str = ""
     text_path: str = ""
+    jpeg: bool = False  #: frames go through JPEG before the model sees them, as in the simulated suites (method 1.2)
+    augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
 
     @property
     def layout(self) -> LatentLayout:
@@ -78,4 +81,6 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, ac
         sigma_min=config.sigma_min or (1.0 if tiny else 4.0),
         action_weight=config.action_weight or (4.0 if tiny else 1.0), value_weight=config.value_weight or (3.0 if tiny else 1.0),
         loss_scale=1.0 if tiny else 10.0, text_tokens=16 if tiny else 512,
+        jpeg=config.suite != "" and SUITES[config.suite].jpeg,
+        augmented=config.augment == "on" or (config.augment == "auto" and not tiny),
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)

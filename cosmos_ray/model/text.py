@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cosmos_ray.errors import CheckpointError, ConfigError
+from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 
 
 class HashText:
@@ -35,26 +36,34 @@ class HashText:
 
 
 class T5Text:
-    """T5 embeddings: from a ``.safetensors`` file {instruction: (512, 1024)}, or computed by a local T5 encoder directory."""
+    """T5 embeddings: those that are cached, and any other instruction's from a local T5 encoder directory.
 
-    def __init__(self, path: str, tokens: int = 512, width: int = 1024):
+    ``path`` is that directory, or a file of embeddings alone: ``.safetensors`` {instruction: (512, 1024)}, or the public
+    ``*_t5_embeddings.pkl``, of which only tensors are read. ``known`` embeddings, those of a checkpoint, come first.
+    """
+
+    def __init__(self, path: str, tokens: int = 512, width: int = 1024, known: dict[str, torch.Tensor] | None = None):
         self.path, self.tokens, self.width = Path(path), tokens, width
         self._encoder = None
-        self._cache: dict[str, torch.Tensor] = {}
+        self.embeddings = dict(known or {})  #: of every instruction so far, (tokens, width) each
         if self.path.is_file():
-            from safetensors.torch import load_file
-
-            self._cache = {k: v.reshape(-1, width) for k, v in load_file(self.path).items()}
-        elif not self.path.is_dir():
-            raise CheckpointError(f"no text embeddings at {path!r}: point model.text_path at a .safetensors file or a T5 directory")
+            for instruction, rows in read_text_embeddings(self.path).items():
+                self.embeddings.setdefault(instruction, rows)
+        elif not self.path.is_dir() and not known:
+            raise CheckpointError(f"no text embeddings at {path!r}: point model.text_path at a .safetensors or .pkl file of embeddings, "
+                                  "or at a T5 directory")
+        for instruction, rows in self.embeddings.items():
+            if rows.shape != (tokens, width):
+                raise CheckpointError(f"the text embedding of {instruction!r} has shape {tuple(rows.shape)}, the model takes "
+                                      f"({tokens}, {width})")
 
     def __call__(self, instruction: str) -> torch.Tensor:
-        """(tokens, width) float32. ConfigError for an instruction that a plain embeddings file does not hold."""
-        if instruction not in self._cache:
-            if self.path.is_file():
-                raise ConfigError(f"{self.path} holds no embedding of {instruction!r}: add it, or give a T5 directory instead")
-            self._cache[instruction] = self._encode(instruction)
-        return self._cache[instruction]
+        """(tokens, width) float. ConfigError for an instruction that is not cached when there is no T5 directory."""
+        if instruction not in self.embeddings:
+            if not self.path.is_dir():
+                raise ConfigError(f"there is no embedding of {instruction!r}: add it to model.text_path, or give a T5 directory instead")
+            self.embeddings[instruction] = self._encode(instruction)
+        return self.embeddings[instruction]
 
     @torch.no_grad()
     def _encode(self, instruction: str) -> torch.Tensor:

@@ -15,6 +15,7 @@ from cosmos_ray.errors import CheckpointError, ConfigError
 
 PATCH = 8  #: pixels per latent cell, the Wan VAE's spatial compression
 CHANNELS = 16  #: latent channels
+ROWS = 8  #: windows that go through the VAE at once, to bound its memory
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -65,10 +66,16 @@ class PatchPCA(nn.Module):
         b, n, height, width, _ = images.shape
         latents = (_patches(to_unit(images.flatten(0, 1))) - self.mean) @ self.encoder
         latents = latents.view(b, n, height // PATCH, width // PATCH, CHANNELS).permute(0, 4, 1, 2, 3)
-        black = ((-1 - self.mean) @ self.encoder).view(1, CHANNELS, 1, 1, 1)
-        out = black.repeat(b, 1, frames, height // PATCH, width // PATCH)
+        out = self._black().view(1, CHANNELS, 1, 1, 1).repeat(b, 1, frames, height // PATCH, width // PATCH)
         out[:, :, list(slots)] = latents
         return out
+
+    def blank(self, size: int) -> torch.Tensor:
+        """(16, size/8, size/8) latent of the black frame in slot 0."""
+        return self._black().view(CHANNELS, 1, 1).expand(CHANNELS, size // PATCH, size // PATCH)
+
+    def _black(self) -> torch.Tensor:
+        return (-1 - self.mean) @ self.encoder
 
     def decode(self, latents: torch.Tensor, slots: tuple[int, ...]) -> torch.Tensor:
         """(B, 16, T, h, w) latents to the (B, len(slots), 8h, 8w, 3) uint8 images of some slots."""
@@ -100,6 +107,7 @@ class WanTokenizer(nn.Module):
         self.vae = vae.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1))
         self.register_buffer("std", torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1))
+        self._blank: dict[tuple, torch.Tensor] = {}
 
     @classmethod
     def load(cls, path: str) -> WanTokenizer:
@@ -110,17 +118,27 @@ class WanTokenizer(nn.Module):
             raise ConfigError("the 2B preset's tokenizer needs diffusers: pip install 'cosmos-ray[2b]'") from error
         if not (Path(path) / "config.json").is_file():
             raise CheckpointError(f"no Wan 2.1 VAE in {path!r}: point model.tokenizer_path at a diffusers directory with config.json")
-        return cls(AutoencoderKLWan.from_pretrained(path, local_files_only=True))
+        return cls(AutoencoderKLWan.from_pretrained(path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False))
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor, slots: tuple[int, ...], frames: int) -> torch.Tensor:
         """See :meth:`PatchPCA.encode`."""
+        if len(images) > ROWS:
+            return torch.cat([self.encode(rows, slots, frames) for rows in images.split(ROWS)])
         b, _, height, width, _ = images.shape
         pixels = torch.zeros(b, frames, height, width, 3, dtype=torch.uint8, device=images.device)
         pixels[:, list(slots)] = images
         video = torch.cat((pixels[:, :1], pixels[:, 1:].repeat_interleave(4, dim=1)), dim=1)
         video = to_unit(video).permute(0, 4, 1, 2, 3).to(next(self.vae.parameters()).dtype)
         return (self.vae.encode(video).latent_dist.mode().float() - self.mean) / self.std
+
+    def blank(self, size: int) -> torch.Tensor:
+        """See :meth:`PatchPCA.blank`. Encoded once: slot 0 precedes all others, so it depends on none."""
+        key = (size, self.mean.device)
+        if key not in self._blank:
+            nothing = torch.zeros(1, 0, size, size, 3, dtype=torch.uint8, device=self.mean.device)
+            self._blank[key] = self.encode(nothing, (), 1)[0, :, 0]
+        return self._blank[key]
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, slots: tuple[int, ...]) -> torch.Tensor:

@@ -1,19 +1,25 @@
 """The diffusion transformer of Cosmos-Predict2 (method 5.1), at any size.
 
 Module names give the public checkpoint's parameter names (after its ``net.`` prefix), so a 2B state dict loads as it is.
-AdaLN modulation is computed once per latent frame and broadcast over the frame's tokens.
+
+What does not depend on the latents is computed apart, so that a sampler computes it once: AdaLN modulation from the
+timesteps, one row per latent frame broadcast over the frame's tokens (:meth:`Transformer.modulate`), and the text's keys and
+values (:meth:`Transformer.attend_to`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.model.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,28 @@ class TransformerConfig:
             raise ConfigError(f"model width {self.width} does not divide by {self.heads} heads")
         if self.width // self.heads < 12 or (self.width // self.heads) % 2:
             raise ConfigError(f"head dimension {self.width // self.heads} is too small for 3-D RoPE: it must be even and at least 12")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    def flops(self, frames: int, height: int, width: int, text_length: int) -> float:
+        """Multiply-adds x 2 of one network evaluation of one sample on a latent grid, text keys and modulation included."""
+        d, tokens = self.width, frames * (height // self.patch) * (width // self.patch)
+        patch = self.channels * self.patch**2
+        per_token = self.layers * (6 * d * d + 2 * int(self.mlp_ratio * d) * d) + (patch + 2 * self.patch**2) * d + d * patch
+        attention = self.layers * 2 * tokens * d * (tokens + text_length)
+        text = self.layers * 2 * text_length * self.text_width * d
+        adaln = frames * ((3 * self.layers + 1) * d * self.adaln_rank + (9 * self.layers + 2) * self.adaln_rank * d + 4 * d * d)
+        return 2.0 * (tokens * per_token + attention + text + adaln)
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """AdaLN of one timestep pattern: per block (shift, 1 + scale, gate) of its three layers, and the final layer's (shift, 1 + scale)."""
+
+    blocks: tuple[tuple[tuple[torch.Tensor, ...], ...], ...]  #: each (B or 1, T, 1, width)
+    final: tuple[torch.Tensor, ...]
 
 
 class RMSNorm(nn.Module):
@@ -64,27 +92,28 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor | None = None,
-                rotary: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        source = x if context is None else context
-        q = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
-        k = self.k_norm(self.k_proj(source).unflatten(-1, (self.heads, -1))).transpose(1, 2)
-        v = self.v_proj(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.output_proj(out.transpose(1, 2).flatten(2))
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, L, width) to (B, heads, L, head_dim)."""
+        return self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+
+    def keys(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, heads, L, head_dim) of (B, L, context_width)."""
+        key = self.k_norm(self.k_proj(x).unflatten(-1, (self.heads, -1)))
+        return key.transpose(1, 2), self.v_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, heads, L, head_dim) queries to (B, L, width)."""
+        return self.output_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply rotary positions to (..., L, head_dim); ``cos``/``sin`` (L, head_dim), halves paired."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Apply rotary positions to (..., L, head_dim), halves paired; ``sin`` has its first half negated."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def rotary_table(config: TransformerConfig, t: int, h: int, w: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (t*h*w, head_dim) float32 of 3-D RoPE without fps modulation (method 0, fact 6)."""
-    head = config.width // config.heads
+    """(cos, sin) for :func:`rotate`, (t*h*w, head_dim) float32, of 3-D RoPE without fps modulation (method 0, fact 6)."""
+    head = config.head_dim
     dim_hw = head // 6 * 2
     dims = (head - 2 * dim_hw, dim_hw, dim_hw)
     angles = []
@@ -95,8 +124,9 @@ def rotary_table(config: TransformerConfig, t: int, h: int, w: int, device) -> t
         shape = [1, 1, 1, -1]
         shape[axis] = size
         angles.append(angle.view(shape).expand(t, h, w, -1))
-    angle = torch.cat(angles * 2, dim=-1).reshape(t * h * w, head)
-    return angle.cos(), angle.sin()
+    angle = torch.cat(angles, dim=-1).reshape(t * h * w, head // 2)
+    sin = angle.sin()
+    return torch.cat((angle.cos(),) * 2, dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 class MLP(nn.Module):
@@ -116,9 +146,15 @@ def _adaln(width: int, rank: int, parts: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(width, rank, bias=False), nn.Linear(rank, parts * width, bias=False))
 
 
-def _modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """LayerNorm (B, T, HW, D) without affine, then per-frame shift and scale (B, T, 1, D)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+def _normed(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """LayerNorm (B, T, HW, D) without affine, then per-frame shift and (1 +) scale (B, T, 1, D)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
+
+
+def _split(modulation: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+    """(B, T, parts * D) to (shift, 1 + scale[, gate]), each (B, T, 1, D)."""
+    shift, scale, *gate = modulation[:, :, None].chunk(parts, dim=-1)
+    return (shift, 1 + scale, *gate)
 
 
 class Block(nn.Module):
@@ -133,18 +169,23 @@ class Block(nn.Module):
         self.adaln_modulation_cross_attn = _adaln(c.width, c.adaln_rank, 3)
         self.adaln_modulation_mlp = _adaln(c.width, c.adaln_rank, 3)
 
-    def forward(self, x: torch.Tensor, embedded: torch.Tensor, shared: torch.Tensor, text: torch.Tensor,
-                rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """x (B, T, HW, D); embedded (B, T, D) and shared (B, T, 3D) from the timestep; text (B, L, text_width)."""
+    def modulate(self, embedded: torch.Tensor, shared: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """(shift, 1 + scale, gate) of each layer from the timestep: embedded (B, T, D), shared (B, T, 3D)."""
+        layers = (self.adaln_modulation_self_attn, self.adaln_modulation_cross_attn, self.adaln_modulation_mlp)
+        return tuple(_split(adaln(embedded) + shared, 3) for adaln in layers)
+
+    def forward(self, x: torch.Tensor, modulation: tuple[tuple[torch.Tensor, ...], ...], rotary: tuple[torch.Tensor, torch.Tensor],
+                text: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None) -> torch.Tensor:
+        """x (B, T, HW, D); text keys and values (B, heads, L, head_dim) with their logit bias (B, 1, 1, L)."""
         frames = x.shape[1:3]
-        for adaln, layer in (
-            (self.adaln_modulation_self_attn, lambda y: self.self_attn(y.flatten(1, 2), rotary=rotary).unflatten(1, frames)),
-            (self.adaln_modulation_cross_attn, lambda y: self.cross_attn(y.flatten(1, 2), context=text).unflatten(1, frames)),
-            (self.adaln_modulation_mlp, self.mlp),
-        ):
-            shift, scale, gate = (adaln(embedded) + shared)[:, :, None].chunk(3, dim=-1)
-            x = torch.addcmul(x, gate, layer(_modulate(x, shift, scale)))
-        return x
+        (shift, scale, gate), (cross_shift, cross_scale, cross_gate), (mlp_shift, mlp_scale, mlp_gate) = modulation
+        y = _normed(x, shift, scale).flatten(1, 2)
+        k, v = self.self_attn.keys(y)
+        y = self.self_attn.attend(rotate(self.self_attn.queries(y), *rotary), rotate(k, *rotary), v)
+        x = torch.addcmul(x, gate, y.unflatten(1, frames))
+        y = self.cross_attn.queries(_normed(x, cross_shift, cross_scale).flatten(1, 2))
+        x = torch.addcmul(x, cross_gate, self.cross_attn.attend(y, *text, bias).unflatten(1, frames))
+        return torch.addcmul(x, mlp_gate, self.mlp(_normed(x, mlp_shift, mlp_scale)))
 
 
 class TimestepEmbedding(nn.Module):
@@ -183,9 +224,11 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(c.width, c.patch * c.patch * c.channels, bias=False)
         self.adaln_modulation = _adaln(c.width, c.adaln_rank, 2)
 
-    def forward(self, x: torch.Tensor, embedded: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
-        shift, scale = (self.adaln_modulation(embedded) + shared[..., : 2 * x.shape[-1]])[:, :, None].chunk(2, dim=-1)
-        return self.linear(_modulate(x, shift, scale))
+    def modulate(self, embedded: torch.Tensor, shared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _split(self.adaln_modulation(embedded) + shared[..., : 2 * embedded.shape[-1]], 2)
+
+    def forward(self, x: torch.Tensor, modulation: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.linear(_normed(x, *modulation))
 
 
 class Transformer(nn.Module):
@@ -194,11 +237,13 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.checkpointing = False  #: recompute the blocks in the backward pass instead of keeping their activations
         self.x_embedder = PatchEmbed(config.channels + 2, config.patch, config.width)
         self.t_embedder = nn.Sequential(nn.Identity(), TimestepEmbedding(config.width))
         self.t_embedding_norm = RMSNorm(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_layer = FinalLayer(config)
+        self._rotary: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def initialize(self, generator: torch.Generator) -> None:
         """Weights for training from scratch: Xavier linears, zeroed gates and output (AdaLN-zero)."""
@@ -212,14 +257,34 @@ class Transformer(nn.Module):
                     bound = math.sqrt(6 / (p.shape[0] + p.shape[1]))
                     p.uniform_(-bound, bound, generator=generator)
 
-    def forward(self, latents: torch.Tensor, clean: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the arithmetic."""
+        return self.x_embedder.proj[1].weight.dtype
+
+    def modulate(self, timesteps: torch.Tensor) -> Modulation:
+        """AdaLN of every layer from (B or 1, T) timesteps. Valid until the weights change."""
+        features = self._timestep_features(timesteps).to(self.dtype)
+        shared = self.t_embedder(features)
+        embedded = self.t_embedding_norm(features)
+        return Modulation(tuple(block.modulate(embedded, shared) for block in self.blocks), self.final_layer.modulate(embedded, shared))
+
+    def attend_to(self, prompts: Prompts) -> Prompts:
+        """``prompts`` with the keys and values of every block. Valid until the weights change."""
+        tokens = prompts.tokens.to(self.dtype)
+        bias = None if prompts.bias is None else prompts.bias.to(self.dtype)
+        return dataclasses.replace(prompts, bias=bias, keys=tuple(block.cross_attn.keys(tokens) for block in self.blocks))
+
+    def forward(self, latents: torch.Tensor, clean: torch.Tensor, timesteps: torch.Tensor, text: Prompts,
+                modulation: Modulation | None = None) -> torch.Tensor:
         """One evaluation.
 
         Args:
             latents: (B, C, T, h, w), clean frames already in place.
-            clean: (B, T) 1 where a frame is given clean.
-            timesteps: (B, T) in [0, 1), 0 on clean frames.
-            text: (B, L, text_width) prompt embeddings.
+            clean: (B or 1, T) 1 where a frame is given clean.
+            timesteps: (B or 1, T) in [0, 1), 0 on clean frames.
+            text: B rows of prompts, with or without their keys.
+            modulation: :meth:`modulate` of ``timesteps``, if it is known already.
 
         Returns (B, C, T, h, w).
         """
@@ -229,18 +294,28 @@ class Transformer(nn.Module):
             raise ConfigError(f"a latent grid of {h}x{w} does not divide into {c.patch}x{c.patch} patches")
         condition = clean[:, None, :, None, None].to(latents).expand(b, 1, t, h, w)
         padding = torch.zeros_like(condition)
-        x = self.x_embedder(torch.cat((latents, condition, padding), dim=1).to(self.x_embedder.proj[1].weight.dtype))
-        features = self._timestep_features(timesteps).to(x.dtype)
-        shared = self.t_embedder(features)
-        embedded = self.t_embedding_norm(features)
+        x = self.x_embedder(torch.cat((latents, condition, padding), dim=1).to(self.dtype))
+        modulation = modulation or self.modulate(timesteps)
+        text = text if text.keys is not None else self.attend_to(text)
         grid = (h // c.patch, w // c.patch)
-        rotary = rotary_table(c, t, *grid, latents.device)
-        text = text.to(x.dtype)
-        for block in self.blocks:
-            x = block(x, embedded, shared, text, rotary)
-        x = self.final_layer(x, embedded, shared)
+        rotary = self._rotary_table(t, *grid, latents.device)
+        bias = None if text.bias is None else text.of_rows(text.bias)
+        for block, layers, (key, value) in zip(self.blocks, modulation.blocks, text.keys, strict=True):
+            inputs = (x, layers, rotary, (text.of_rows(key), text.of_rows(value)), bias)
+            x = checkpoint(block, *inputs, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*inputs)
+        x = self.final_layer(x, modulation.final)
         x = x.view(b, t, *grid, c.patch, c.patch, c.channels)
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c.channels, t, h, w)
+
+    def _rotary_table(self, t: int, h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`rotary_table`, kept per grid."""
+        key = (t, h, w, device)
+        table = self._rotary.get(key)
+        if table is None:
+            table = rotary_table(self.config, t, h, w, device)
+            if not torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
+                self._rotary[key] = table
+        return table
 
     def _timestep_features(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Sinusoids (B, T, width) float32, cosines first."""

@@ -15,6 +15,7 @@ from cosmos_ray.config import PlannerConfig
 from cosmos_ray.model.injection import probability
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.planning.aggregate import aggregate
 
@@ -38,25 +39,25 @@ def step_ladder(longest: int, count: int) -> list[int]:
     return [round(1 + i * (longest - 1) / (count - 1)) for i in range(count)]
 
 
-def act_directly(policy: CosmosPolicy, known: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int) -> Decision:
+def act_directly(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int) -> Decision:
     """The policy alone: one chunk per observation, with the future and value generated jointly."""
     latents = policy.act(known, text, seeds, steps)
     actions, values = policy.read_actions(latents), policy.read_value(latents)
     return Decision(actions, values, probability(values)[:, None], torch.zeros(len(seeds), dtype=torch.int64), actions[:, None], latents)
 
 
-def plan(policy: CosmosPolicy, known: torch.Tensor, text: torch.Tensor, seeds: torch.Tensor, steps: int, config: PlannerConfig) -> Decision:
+def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig) -> Decision:
     """Choose among ``config.candidates`` chunks per observation.
 
     Args:
-        known: (B, C, T, h, w) current latents; text (B, L, width); seeds (B,) int64 one per observation.
+        known: (B, C, T, h, w) current latents; text B rows of prompts; seeds (B,) int64 one per observation.
         steps: network evaluations per proposed chunk.
 
     Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action".
     """
     b, n = len(seeds), config.candidates
     candidate_seeds = torch.tensor([[s if q == 0 else mix_seed(s, 1, q) for q in range(n)] for s in seeds.tolist()]).flatten()
-    known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n, 0)
+    known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n)
     proposed = policy.act(known, text, candidate_seeds, steps)
     actions = policy.read_actions(proposed)
     # The world model is asked about the chunk that would be executed: the averaged one, tiled as in training. (The public
@@ -88,7 +89,7 @@ def _values(policy, latents, text, seeds, config: PlannerConfig, kind: SampleTyp
     out, member = [], 0
     for steps, count in Counter(step_ladder(config.value_steps, config.values)).items():
         member_seeds = torch.cat([_derive(seeds, 4, member + i) for i in range(count)])
-        values = policy.evaluate(latents.repeat(count, 1, 1, 1, 1), text.repeat(count, 1, 1), member_seeds, steps, kind)
+        values = policy.evaluate(latents.repeat(count, 1, 1, 1, 1), text.repeat(count), member_seeds, steps, kind)
         out.append(values.view(count, -1).T)
         member += count
     return torch.cat(out, dim=1)

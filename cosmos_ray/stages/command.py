@@ -7,6 +7,7 @@ from cosmos_ray.run import Run
 from cosmos_ray.stages.collect import collect
 from cosmos_ray.stages.demo import demo
 from cosmos_ray.stages.evaluate import evaluate
+from cosmos_ray.stages.exchange import export_policy, import_policy
 from cosmos_ray.stages.plan import plan_episode
 from cosmos_ray.stages.pretrain import pretrain
 from cosmos_ray.stages.refine import refine
@@ -14,10 +15,10 @@ from cosmos_ray.stages.report import report
 from cosmos_ray.stages.rollout import rollout
 
 
-def run_stage(name: str, run: Run) -> str:
-    """Run stage ``name``; returns its result as text for the terminal."""
+def run_stage(name: str, run: Run, options: dict | None = None) -> str:
+    """Run stage ``name`` with the options that only it has; returns its result as text for the terminal."""
     return {"collect": _collect, "pretrain": _pretrain, "rollout": _rollout, "refine": _refine, "evaluate": _evaluate, "plan": _plan,
-            "report": _report, "demo": _demo}[name](run)
+            "report": _report, "demo": _demo, "import": _import, "export": _export}[name](run, **(options or {}))
 
 
 def _collect(run: Run) -> str:
@@ -62,6 +63,16 @@ def _report(run: Run) -> str:
 def _demo(run: Run) -> str:
     demo(run)
     return table(run.folder.read_json("evaluation.json")) + f"\nreport in {run.folder.report}"
+
+
+def _import(run: Run, weights: str, statistics: str) -> str:
+    done = import_policy(run, weights, statistics)
+    text = f"base policy of {done['parameters']:,} parameters in {done['path']}"
+    return text + (f"; constant, so always 0 to the network: {', '.join(done['constant'])}" if done["constant"] else "")
+
+
+def _export(run: Run, checkpoint: str, format: str, to: str, overwrite: bool) -> str:
+    return "wrote " + " and ".join(map(str, export_policy(run, checkpoint, format, to, overwrite)))
 
 
 def table(evaluation: dict) -> str:

@@ -18,7 +18,8 @@ def pretrain(run: Run) -> dict:
         return {"steps": total, "new": 0}
     if not run.folder.checkpoint("initial").exists():
         make_initial_policy(run)
-    learner = start_learner(run, "base", "initial", Mixture.base(config.learner, config.replay), config.learner.lr, total, actors_beside=0)
+    mixture = Mixture.base(config.learner, config.replay)
+    learner = start_learner(run, config.learner, "base", "initial", mixture, config.learner.lr, total, actors_beside=0)
     try:
         first, metrics = learner.step, {"loss": float("nan")}
         progress = run.progress("pretrain", total, first, "steps")

@@ -6,6 +6,8 @@ episodes against the pool, and the pool serves whatever weights were pushed last
 
 from __future__ import annotations
 
+import dataclasses
+
 import ray
 
 from cosmos_ray.errors import ConfigError
@@ -42,8 +44,10 @@ def refine(run: Run) -> dict:
     try:
         fleet = start_fleet(run, pool, cpus)
         mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
-        learner = start_learner(run, f"refined_from_{base_version}", "base", mixture, config.learner.refine_lr, config.refine_steps,
-                                actors_beside=actors)
+        settings = dataclasses.replace(config.learner, warmup=config.learner.refine_warmup or config.learner.warmup,
+                                       cycle=config.learner.refine_cycle or config.learner.cycle)
+        learner = start_learner(run, settings, f"refined_from_{base_version}", "base", mixture, config.learner.refine_lr,
+                                config.refine_steps, actors_beside=actors)
         loop = _RefineLoop(run, pool, fleet, learner,
                            mean_length=sum(s.length for s in before) / len(before) if before else 50.0)
         result = loop.run_to_end()

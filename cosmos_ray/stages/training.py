@@ -6,27 +6,32 @@ import numpy as np
 import ray
 import torch
 
+from cosmos_ray.config import LearnerConfig
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
 from cosmos_ray.learner.mixture import Mixture
-from cosmos_ray.model.checkpoint import save_policy
+from cosmos_ray.model.checkpoint import load_net, save_policy
 from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay.sampler import WindowSampler
 from cosmos_ray.replay.statistics import dataset_statistics
 from cosmos_ray.run import Run
+from cosmos_ray.sim import tasks
 
 FIT_FRAMES = 512  #: frames the tokenizer is fitted on
 
 
 def make_initial_policy(run: Run) -> None:
-    """Write the untrained policy ``initial``: normalisation and tokenizer fitted on the demonstrations, random weights."""
+    """Write the policy ``initial``: normalisation and tokenizer fitted on the demonstrations, weights from ``config.init`` or random."""
     config, store = run.config, run.folder.store()
     stats = dataset_statistics(store, ("demo",))
     spec = make_spec(config.model, config.sim.cameras, config.sim.image_size, len(stats.labels_min), len(stats.proprio_min))
     policy = build(spec, config.seed)
     policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max),
                           stats.proprio_min, stats.proprio_max)
-    info = {}
+    if config.init:
+        load_net(policy, config.init)
+    policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
+    info = {"init": config.init}
     if hasattr(policy.tokenizer, "fit"):
         sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=config.seed)
         frames = sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images
@@ -34,7 +39,8 @@ def make_initial_policy(run: Run) -> None:
     save_policy(policy, run.folder.checkpoint("initial"), 0, info)
 
 
-def start_learner(run: Run, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int, actors_beside: int) -> LearnerGroup:
+def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
+                  actors_beside: int) -> LearnerGroup:
     """Start the learner ranks of stage ``name`` from checkpoint ``policy``, resuming if the stage was interrupted.
 
     ``actors_beside`` is how many other actors share the machine's cores.
@@ -42,8 +48,8 @@ def start_learner(run: Run, name: str, policy: str, mixture: Mixture, peak_lr: f
     config = run.config
     task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
-                       seed=config.seed)
-    ranks = config.learner.world_size
-    threads = config.learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
+                       seed=config.seed, latents=str(run.folder.latents))
+    ranks = learner.world_size
+    threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
     gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= ranks else 0.0
-    return LearnerGroup(config.learner, task, run.cpu_share(ranks + actors_beside), threads, gpus, resume=True)
+    return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, gpus, resume=True)
