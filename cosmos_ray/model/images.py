@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.augmentation import AREA
-
-#: As PIL writes quality 95, which the released models were trained on: chroma at half resolution.
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
 
 
 def prepare(images: np.ndarray, size: int, jpeg: bool, centre_crop: bool) -> np.ndarray:
@@ -41,7 +37,11 @@ def prepare(images: np.ndarray, size: int, jpeg: bool, centre_crop: bool) -> np.
 
 def _jpeg(frame: np.ndarray) -> np.ndarray:
     """One (H, W, 3) uint8 RGB frame, encoded and decoded again."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), _JPEG)
+    import cv2  # only where it is needed: the model also runs where there is none
+
+    # As PIL writes quality 95, which the released models were trained on: chroma at half resolution.
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), quality)
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 

@@ -47,15 +47,15 @@ class TransformerConfig:
     def head_dim(self) -> int:
         return self.width // self.heads
 
-    def flops(self, frames: int, height: int, width: int, text_length: int) -> float:
-        """Multiply-adds x 2 of one network evaluation of one sample on a latent grid, text keys and modulation included."""
+    def flops(self, frames: int, height: int, width: int, text_length: int, kept: bool = False) -> float:
+        """Twice the multiply-adds of one evaluation of one sample on a latent grid; ``kept`` leaves out text keys and modulation."""
         d, tokens = self.width, frames * (height // self.patch) * (width // self.patch)
         patch = self.channels * self.patch**2
         per_token = self.layers * (6 * d * d + 2 * int(self.mlp_ratio * d) * d) + (patch + 2 * self.patch**2) * d + d * patch
         attention = self.layers * 2 * tokens * d * (tokens + text_length)
         text = self.layers * 2 * text_length * self.text_width * d
         adaln = frames * ((3 * self.layers + 1) * d * self.adaln_rank + (9 * self.layers + 2) * self.adaln_rank * d + 4 * d * d)
-        return 2.0 * (tokens * per_token + attention + text + adaln)
+        return 2.0 * (tokens * per_token + attention + (0 if kept else text + adaln))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def make_initial_policy(run: Run) -> None:
     config, store = run.config, run.folder.store()
     stats = dataset_statistics(store, ("demo",))
     spec = make_spec(config.model, config.sim.cameras, config.sim.image_size, len(stats.labels_min), len(stats.proprio_min))
-    policy = build(spec, config.seed)
+    policy = build(spec, None if config.init else config.seed)
     policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max),
                           stats.proprio_min, stats.proprio_max)
     if config.init:
