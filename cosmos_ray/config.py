@@ -117,6 +117,8 @@ class LearnerConfig:
                                            "0.5,0.25,0.25 for tiny, which forgets its policy otherwise", low=0, high=1)
     value_mode: str = option("future", "what value samples see: 'future' V(s') or 'action' Q(s,a); the planner ranks by the same",
                              choices=("future", "action"))
+    base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",
+                             choices=("", "full", "future", "action"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
 
 
@@ -231,6 +233,9 @@ def _check_together(config: RunConfig) -> None:
     if config.planner.value != config.learner.value_mode:
         raise ConfigError(f"planner.value = {config.planner.value!r} ranks by a value function that learner.value_mode = "
                           f"{config.learner.value_mode!r} does not train: set both to 'future' or both to 'action'")
+    if config.inference.accelerate in ("graphs", "both") and not config.inference.gpus:
+        raise ConfigError(f"inference.accelerate = {config.inference.accelerate!r} needs a GPU: give each inference actor one with "
+                          "inference.gpus, or take 'compile'")
     if config.rollout.execute > config.model.chunk:
         raise ConfigError(f"rollout.execute = {config.rollout.execute} is longer than the chunk, model.chunk = {config.model.chunk}")
     if not config.sim.cameras:

@@ -111,7 +111,7 @@ def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
         known = list(read_text_embeddings(file))
         if instruction not in known:
             raise ConfigError(f"the policy has no text embedding of {instruction!r}, only of {len(known)} others such as {known[0]!r}: "
-                              "give a T5 directory with model.text_path, or another task")
+                              "import or pretrain it with a T5 directory as model.text_path, or take another task")
 
 
 @contextlib.contextmanager

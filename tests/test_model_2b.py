@@ -79,7 +79,51 @@ def test_a_small_model_of_the_2b_preset_acts_and_learns(wan_folder, tmp_path):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in policy.net.parameters())
     latents = policy.current_latents(images, proprio)
     out = policy.act(latents, policy.embed(batch.instructions), torch.arange(2), steps=2)
-    assert policy.read_actions(out).shape == (2, 16, 7) and policy.read_future_images(out).shape == (2, 2, 32, 32, 3)
+    assert policy.read_actions(out).shape == (2, 16, 7) and policy.read_future_images(out, images).shape == (2, 2, 32, 32, 3)
+
+
+@pytest.fixture
+def small_policy(wan_folder, tmp_path):
+    file = tmp_path / "t5.safetensors"
+    save_file({"lift the cube": torch.randn(512, 1024)}, file)
+    return build(make_spec(small_2b(tokenizer_path=str(wan_folder), text_path=str(file)), CAMERAS, 32, 7, 9), seed=0)
+
+
+def observation() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (1, 2, 32, 32, 3), dtype=np.uint8), rng.uniform(-1, 1, (1, 9)).astype(np.float32)
+
+
+def test_acting_and_planning_encode_the_clean_prefix_once_and_decode_nothing(small_policy):
+    from cosmos_ray.config import PlannerConfig
+    from cosmos_ray.inference.core import ActRequest, InferenceCore
+
+    vae, calls = small_policy.tokenizer.vae, []
+    encode, decode = vae.encode, vae.decode
+    vae.encode = lambda video: calls.append(("encode", video.shape[2])) or encode(video)
+    vae.decode = lambda latents: calls.append(("decode", latents.shape[2])) or decode(latents)
+    core = InferenceCore(small_policy, 1)
+    for planner in (None, PlannerConfig(candidates=3, futures=2, future_steps=2)):
+        calls.clear()
+        request = ActRequest(*observation(), ("lift the cube",), np.array([3]), steps=2, planner=planner)
+        assert core.answer([request])[0].actions.shape == (1, 16, 7)
+        assert calls == [("encode", 1 + 4 * 3)]  # blank, proprio and two cameras: 13 of 33 pixel frames
+    calls.clear()
+    core.answer([ActRequest(*observation(), ("lift the cube",), np.array([3]), steps=2, decode_futures=True)])
+    assert [name for name, _ in calls] == ["encode", "encode", "decode"]
+
+
+def test_vectors_in_the_latents_do_not_reach_the_decoded_frames(small_policy):
+    """The decoder is causal: an ACTION latent left in place would colour every frame after it."""
+    images, proprio = observation()
+    latents = small_policy.training_latents(TrainingBatch(images, images, proprio, proprio, np.zeros((1, 16, 7), np.float32),
+                                                          np.ones(1, np.float32), ["lift the cube"], np.array([SampleType.POLICY])))
+    other = latents.clone()
+    for slot in (small_policy.layout.proprio, small_policy.layout.action, small_policy.layout.future_proprio, small_policy.layout.value):
+        other[:, :, slot] = 3.0
+    assert torch.equal(small_policy.read_future_images(latents, images), small_policy.read_future_images(other, images))
+    decoded = [small_policy.tokenizer.decode(x, small_policy.layout.future_images) for x in (latents, other)]
+    assert not torch.equal(*decoded)  # what would have happened
 
 
 def test_t5_embeddings_are_computed_by_a_local_encoder(tmp_path):

@@ -227,7 +227,7 @@ def test_flipped_bit_in_a_row_or_its_key_is_found_when_it_is_read(tmp_path, capl
     if what == "row":
         data[data.index(latents_of(keys[14:])[0].astype(np.float16).tobytes()) + 10] ^= 1
     else:
-        data[data.index(b":14:") + 2] ^= 1  # the key of step 14 becomes that of step 15
+        data[data.index(b"@14#") + 2] ^= 1  # the key of step 14 becomes that of step 15
     flipped.write_bytes(data)
     cache = make(tmp_path)
     assert_right(cache, keys_from(14, 2), [False, False])

@@ -1,17 +1,16 @@
-"""The Ray shell around :class:`InferenceCore`."""
+"""The Ray shell around ``InferenceCore``."""
 
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import ray
 import torch
 
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.inference.batcher import Batcher
-from cosmos_ray.inference.core import ActReply, ActRequest, InferenceCore
-from cosmos_ray.model.accelerate import accelerate
-from cosmos_ray.model.checkpoint import load_policy
+from cosmos_ray.inference.core import ActReply, ActRequest, load_core
 from cosmos_ray.weights import Weights
 
 
@@ -24,7 +23,7 @@ class InferenceActor:
 
     def __init__(self, checkpoint: str, config: InferenceConfig):
         torch.set_num_threads(config.threads)
-        self._config, self._device = config, "cuda" if ray.get_gpu_ids() else "cpu"
+        self._load = partial(load_core, config=config, device="cuda" if ray.get_gpu_ids() else "cpu")
         self._core = self._load(checkpoint)
         self._batcher = Batcher(lambda requests: self._core.answer(requests), config.max_batch, config.wait_ms / 1000)
 
@@ -44,11 +43,3 @@ class InferenceActor:
     async def status(self) -> dict:
         """{version, batches, rows, pid}."""
         return {"version": self._core.version, "batches": self._batcher.batches, "rows": self._batcher.rows, "pid": os.getpid()}
-
-    def _load(self, checkpoint: str) -> InferenceCore:
-        half = self._config.precision == "bf16" or (self._config.precision == "auto" and self._device == "cuda")
-        dtype = torch.bfloat16 if half else torch.float32
-        policy, version = load_policy(checkpoint, dtype)
-        policy.reference_steps = self._config.reference_steps
-        accelerate(policy.place(self._device, dtype), self._config.accelerate)
-        return InferenceCore(policy, version)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from cosmos_ray.config import PlannerConfig
+from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import ConfigError, CosmosRayError
+from cosmos_ray.model.accelerate import accelerate
+from cosmos_ray.model.checkpoint import load_policy
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.planning.best_of_n import act_directly, plan
 from cosmos_ray.weights import Weights, unpack
@@ -87,14 +90,15 @@ class InferenceCore:
 
     def _answer_alike(self, requests: list[ActRequest]) -> list[ActReply]:
         first = requests[0]
-        known = self.policy.current_latents(np.concatenate([r.images for r in requests]), np.concatenate([r.proprio for r in requests]))
+        images = np.concatenate([r.images for r in requests])
+        known = self.policy.current_latents(images, np.concatenate([r.proprio for r in requests]))
         text = self.policy.embed([i for r in requests for i in r.instructions])
         seeds = torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64))
         if first.planner is None:
             decision = act_directly(self.policy, known, text, seeds, first.steps)
         else:
             decision = plan(self.policy, known, text, seeds, first.steps, first.planner)
-        futures = self.policy.read_future_images(decision.latents) if first.decode_futures else None
+        futures = self.policy.read_future_images(decision.latents, images) if first.decode_futures else None
         replies, start = [], 0
         for request in requests:
             rows = slice(start, start := start + len(request.seeds))
@@ -102,3 +106,13 @@ class InferenceCore:
             replies.append(ActReply(cut(decision.actions), cut(decision.values), cut(decision.scores), cut(decision.chosen),
                                     self.version, cut(decision.candidates), None if futures is None else cut(futures)))
         return replies
+
+
+def load_core(checkpoint: str | Path, config: InferenceConfig, device: str) -> InferenceCore:
+    """The policy of a checkpoint, ready to answer on ``device`` ("cpu" or "cuda") as ``config`` wants."""
+    half = config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
+    dtype = torch.bfloat16 if half else torch.float32
+    policy, version = load_policy(checkpoint, dtype)
+    policy.reference_steps = config.reference_steps
+    accelerate(policy.place(device, dtype), config.accelerate)
+    return InferenceCore(policy, version)

@@ -11,7 +11,7 @@ from cosmos_ray.model.policy import TrainingBatch
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.replay.sampler import WindowSampler
 
-VALUE_KINDS = {"future": SampleType.VALUE_FUTURE, "action": SampleType.VALUE_ACTION}
+VALUE_KINDS = {"full": SampleType.VALUE_FULL, "future": SampleType.VALUE_FUTURE, "action": SampleType.VALUE_ACTION}
 
 #: Refinement mixture of each preset: the paper's for the real model; the tiny one, 1.5 M parameters, forgets its policy at 10 %.
 REFINE_MIX = {"cosmos-predict2-2b": (0.1, 0.45, 0.45), "tiny": (0.5, 0.25, 0.25)}
@@ -31,7 +31,7 @@ class Mixture:
     @classmethod
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
-        return cls(*learner.base_mix, VALUE_KINDS[learner.value_mode], replay.success_share, True)
+        return cls(*learner.base_mix, VALUE_KINDS[learner.base_value or learner.value_mode], replay.success_share, True)
 
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:

@@ -98,9 +98,8 @@ class CosmosPolicy(nn.Module):
         ``image_size``, or of any size where the spec names a suite's image pipeline; proprio (B, p) float32. ConfigError when
         they do not fit the model.
         """
-        spec, layout = self.spec, self.layout
-        if spec.jpeg or spec.augmented:
-            images = prepare(images, spec.image_size, spec.jpeg, spec.augmented)
+        layout = self.layout
+        images = self._view(images)
         self._check(images, proprio)
         prefix = self.tokenizer.encode(torch.as_tensor(images, device=self.device), layout.images, layout.action)
         latents = prefix.new_zeros(*prefix.shape[:2], layout.frames, *prefix.shape[3:])
@@ -143,9 +142,18 @@ class CosmosPolicy(nn.Module):
         """(B,) values in [-1, 1] out of generated latents."""
         return extract_value(latents[:, :, self.layout.value])
 
-    def read_future_images(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, cameras, H, W, 3) uint8 predicted frames, decoded on request only."""
-        return self.tokenizer.decode(latents, self.layout.future_images)
+    def read_future_images(self, latents: torch.Tensor, images: np.ndarray) -> torch.Tensor:
+        """(B, cameras, H, W, 3) uint8 predicted frames, decoded on request only.
+
+        The decoder is causal, so the frames that hold vectors get back the latents of the blank images they replaced, encoded
+        behind the current ``images`` (as for :meth:`current_latents`), before anything after them is decoded (method 1.4).
+        """
+        layout = self.layout
+        blank = self.tokenizer.encode(torch.as_tensor(self._view(images), device=self.device), layout.images, layout.future_images[0])
+        latents = latents.clone()
+        for slot in (layout.proprio, layout.action, layout.future_proprio):
+            latents[:, :, slot] = blank[:, :, slot]
+        return self.tokenizer.decode(latents, layout.future_images)
 
     def embed(self, instructions: Sequence[str]) -> Prompts:
         """One row of :class:`Prompts` per instruction; while serving, with their keys and values, computed once per prompt."""
@@ -161,6 +169,12 @@ class CosmosPolicy(nn.Module):
                     prompts = self.net.attend_to(make_prompts([self.text(i) for i in known], self.device))
                 self._cache["prompts"] = known, prompts
         return dataclasses.replace(prompts, rows=torch.tensor([known[i] for i in instructions], device=self.device))
+
+    def _view(self, images: np.ndarray) -> np.ndarray:
+        """Frames as the evaluation image pipeline of the policy's suite hands them on."""
+        if self.spec.jpeg or self.spec.augmented:
+            return prepare(images, self.spec.image_size, self.spec.jpeg, self.spec.augmented)
+        return images
 
     def _vector(self, scale: Normalizer, vector: np.ndarray) -> torch.Tensor:
         return inject(scale.normalize(torch.as_tensor(vector, device=self.device).float()), self.spec.frame_shape)

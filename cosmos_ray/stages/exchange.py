@@ -24,18 +24,21 @@ def import_policy(run: Run, weights: str, statistics: str) -> dict:
     ``pretrain`` on the run then fine-tunes them. ConfigError when the run has a base policy already.
     """
     config, folder = run.config, run.folder
-    if folder.checkpoint("base").exists():
+    base, initial = folder.checkpoint("base"), folder.checkpoint("initial")
+    if base.exists() or folder.learner_state("base").exists():  # `pretrain` would go on from that state, not from these weights
         raise ConfigError(f"run {config.name!r} has a base policy already: give another --name, or --fresh to move the run aside")
-    ranges = read_statistics(statistics)
-    spec = make_spec(config.model, _cameras(run), config.sim.image_size, len(ranges.actions_low), len(ranges.proprio_low))
+    cameras, ranges = _cameras(run), read_statistics(statistics)
+    _check_ranges(run, ranges, statistics)
+    spec = make_spec(config.model, cameras, config.sim.image_size, len(ranges.actions_low), len(ranges.proprio_low))
     policy = build(spec, seed=None)
     load_net(policy, weights, dtype=None)
     policy.set_statistics(ranges.actions_low, ranges.actions_high, ranges.proprio_low, ranges.proprio_high)
     info = {"stage": "import", "step": 0, "weights": str(weights), "statistics": ranges.raw}
-    base, initial = folder.checkpoint("base"), folder.checkpoint("initial")
-    save_policy(policy, base, folder.next_version(), info)
-    shutil.rmtree(initial, ignore_errors=True)
-    shutil.copytree(base, initial, copy_function=os.link)
+    save_policy(policy, initial, folder.next_version(), info)  # first: `pretrain` makes a random one where there is none
+    unfinished = base.with_name(f".{base.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(initial, unfinished, copy_function=os.link)
+    unfinished.rename(base)
     return {"parameters": sum(p.numel() for p in policy.net.parameters()), "constant": ranges.constant, "path": base}
 
 
@@ -47,6 +50,16 @@ def _cameras(run: Run) -> tuple[str, ...]:
                           f"third-person cameras, the simulation has {len(sim.wrist_cameras)} and {len(sim.third_cameras)}: name as many "
                           "with --sim.wrist-cameras and --sim.third-cameras, in the suite's order")
     return sim.cameras
+
+
+def _check_ranges(run: Run, ranges: Statistics, path: str) -> None:
+    """ConfigError when the suite has other numbers of actions and proprioception than the statistics."""
+    suite = SUITES.get(run.config.model.suite)
+    theirs = len(ranges.actions_low), len(ranges.proprio_low)
+    if suite and theirs != (suite.action_dim, suite.proprio_dim):
+        raise ConfigError(f"{path} is of {theirs[0]} numbers per action and {theirs[1]} of proprioception, suite "
+                          f"{run.config.model.suite!r} has {suite.action_dim} and {suite.proprio_dim}: give that suite's statistics, or "
+                          "another --model.suite")
 
 
 def export_policy(run: Run, checkpoint: str, format: str, to: str, overwrite: bool) -> list[Path]:

@@ -9,9 +9,8 @@ import torch
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.inference.core import ActReply, ActRequest, InferenceCore
+from cosmos_ray.inference.core import ActReply, ActRequest, load_core
 from cosmos_ray.inference.local import LocalClient
-from cosmos_ray.model.checkpoint import load_policy
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.sim.environment import Environment, start
@@ -42,8 +41,7 @@ def plan_episode(config: RunConfig, folder: RunFolder, index: int, checkpoint: s
     Uses one thread and the evaluation's noise, so it is the very episode that `evaluate` stored for the planning arm.
     """
     torch.set_num_threads(config.inference.threads)
-    policy, version = load_policy(folder.checkpoint(checkpoint))
-    client = LocalClient(InferenceCore(policy, version))
+    client = LocalClient(load_core(folder.checkpoint(checkpoint), config.inference, "cuda" if config.inference.gpus else "cpu"))
     env = Environment(config.sim)
     seed = state_seed("eval", config.seed, index)
     trajectory = start(env, seed)
