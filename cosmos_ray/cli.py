@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cosmos_ray.config import QUICK, QUICK_COUNTS, RunConfig
 from cosmos_ray.errors import ConfigError, CosmosRayError
-from cosmos_ray.settings import FIELDS, add_flags, make_config, stored_config
+from cosmos_ray.settings import FIELDS, add_flags, make_config, stored_config, with_absolute_paths
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ COMMANDS = {
                                                                      "proprio_min and proprio_max"}),
     )),
     "export": Command("write a run's policy for other projects", needs_ray=False, options=(
-        ("--checkpoint", {"default": "refined", "choices": ("initial", "base", "refined"), "help": "which policy of the run [refined]"}),
+        ("--checkpoint", {"choices": ("initial", "base", "refined"), "help": "which policy of the run [the newest]"}),
         ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
         ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),
         ("--overwrite", {"action": "store_true", "help": "replace what is there"}),
@@ -121,6 +121,8 @@ def _run(options: argparse.Namespace) -> int:
         if quick:
             stored = dataclasses.replace(stored, **{name: getattr(QUICK, name) for name in QUICK_COUNTS})
         config = make_config(stored, options.config, flags, new=False)  # a run keeps its settings from stage to stage
+
+    config = with_absolute_paths(config)
 
     from cosmos_ray.run import open_run
     from cosmos_ray.stages.command import run_stage

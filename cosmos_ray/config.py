@@ -88,6 +88,7 @@ class LearnerConfig:
     """The DeepSpeed learner."""
 
     batch_size: int = option(32, "samples per step, all ranks together", low=1)
+    accumulate: int = option(1, "forward and backward passes a step's samples are split into, to save memory", low=1)
     lr: float = option(1.5e-3, "peak learning rate of `pretrain`", low=0)
     refine_lr: float = option(8e-4, "peak learning rate of `refine`", low=0)
     schedule: str = option("linear", "learning rate: 'linear' decay over the stage, or the 'paper' one in cycles of fixed length",
@@ -111,6 +112,7 @@ class LearnerConfig:
                                "sees it, 'augmented' keeps latent_variants augmented versions of it", choices=("off", "plain", "augmented"))
     latent_variants: int = option(4, "augmented versions of each window that 'augmented' keeps", low=1, high=1000)
     latent_cache_gb: float = option(50.0, "disk space of the latent cache in GB; what does not fit is encoded again", low=0)
+    gpus: float = option(0.0, "GPUs per rank; 0 shares what the inference actors leave, at most one each", low=0)
     threads: int = option(0, "CPU threads per rank; 0 shares the machine's cores among the ranks", low=0)
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "shares of policy, world-model and value samples in `pretrain`", low=0, high=1)
     refine_mix: tuple[float, ...] = option((), "the same in `refine`; empty takes the preset's: the paper's 0.1,0.45,0.45 for the 2B, "
@@ -120,6 +122,11 @@ class LearnerConfig:
     base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",
                              choices=("", "full", "future", "action"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
+
+    @property
+    def rows(self) -> int:
+        """Samples of one forward pass on one rank."""
+        return self.batch_size // (self.world_size * self.accumulate)
 
 
 @dataclass(frozen=True)
@@ -227,9 +234,9 @@ def _check_together(config: RunConfig) -> None:
             raise ConfigError(f"learner.{name} = {mix}: give three shares (policy, world model, value) that add up to 1")
     if config.learner.zero_stage == 3 and config.learner.ema:
         raise ConfigError("learner.ema needs whole parameters on every rank: set learner.ema to 0 with learner.zero_stage 3")
-    if config.learner.batch_size % config.learner.world_size:
+    if config.learner.batch_size % (config.learner.world_size * config.learner.accumulate):
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
-                          f"{config.learner.world_size} ranks")
+                          f"{config.learner.world_size} ranks and learner.accumulate = {config.learner.accumulate} passes")
     if config.planner.value != config.learner.value_mode:
         raise ConfigError(f"planner.value = {config.planner.value!r} ranks by a value function that learner.value_mode = "
                           f"{config.learner.value_mode!r} does not train: set both to 'future' or both to 'action'")

@@ -6,8 +6,10 @@ from typing import Any
 
 from cosmos_ray.model.suites import SUITES, Suite
 
-#: The paper's training and planning (method 2.7, 4.1, 5.3), where it differs from the laptop's defaults.
+#: The paper's training and planning (method 2.7, 4.1, 5.3), where it differs from the laptop's defaults. The batch is what one GPU
+#: holds, not the paper's 200 to 1920: raise learner.batch_size with learner.world_size and learner.accumulate.
 LARGE: dict[str, Any] = {
+    "pretrain_steps": 50_000, "refine_steps": 18_000, "publish_every": 500, "learner.checkpoint_every": 1000,
     "sim.image_size": 224, "sim.actions": "pose", "model.chunk": 16,
     "replay.gamma": 0.99,
     "learner.batch_size": 8, "learner.lr": 1e-4, "learner.refine_lr": 1e-4, "learner.schedule": "paper", "learner.warmup": 1000,

@@ -30,6 +30,9 @@ FIELDS = fields_of(RunConfig)
 #: Settings of one command, not of the run: a later command does not inherit them.
 PER_COMMAND = ("root", "name", "address", "wandb", "verify", "plan_seed")
 
+#: Settings of the model that say where something lies, not what it is: they may change from one command to the next.
+PATHS = ("tokenizer_path", "text_path")
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` and a flag for every field, grouped by section."""
@@ -84,6 +87,12 @@ def make_config(base: RunConfig, file: str | None, flags: dict[str, str | None],
     if new:
         base = _replace(base, preset_settings(*(values.get(f"model.{name}", getattr(base.model, name)) for name in ("preset", "suite"))))
     return _replace(base, values)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The files a run refers to, wherever a later command or another process is started."""
+    paths = {name: str(Path(path).expanduser().resolve()) for name in PATHS if (path := getattr(config.model, name))}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **paths))
 
 
 def stored_config(config: RunConfig) -> RunConfig | None:

@@ -23,7 +23,8 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from cosmos_ray.config import ModelConfig  # noqa: E402
+from cosmos_ray.config import LearnerConfig, ModelConfig  # noqa: E402
+from cosmos_ray.model.accelerate import compile_blocks  # noqa: E402
 from cosmos_ray.model.prompts import make_prompts  # noqa: E402
 from cosmos_ray.model.reference import DiffusersTwin  # noqa: E402
 from cosmos_ray.model.spec import PolicySpec, make_spec  # noqa: E402
@@ -168,14 +169,16 @@ def variants(options, case: Case, net: Transformer, twin: DiffusersTwin, device:
     if apart > (1e-5 if case.latents.dtype == torch.float32 else 5e-2):
         raise SystemExit(f"the two classes disagree by {apart:.1e}: there is nothing to compare")
     if "compiled" in options.variants:
-        fast = torch.compile(net, dynamic=False)
+        fast = _like(net)
+        compile_blocks(fast)
         calls["ours, compiled"] = lambda: ours(fast)
     if device == "cuda" and "graphs" in options.variants:
         calls["ours, graph"] = captured(ours)
         if "compiled" in options.variants:
             calls["ours, compiled, graph"] = captured(calls["ours, compiled"])
     if device == "cuda" and "fp8" in options.variants and torch.cuda.get_device_capability() >= (8, 9):
-        eight = torch.compile(in_float8(_like(net)), dynamic=False)
+        eight = in_float8(_like(net))
+        compile_blocks(eight)
         calls["ours, fp8, compiled"] = lambda: ours(eight)
     return calls
 
@@ -193,6 +196,7 @@ def bench_inference(options, spec: PolicySpec, net: Transformer, device: str, dt
                 show(case, name, values, case.flops, top)
             if frames == options.frames[0]:
                 out.update(ratios(times, rows, case.flops, top))
+                save(options, out)
     return out
 
 
@@ -223,22 +227,13 @@ def ratios(times: dict[str, list[float]], rows: int, flops: float, top: float) -
 
 def bench_training(options, spec, net: Transformer, device: str, dtype: torch.dtype, top: float) -> dict[str, float]:
     """Steps of the DeepSpeed engine on the network alone, ZeRO-1 and activation checkpointing: time, memory and MFU per batch size."""
-    from cosmos_ray.learner.core import rendezvous
+    from cosmos_ray.learner.engine import make_engine, rendezvous
 
     os.environ.update(rendezvous(0, 1, "127.0.0.1", 29517))
-    import deepspeed
-
-    if device == "cpu":
-        from deepspeed.ops import __compatible_ops__ as ops
-
-        ops["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
     net.train().requires_grad_(True)
     net.checkpointing = True
-    engine, *_ = deepspeed.initialize(
-        model=net, optimizer=torch.optim.AdamW(net.parameters(), lr=1e-4, fused=device == "cuda"),
-        config={"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "zero_optimization": {"stage": 1},
-                "bf16": {"enabled": dtype == torch.bfloat16}, "steps_per_print": 10**9})
+    config = LearnerConfig(batch_size=1, zero_stage=1, precision="bf16" if dtype == torch.bfloat16 else "fp32")
+    engine = make_engine(config, net, device)
     out = {}
     for rows in options.batch:
         case = Case(spec, rows, options.frames[0], device, dtype)
@@ -257,6 +252,13 @@ def bench_training(options, spec, net: Transformer, device: str, dtype: torch.dt
         if device == "cuda":
             print(f"    peak memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
     return out
+
+
+def save(options, results: dict[str, float]) -> None:
+    """Write what is known so far, where it was asked for."""
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(results, file, indent=1)
 
 
 def main() -> None:
@@ -294,9 +296,7 @@ def main() -> None:
         net.requires_grad_(False)
         with torch.no_grad():
             results = bench_inference(options, spec, net, device, dtype, top)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(results, file, indent=1)
+    save(options, results)
 
 
 if __name__ == "__main__":

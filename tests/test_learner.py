@@ -17,7 +17,8 @@ import torch
 from cosmos_ray.config import LearnerConfig, ReplayConfig
 from cosmos_ray.errors import CheckpointError, StoreError
 from cosmos_ray.learner.actor import LearnerGroup, LearnerLost, LearnerTask
-from cosmos_ray.learner.core import LearnerCore, learning_rate, rendezvous
+from cosmos_ray.learner.core import LearnerCore, learning_rate
+from cosmos_ray.learner.engine import rendezvous
 from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.sample_types import SampleType

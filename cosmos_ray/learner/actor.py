@@ -56,21 +56,24 @@ class LearnerActor:
         """Build the engine; returns the step it continues from."""
         import torch
 
-        from cosmos_ray.learner.core import LearnerCore, rendezvous
+        from cosmos_ray.learner.core import LearnerCore
         from cosmos_ray.learner.encoder import open_latents
+        from cosmos_ray.learner.engine import rendezvous
         from cosmos_ray.model.checkpoint import load_policy
         from cosmos_ray.replay.sampler import WindowSampler
         from cosmos_ray.replay.store import ReplayStore
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         os.environ.update(rendezvous(self.rank, self.config.world_size, address, port))
-        policy, _ = load_policy(task.policy, torch.bfloat16 if self.config.precision == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        policy, _ = load_policy(task.policy, dtype)
         sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
                                 seed=task.seed * 1000 + self.rank)
-        source = BatchSource(sampler, task.mixture, self.config.batch_size // self.config.world_size)
-        latents = open_latents(policy, self.config, task.chunk, task.latents)
+        source = BatchSource(sampler, task.mixture, self.config.rows)
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        latents = open_latents(policy.place(device, dtype), self.config, task.chunk, task.latents)
         self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
-                                rank=self.rank, device="cuda" if ray.get_gpu_ids() else "cpu", latents=latents)
+                                rank=self.rank, device=device, latents=latents)
         self.state = task.state
         if resume:
             self.core.load(self.state)

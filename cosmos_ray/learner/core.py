@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +17,7 @@ import torch
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CheckpointError, CosmosRayError
 from cosmos_ray.learner.encoder import WindowEncoder
+from cosmos_ray.learner.engine import gathered, make_engine
 from cosmos_ray.learner.mixture import BatchSource
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
@@ -59,7 +59,8 @@ class LearnerCore:
 
     def __init__(self, config: LearnerConfig, policy: CosmosPolicy, source: BatchSource, *, peak_lr: float, total_steps: int,
                  seed: int, rank: int = 0, device: str = "cpu", latents: LatentCache | None = None):
-        self.config, self.policy, self.source = config, policy.to(device), source
+        self.config, self.source = config, source
+        self.policy = policy.place(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
         self.encoder = WindowEncoder(policy, config.latent_cache, config.latent_variants, latents)
         self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
         self.step_count = 0
@@ -67,7 +68,7 @@ class LearnerCore:
         if config.lora_rank:
             adapt(policy.net, config.lora_rank, seed)
         policy.net.checkpointing = config.activation_checkpointing
-        self.engine = _engine(config, policy.net, device)
+        self.engine = make_engine(config, policy.net, device)
         self.trained = [p for p in policy.net.parameters() if p.requires_grad]
         self.average = [p.detach().float().clone() for p in self.trained] if config.ema else None
 
@@ -77,12 +78,7 @@ class LearnerCore:
         rate = learning_rate(self.step_count, self.total_steps, self.peak_lr, self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.source.draw()
-        loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator))
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
-        self.engine.backward(loss)
-        self.engine.step()
+        parts = [self._accumulate() for _ in range(self.config.accumulate)]
         self.step_count += 1
         if self.average is not None:
             # A young average forgets its random start faster, as in the usual bias-corrected schedule.
@@ -90,8 +86,19 @@ class LearnerCore:
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, [p.detach().float() for p in self.trained], 1 - decay)
         norm = self.engine.get_global_grad_norm()
-        return {"step": self.step_count, "loss": float(loss.detach()), **errors, "lr": rate,
+        means = {k: sum(part[k] for part in parts) / len(parts) for k in parts[0]}
+        return {"step": self.step_count, **means, "lr": rate,
                 "grad_norm": float(norm) if norm is not None else float("nan"), "seconds": time.perf_counter() - began}
+
+    def _accumulate(self) -> dict[str, float]:
+        """Gradients of one batch, and the optimiser's step when they are the last it waits for; loss and errors."""
+        batch = self.source.draw()
+        loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator))
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
+        self.engine.backward(loss)
+        self.engine.step()
+        return {"loss": float(loss.detach()), **errors}
 
     def train(self, steps: int) -> dict[str, float]:
         """Up to ``steps`` steps (never past ``total_steps``); returns the means of their metrics and the last step."""
@@ -115,7 +122,7 @@ class LearnerCore:
     @contextlib.contextmanager
     def _published(self) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
         """Named parameters to publish: whole on this rank, averaged if an average is kept, adapters merged."""
-        with _gathered(self.policy.net, self.config.zero_stage):
+        with gathered(self.policy.net, self.config.zero_stage):
             raw = [p.detach().clone() for p in self.trained] if self.average is not None else []
             self._put(self.average or [])
             try:
@@ -180,50 +187,3 @@ class LearnerCore:
         self.source.load_state_dict(own["source"])
         self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))
         return True
-
-
-def rendezvous(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:
-    """Environment variables of one learner rank."""
-    return {"MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-
-
-def _engine(config: LearnerConfig, net: torch.nn.Module, device: str):
-    """A DeepSpeed engine around the network, quiet and without compiling extension ops on a CPU."""
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__ as ops
-    from deepspeed.utils import logger as deepspeed_logger
-
-    deepspeed_logger.setLevel(logging.ERROR)
-    # The shared-memory collectives would be compiled at first use (30-70 s, and ninja must be on PATH); gloo does without.
-    ops["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
-    optimizer = torch.optim.AdamW(_groups(net, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), eps=1e-8)
-    engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config={
-        "train_micro_batch_size_per_gpu": config.batch_size // config.world_size,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "bf16": {"enabled": config.precision == "bf16"},
-        "steps_per_print": 10**9,
-    })
-    return engine
-
-
-def _groups(net: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only, as usual for transformers."""
-    trained = [p for p in net.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _gathered(net: torch.nn.Module, stage: int):
-    """Context in which whole parameters are on this rank: only ZeRO-3 shards them."""
-    if stage < 3:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(list(net.parameters()))

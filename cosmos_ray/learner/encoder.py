@@ -32,7 +32,7 @@ class WindowEncoder:
         """(B, C, 2 * cameras, h, w) float32 latents of the batch's frames, on the policy's device."""
         images = np.concatenate((batch.images, batch.future_images), axis=1)
         if self.cache is None:
-            frames = torch.as_tensor(images, device=self.policy.device)
+            frames = self._frames(images, centre_crop=False)
             return self.policy.encode_images(augmentation.augment(frames, generator) if self.policy.spec.augmented else frames)
         numbers = torch.randint(self.variants, (len(images),), generator=generator).tolist() if self.variants else [0] * len(images)
         keys = [f"{window}#{number}" for window, number in zip(batch.windows, numbers, strict=True)]
@@ -53,9 +53,16 @@ class WindowEncoder:
     def _view(self, images: np.ndarray, keys: list[str]) -> torch.Tensor:
         """The frames as they are to be encoded for these cache keys."""
         if not self.variants:
-            return torch.from_numpy(prepare(images, self.policy.spec.image_size, False, self.policy.spec.augmented))
-        frames = torch.as_tensor(images, device=self.policy.device)
-        return augmentation.apply(frames, augmentation.draw_seeded([zlib.crc32(key.encode()) for key in keys]))
+            return self._frames(images, centre_crop=self.policy.spec.augmented)
+        parameters = augmentation.draw_seeded([zlib.crc32(key.encode()) for key in keys])
+        return augmentation.apply(self._frames(images, centre_crop=False), parameters)
+
+    def _frames(self, images: np.ndarray, centre_crop: bool) -> torch.Tensor:
+        """Stored frames through the policy's image pipeline, JPEG and all, on its device."""
+        spec = self.policy.spec
+        if spec.jpeg or centre_crop:
+            images = prepare(images, spec.image_size, spec.jpeg, centre_crop)
+        return torch.as_tensor(images, device=self.policy.device)
 
 
 def open_latents(policy: CosmosPolicy, config: LearnerConfig, chunk: int, folder: str) -> LatentCache | None:
@@ -66,7 +73,7 @@ def open_latents(policy: CosmosPolicy, config: LearnerConfig, chunk: int, folder
     if config.latent_cache == "off":
         return None
     spec = policy.spec
-    view = (spec.image_size, spec.cameras, chunk, config.latent_cache, augmentation.RANGES if spec.augmented else None)
+    view = (spec.image_size, spec.jpeg, spec.cameras, chunk, config.latent_cache, augmentation.RANGES if spec.augmented else None)
     kind = hashlib.sha256(repr(view).encode())
     for name, tensor in policy.tokenizer.state_dict().items():
         kind.update(name.encode())

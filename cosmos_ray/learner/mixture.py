@@ -66,7 +66,9 @@ class BatchSource:
                 kinds += [int(kind)] * int(count)
         arrays = {name: np.concatenate([getattr(w, name) for w in windows])
                   for name in ("images", "future_images", "proprio", "future_proprio", "value")}
-        names = [f"{episode}@{t}" for w in windows for episode, t in zip(w.episodes, w.offsets, strict=True)]
+        # With the version: an episode that was lost and run again may be another one under the same name.
+        names = [f"{episode}@{t}v{version}" for w in windows
+                 for episode, t, version in zip(w.episodes, w.offsets, w.policy_versions, strict=True)]
         return TrainingBatch(**arrays, actions=np.concatenate(actions), instructions=sum((w.instructions for w in windows), []),
                              kinds=np.array(kinds), windows=names)
 

@@ -6,15 +6,18 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange import match, read_weights
+from cosmos_ray.model.exchange import diffusers_config, match, read_weights
+from cosmos_ray.model.exchange.diffusers_folder import CONFIG, read_diffusers
 from cosmos_ray.model.exchange.files import read_safetensors, replacing, save_safetensors
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings, write_text_embeddings
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.model.text import T5Text
+from cosmos_ray.model.transformer import TransformerConfig
 
 
 def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict | None = None,
@@ -75,8 +78,21 @@ def load_net(policy: CosmosPolicy, path: str | Path, dtype: torch.dtype | None =
         net = load_policy(path, dtype)[0].net.state_dict()
     else:
         net = read_weights(path)
+        if path.is_dir():
+            _check_diffusers(path, policy.spec.transformer)
     match(net, {k: v.shape for k, v in policy.net.state_dict().items()}, str(path))
     _assign(policy, net, dtype)
+
+
+def _check_diffusers(path: Path, config: TransformerConfig) -> None:
+    """What shapes cannot show: positions and heads of a diffusers folder must be the model's."""
+    if not any((folder / CONFIG).is_file() for folder in (path, path / "transformer")):
+        return
+    theirs, ours = read_diffusers(path)[1], diffusers_config(**config.diffusers_dimensions())
+    for key in ("num_attention_heads", "rope_scale", "patch_size"):
+        if key in theirs and list(np.atleast_1d(theirs[key])) != list(np.atleast_1d(ours[key])):
+            raise CheckpointError(f"{path}: {key} is {theirs[key]} in its config.json, the model's is {ours[key]}: choose weights of this "
+                                  "model")
 
 
 def _assign(policy: CosmosPolicy, net: dict[str, torch.Tensor], dtype: torch.dtype | None) -> None:

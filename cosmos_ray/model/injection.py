@@ -13,6 +13,8 @@ import torch
 
 from cosmos_ray.errors import ConfigError
 
+CONSTANT = 1e-6  #: a dimension with a smaller range counts as constant
+
 
 def inject(vector: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     """Tile (B, n) vectors into (B, C, h, w) latent frames. Raises ConfigError when n exceeds C*h*w."""
@@ -62,8 +64,8 @@ class Normalizer:
 
     @property
     def constant(self) -> torch.Tensor:
-        """(n,) bool: dimensions whose min and max agree."""
-        return self.high - self.low < 1e-6
+        """(n,) bool: dimensions whose min and max agree, but for rounding."""
+        return self.high - self.low < CONSTANT
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n) physical units to [-1, 1]; values outside the fitted range go beyond it, unclipped."""

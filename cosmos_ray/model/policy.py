@@ -241,7 +241,9 @@ class CosmosPolicy(nn.Module):
         noise = seeded_noise(seeds, known.shape[1:]).to(known)
         if text.keys is None:
             text = self.net.attend_to(text)
-        return (self.accelerated or self.sample)(kind, known, text, noise, steps)
+        if self.accelerated is not None:
+            return self.accelerated(self, kind, known, text, noise, steps)
+        return self.sample(kind, known, text, noise, steps)
 
     @torch.no_grad()
     def sample(self, kind: SampleType, known: torch.Tensor, text: Prompts, noise: torch.Tensor, steps: int) -> torch.Tensor:

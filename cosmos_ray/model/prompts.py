@@ -46,12 +46,14 @@ def make_prompts(embeddings: Sequence[torch.Tensor], device: torch.device, colla
     """Prompts, one row each, from (L, text_width) embeddings of equal L on the CPU.
 
     ``collapse`` replaces the zero rows at each one's end by one that stands for all of them. The number of rows kept is rounded
-    up to a multiple of ``GRAIN``, so that a prompt's result does not depend on the others it is batched with.
+    up to a multiple of ``GRAIN``, so that prompts of like length give the same bits alone and together; others agree to rounding.
     """
     length, width = embeddings[0].shape
     used = [_prompt_length(e) if collapse else length for e in embeddings]
     kept = min(length, -(-(max(used) + 1) // GRAIN) * GRAIN)
-    tokens = torch.zeros(len(embeddings), kept, width, dtype=embeddings[0].dtype)
+    if kept == length:  # nothing is saved, so no row needs a bias
+        used = [length] * len(embeddings)
+    tokens = torch.zeros(len(embeddings), kept, width)
     bias = torch.zeros(len(embeddings), 1, 1, kept)
     for i, (embedding, n) in enumerate(zip(embeddings, used, strict=True)):
         tokens[i, :n] = embedding[:n]

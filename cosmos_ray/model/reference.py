@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import torch
@@ -27,8 +26,7 @@ class DiffusersTwin:
             transformer_cosmos.transforms = SimpleNamespace(
                 functional=SimpleNamespace(resize=lambda mask, size, interpolation: F.interpolate(mask, size)),
                 InterpolationMode=SimpleNamespace(NEAREST="nearest"))
-        dimensions = {k: v for k, v in asdict(net.config).items() if k != "bf16_timestep"}
-        config = {k: v for k, v in diffusers_config(**dimensions).items() if not k.startswith("_")}
+        config = {k: v for k, v in diffusers_config(**net.config.diffusers_dimensions()).items() if not k.startswith("_")}
         with torch.device("meta"):
             self.model = transformer_cosmos.CosmosTransformer3DModel(**config).eval()
         self.model.load_state_dict({to_diffusers(k): v for k, v in net.state_dict().items()}, assign=True)

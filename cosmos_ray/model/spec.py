@@ -1,4 +1,4 @@
-"""Everything that fixes a model's shape and arithmetic, as one JSON-serialisable record, and the two presets."""
+"""Everything that fixes a model's shape and arithmetic, as one JSON-serialisable record, filled from the config."""
 
 from __future__ import annotations
 

@@ -44,12 +44,13 @@ class T5Text:
 
     def __init__(self, path: str, tokens: int = 512, width: int = 1024, known: dict[str, torch.Tensor] | None = None):
         self.path, self.tokens, self.width = Path(path), tokens, width
+        self._folder = bool(path) and self.path.is_dir()
         self._encoder = None
         self.embeddings = dict(known or {})  #: of every instruction so far, (tokens, width) each
         if self.path.is_file():
             for instruction, rows in read_text_embeddings(self.path).items():
                 self.embeddings.setdefault(instruction, rows)
-        elif not self.path.is_dir() and not known:
+        elif not self._folder and not known:
             raise CheckpointError(f"no text embeddings at {path!r}: point model.text_path at a .safetensors or .pkl file of embeddings, "
                                   "or at a T5 directory")
         for instruction, rows in self.embeddings.items():
@@ -60,7 +61,7 @@ class T5Text:
     def __call__(self, instruction: str) -> torch.Tensor:
         """(tokens, width) float. ConfigError for an instruction that is not cached when there is no T5 directory."""
         if instruction not in self.embeddings:
-            if not self.path.is_dir():
+            if not self._folder:
                 raise ConfigError(f"there is no embedding of {instruction!r}: add it to model.text_path, or give a T5 directory instead")
             self.embeddings[instruction] = self._encode(instruction)
         return self.embeddings[instruction]
@@ -72,8 +73,13 @@ class T5Text:
                 from transformers import AutoTokenizer, T5EncoderModel
             except ImportError as error:
                 raise ConfigError("computing T5 embeddings needs transformers: pip install 'cosmos-ray[2b]'") from error
-            self._words = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-            self._encoder = T5EncoderModel.from_pretrained(self.path, local_files_only=True).eval()
+            try:
+                self._words = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+                self._encoder = T5EncoderModel.from_pretrained(self.path, local_files_only=True).eval()
+            except (OSError, ValueError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise CheckpointError(f"no T5 encoder can be loaded from {self.path} ({reason}): point model.text_path at a whole one, or "
+                                      "at a file of embeddings") from error
         words = self._words(instruction, return_tensors="pt", padding="max_length", truncation=True, max_length=self.tokens)
         hidden = self._encoder(**words).last_hidden_state[0].float()
         return hidden * words.attention_mask[0, :, None]

@@ -118,7 +118,11 @@ class WanTokenizer(nn.Module):
             raise ConfigError("the 2B preset's tokenizer needs diffusers: pip install 'cosmos-ray[2b]'") from error
         if not (Path(path) / "config.json").is_file():
             raise CheckpointError(f"no Wan 2.1 VAE in {path!r}: point model.tokenizer_path at a diffusers directory with config.json")
-        return cls(AutoencoderKLWan.from_pretrained(path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False))
+        try:
+            return cls(AutoencoderKLWan.from_pretrained(path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False))
+        except (OSError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"the Wan 2.1 VAE in {path!r} cannot be loaded: {reason}: copy it again") from error
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor, slots: tuple[int, ...], frames: int) -> torch.Tensor:
@@ -134,7 +138,7 @@ class WanTokenizer(nn.Module):
 
     def blank(self, size: int) -> torch.Tensor:
         """See :meth:`PatchPCA.blank`. Encoded once: slot 0 precedes all others, so it depends on none."""
-        key = (size, self.mean.device)
+        key = (size, self.mean.device, next(self.vae.parameters()).dtype)
         if key not in self._blank:
             nothing = torch.zeros(1, 0, size, size, 3, dtype=torch.uint8, device=self.mean.device)
             self._blank[key] = self.encode(nothing, (), 1)[0, :, 0]
@@ -143,6 +147,8 @@ class WanTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, slots: tuple[int, ...]) -> torch.Tensor:
         """See :meth:`PatchPCA.decode`. Decodes the whole causal prefix up to the last slot asked for."""
+        if len(latents) > ROWS:
+            return torch.cat([self.decode(rows, slots) for rows in latents.split(ROWS)])
         prefix = latents[:, :, : max(slots) + 1].float() * self.std + self.mean
         video = self.vae.decode(prefix.to(next(self.vae.parameters()).dtype)).sample.float()
         picked = video[:, :, [0 if slot == 0 else (slot - 1) * 4 + 1 for slot in slots]]

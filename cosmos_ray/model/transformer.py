@@ -47,6 +47,10 @@ class TransformerConfig:
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    def diffusers_dimensions(self) -> dict:
+        """As ``model.exchange.diffusers_config`` takes them."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "bf16_timestep"}
+
     def flops(self, frames: int, height: int, width: int, text_length: int, kept: bool = False) -> float:
         """Twice the multiply-adds of one evaluation of one sample on a latent grid; ``kept`` leaves out text keys and modulation."""
         d, tokens = self.width, frames * (height // self.patch) * (width // self.patch)

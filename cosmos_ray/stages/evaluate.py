@@ -151,10 +151,10 @@ def _pairs(table: dict) -> list[dict]:
 
 def _digest(run: Run, checkpoint: Path, planner: PlannerConfig | None) -> str:
     """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
-    config = run.config
+    config, inference = run.config, run.config.inference
     file = checkpoint / "model.safetensors"
     settings = {"weights": _hash(file, file.stat().st_mtime_ns), "planner": dataclasses.asdict(planner) if planner else None,
-                "steps": config.inference.steps,
+                "sampler": [inference.steps, inference.reference_steps, inference.precision, inference.accelerate],
                 "execute": config.rollout.execute, "sim": dataclasses.asdict(config.sim)}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -11,10 +10,13 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.checkpoint import load_net, load_policy, read_description, save_policy
 from cosmos_ray.model.exchange import diffusers_config, write_weights
 from cosmos_ray.model.exchange.statistics import Statistics, read_statistics, write_statistics
+from cosmos_ray.model.exchange.text_embeddings import write_text_embeddings
 from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.suites import SUITES
+from cosmos_ray.model.text import T5Text
 from cosmos_ray.run import Run
+from cosmos_ray.sim import tasks
 
 
 def import_policy(run: Run, weights: str, statistics: str) -> dict:
@@ -33,13 +35,23 @@ def import_policy(run: Run, weights: str, statistics: str) -> dict:
     policy = build(spec, seed=None)
     load_net(policy, weights, dtype=None)
     policy.set_statistics(ranges.actions_low, ranges.actions_high, ranges.proprio_low, ranges.proprio_high)
+    if os.path.isdir(spec.text_path):
+        policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
     info = {"stage": "import", "step": 0, "weights": str(weights), "statistics": ranges.raw}
     save_policy(policy, initial, folder.next_version(), info)  # first: `pretrain` makes a random one where there is none
     unfinished = base.with_name(f".{base.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(initial, unfinished, copy_function=os.link)
+    shutil.copytree(initial, unfinished, copy_function=_link)
     unfinished.rename(base)
     return {"parameters": sum(p.numel() for p in policy.net.parameters()), "constant": ranges.constant, "path": base}
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _cameras(run: Run) -> tuple[str, ...]:
@@ -62,17 +74,24 @@ def _check_ranges(run: Run, ranges: Statistics, path: str) -> None:
                           "another --model.suite")
 
 
-def export_policy(run: Run, checkpoint: str, format: str, to: str, overwrite: bool) -> list[Path]:
-    """Write a run's policy in another project's format, with its dataset statistics JSON beside it; returns both paths."""
-    source, target = run.folder.checkpoint(checkpoint), Path(to)
-    beside = target.with_name(f"{target.stem}_dataset_statistics.json")
-    if beside.exists() and not overwrite:
-        raise ConfigError(f"{beside} exists: give another --to, or --overwrite")
+def export_policy(run: Run, checkpoint: str | None, format: str, to: str, overwrite: bool) -> list[Path]:
+    """Write a run's policy in another project's format, its dataset statistics and text embeddings beside it; returns the paths.
+
+    ``checkpoint`` None takes the refined policy, or the base policy while there is none.
+    """
+    target = Path(to)
+    source = run.folder.checkpoint(checkpoint or ("refined" if run.folder.checkpoint("refined").exists() else "base"))
+    statistics, texts = (target.with_name(f"{target.stem}_{what}") for what in ("dataset_statistics.json", "t5_embeddings.safetensors"))
+    for beside in (statistics, texts):
+        if beside.exists() and not overwrite:
+            raise ConfigError(f"{beside} exists: give another --to, or --overwrite")
     policy, _ = load_policy(source, dtype=None)
-    config = dataclasses.asdict(policy.spec.transformer)
-    del config["bf16_timestep"]
-    write_weights(policy.net.state_dict(), target, format, diffusers_config(**config), overwrite)
+    config = diffusers_config(**policy.spec.transformer.diffusers_dimensions())
+    write_weights(policy.net.state_dict(), target, format, config, overwrite)
     raw = read_description(run.folder.checkpoint("initial"))[2].get("statistics", {})
     ranges = Statistics(*(t.numpy() for t in (policy.action_low, policy.action_high, policy.proprio_low, policy.proprio_high)), raw=raw)
-    write_statistics(ranges, beside, overwrite)
-    return [target, beside]
+    write_statistics(ranges, statistics, overwrite)
+    if not isinstance(policy.text, T5Text):
+        return [target, statistics]
+    write_text_embeddings(policy.text.embeddings, texts, overwrite)
+    return [target, statistics, texts]

@@ -12,6 +12,7 @@ import numpy as np
 
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.files import replacing
+from cosmos_ray.model.injection import CONSTANT
 
 GROUPS = ("actions", "proprio")
 
@@ -30,7 +31,7 @@ class Statistics:
     def constant(self) -> list[str]:
         """Dimensions that never change, such as ``proprio[3]``: the public code divides by zero there."""
         ranges = {"actions": (self.actions_low, self.actions_high), "proprio": (self.proprio_low, self.proprio_high)}
-        return [f"{group}[{i}]" for group, (low, high) in ranges.items() for i in np.flatnonzero(low == high)]
+        return [f"{group}[{i}]" for group, (low, high) in ranges.items() for i in np.flatnonzero(high - low < CONSTANT)]
 
 
 def read_statistics(path: str | Path) -> Statistics:

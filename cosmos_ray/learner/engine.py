@@ -1,0 +1,60 @@
+"""DeepSpeed as the learner uses it: rendezvous, engine and whole parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+
+import torch
+
+from cosmos_ray.config import LearnerConfig
+
+
+def rendezvous(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:
+    """Environment variables of one learner rank."""
+    return {"MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+
+
+def make_engine(config: LearnerConfig, net: torch.nn.Module, device: str):
+    """A DeepSpeed engine around the network, quiet and without compiling extension ops on a CPU."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__ as ops
+    from deepspeed.utils import logger as deepspeed_logger
+
+    deepspeed_logger.setLevel(logging.ERROR)
+    # The shared-memory collectives would be compiled at first use (30-70 s, and ninja must be on PATH); gloo does without.
+    ops["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
+    optimizer = torch.optim.AdamW(_groups(net, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), eps=1e-8,
+                                  fused=device != "cpu")
+    engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config={
+        "train_micro_batch_size_per_gpu": config.rows,
+        "gradient_accumulation_steps": config.accumulate,
+        "gradient_clipping": config.clip,
+        "zero_optimization": {"stage": config.zero_stage},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 10**9,
+    })
+    return engine
+
+
+def _groups(net: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only, as usual for transformers."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def gathered(net: torch.nn.Module, stage: int):
+    """Context in which whole parameters are on this rank: only ZeRO-3 shards them."""
+    if stage < 3:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(net.parameters()))

@@ -1,0 +1,157 @@
+"""The three released suites: layout, copies and settings of method 1.1, 1.3 and 5.3, and how they are laid over the defaults."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from cosmos_ray.config import ModelConfig, RunConfig, check
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.folder import RunFolder
+from cosmos_ray.model.injection import extract, inject
+from cosmos_ray.model.sample_types import SampleType, clean_frames
+from cosmos_ray.model.spec import make_spec
+from cosmos_ray.model.suites import SUITES
+from cosmos_ray.planning.best_of_n import step_ladder
+from cosmos_ray.presets import LARGE, preset_settings
+from cosmos_ray.settings import FIELDS, make_config, stored_config
+
+LARGE_PRESET = "cosmos-predict2-2b"
+
+NAMES = {  # method 1.1, column by column
+    "libero": "blank proprio wrist primary ACTION future_proprio future_wrist future_primary VALUE",
+    "robocasa": "blank proprio wrist primary secondary ACTION future_proprio future_wrist future_primary future_secondary VALUE",
+    "aloha": "blank proprio left_wrist right_wrist primary ACTION future_proprio future_left_wrist future_right_wrist future_primary VALUE",
+}
+
+
+@pytest.mark.parametrize("name, action, frames, pixel_frames, tokens", [
+    ("libero", 4, 9, 33, 1764), ("robocasa", 5, 11, 41, 2156), ("aloha", 5, 11, 41, 2156),
+])  # fmt: skip
+def test_layout_is_the_one_of_the_method(name, action, frames, pixel_frames, tokens):
+    suite = SUITES[name]
+    layout = suite.layout
+    assert [n.replace(" ", "_") for n in layout.names] == NAMES[name].split()
+    assert (layout.action, layout.frames, layout.value) == (action, frames, frames - 1)
+    assert layout.images == tuple(range(2, action)) and layout.future_images == tuple(range(action + 2, frames - 1))
+    assert clean_frames(layout, SampleType.POLICY) == tuple(range(action))  # the clean prefix: all that comes before ACTION
+    assert 1 + 4 * (layout.frames - 1) == pixel_frames
+    spec = make_spec(ModelConfig(preset=LARGE_PRESET, suite=name), suite.cameras, suite.image_size, suite.action_dim, suite.proprio_dim)
+    _, height, width = spec.frame_shape
+    assert spec.layout == layout
+    assert layout.frames * (height // spec.transformer.patch) * (width // spec.transformer.patch) == tokens
+
+
+@pytest.mark.parametrize("name, chunk, dimensions, numbers, copies, remainder", [
+    ("libero", 16, 7, 112, 112, 0), ("robocasa", 32, 7, 224, 56, 0), ("aloha", 50, 14, 700, 17, 644),
+])  # fmt: skip
+def test_a_chunk_fills_its_frame_with_the_copies_of_the_method(name, chunk, dimensions, numbers, copies, remainder):
+    suite = SUITES[name]
+    assert (suite.chunk, suite.action_dim, suite.chunk * suite.action_dim) == (chunk, dimensions, numbers)
+    spec = make_spec(ModelConfig(preset=LARGE_PRESET, suite=name, chunk=chunk), suite.cameras, suite.image_size, dimensions,
+                     suite.proprio_dim)
+    vector = torch.arange(numbers).float()[None]
+    flat = inject(vector, spec.frame_shape).flatten()
+    assert divmod(len(flat), numbers) == (copies, remainder)
+    assert torch.equal(flat, vector[0].repeat(copies + 1)[: len(flat)])
+    flat[copies * numbers :] = -1e6  # the remainder does not count
+    assert torch.equal(extract(flat.view(1, *spec.frame_shape), numbers), vector)
+
+
+def test_dimensions_and_evaluation_settings_are_the_released_ones():
+    rows = {name: (s.proprio_dim, s.open_loop, s.gamma, s.steps, s.image_size) for name, s in SUITES.items()}
+    assert rows == {"libero": (9, 16, 0.99, 5, 224), "robocasa": (9, 16, 0.99, 5, 224), "aloha": (14, 50, 0.998, 10, 224)}
+
+
+@pytest.mark.parametrize("name, jpeg", [("libero", True), ("robocasa", True), ("aloha", False), ("", False)])
+def test_frames_go_through_jpeg_in_the_simulated_suites_alone(name, jpeg):
+    assert make_spec(ModelConfig(preset=LARGE_PRESET, suite=name), ("a",), 224, 7, 9).jpeg is jpeg
+
+
+@pytest.mark.parametrize("preset, augment, expected", [
+    (LARGE_PRESET, "auto", True), ("tiny", "auto", False), (LARGE_PRESET, "off", False), ("tiny", "on", True),
+])  # fmt: skip
+def test_augmentation_is_the_presets_unless_it_is_set(preset, augment, expected):
+    for suite in ("", *SUITES):
+        assert make_spec(ModelConfig(preset=preset, suite=suite, augment=augment), ("a",), 224, 7, 9).augmented is expected
+
+
+# ---------------------------------------------------------------- laid over the defaults
+
+
+def configured(*, base: RunConfig | None = None, file: str | None = None, new: bool = True, **flags: str) -> RunConfig:
+    """The config of a command with flags ``sim__task="Stack"``."""
+    return make_config(base or RunConfig(), file, {k.replace("__", "."): v for k, v in flags.items()}, new)
+
+
+@pytest.mark.parametrize("suite", ["", *SUITES])
+@pytest.mark.parametrize("preset", ["tiny", LARGE_PRESET])
+def test_every_preset_setting_exists_and_is_accepted(preset, suite):
+    settings = preset_settings(preset, suite)
+    assert settings.keys() <= FIELDS.keys()
+    config = configured(model__preset=preset, model__suite=suite)
+    check(config)
+    for name, value in settings.items():
+        section, _, field = name.rpartition(".")
+        held = getattr(getattr(config, section) if section else config, field)
+        assert held == value and type(held) is type(value), name
+
+
+def test_the_large_preset_trains_and_plans_as_the_paper_does():
+    config = configured(model__preset=LARGE_PRESET)
+    learner, planner = config.learner, config.planner
+    assert (learner.lr, learner.refine_lr, learner.schedule, learner.warmup, learner.cycle) == (1e-4, 1e-4, "paper", 1000, 30_000)
+    assert (learner.beta2, learner.weight_decay, learner.clip, learner.ema, learner.precision) == (0.99, 0.1, 1.0, 0.0, "bf16")
+    assert step_ladder(planner.future_steps, planner.futures) == [1, 3, 5]
+    assert step_ladder(planner.value_steps, planner.values) == [1, 2, 3, 4, 5]
+    assert planner.aggregate == "majority_mean" and learner.base_value == "full"
+
+
+@pytest.mark.parametrize("suite, chunk, execute, gamma, steps, learner", [
+    ("libero", 16, 16, 0.99, 5, (1000, 30_000, 1000, 30_000)), ("robocasa", 32, 16, 0.99, 5, (1000, 30_000, 1000, 30_000)),
+    ("aloha", 50, 50, 0.998, 10, (2000, 20_000, 1500, 15_000)),
+])  # fmt: skip
+def test_a_suite_brings_its_chunk_discount_steps_and_schedule(suite, chunk, execute, gamma, steps, learner):
+    config = configured(model__preset=LARGE_PRESET, model__suite=suite)
+    assert (config.model.chunk, config.rollout.execute, config.replay.gamma, config.inference.steps) == (chunk, execute, gamma, steps)
+    held = config.learner
+    assert (held.warmup, held.cycle, held.refine_warmup, held.refine_cycle) == learner
+    assert (config.sim.image_size, config.sim.actions) == (224, "pose")
+
+
+def test_the_defaults_are_untouched_without_preset_and_suite():
+    assert preset_settings("tiny", "") == {} and configured() == RunConfig()
+
+
+def test_a_suite_wins_over_the_preset_and_files_and_flags_over_both(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(f'[model]\npreset = "{LARGE_PRESET}"\nsuite = "aloha"\n[learner]\nlr = 3e-5\nwarmup = 7\n[replay]\ngamma = 0.9\n')
+    config = configured(file=str(file), learner__warmup="11", sim__image_size="64")
+    assert LARGE["learner.warmup"] == 1000 and SUITES["aloha"].warmup == 2000
+    assert (config.learner.lr, config.learner.warmup, config.replay.gamma, config.sim.image_size) == (3e-5, 11, 0.9, 64)
+    assert (config.model.chunk, config.learner.weight_decay) == (50, 0.1)  # the rest of suite and preset stays
+
+
+def test_a_suite_in_the_base_config_counts_as_well():
+    base = RunConfig(model=ModelConfig(suite="robocasa"))
+    assert configured(base=base).model.chunk == 32 and configured(base=base, model__suite="").model.chunk == ModelConfig().chunk
+
+
+def test_a_stored_run_is_not_overlaid_again(tmp_path):
+    """What a user changed in a run must not fall back to the suite's at its next stage."""
+    first = configured(root=str(tmp_path), model__preset=LARGE_PRESET, model__suite="aloha", learner__lr="3e-5", rollout__execute="25",
+                       sim__image_size="64")
+    RunFolder(first).close()
+    stored = stored_config(configured(root=str(tmp_path)))
+    assert stored == first
+    later = configured(base=stored, new=False, demos="5")
+    assert later == dataclasses.replace(first, demos=5)
+    assert configured(base=stored, new=False, replay__gamma="0.9").replay.gamma == 0.9
+    overlaid = configured(base=stored, demos="5")
+    assert (overlaid.rollout.execute, overlaid.sim.image_size) == (50, 224)  # what laying them over again would have done
+
+
+def test_a_chunk_shorter_than_the_suite_executes_is_refused():
+    with pytest.raises(ConfigError, match="rollout.execute = 50 is longer than the chunk, model.chunk = 20"):
+        check(configured(model__preset=LARGE_PRESET, model__suite="aloha", model__chunk="20"))
+    check(configured(model__preset=LARGE_PRESET, model__suite="aloha", model__chunk="20", rollout__execute="20"))
