@@ -13,7 +13,6 @@ from typing import Any
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.settings import PATHS
 
 
 class RunFolder:
@@ -136,7 +135,7 @@ class RunFolder:
         before = self.read_json("config.json")
         for section in ("sim", "model") if before else ():
             for key, value in own[section].items():
-                if key not in PATHS and before.get(section, {}).get(key, value) != value:
+                if before.get(section, {}).get(key, value) != value:
                     raise ConfigError(f"run {self.path} was made with {section}.{key} = {before[section][key]!r}, not {value!r}: "
                                       "give another --name, or --fresh to move it aside")
         self.write_json("config.json", own)

@@ -30,7 +30,7 @@ FIELDS = fields_of(RunConfig)
 #: Settings of one command, not of the run: a later command does not inherit them.
 PER_COMMAND = ("root", "name", "address", "wandb", "verify", "plan_seed")
 
-#: Settings of the model that say where something lies, not what it is: they may change from one command to the next.
+#: Settings of the model that name files.
 PATHS = ("tokenizer_path", "text_path")
 
 

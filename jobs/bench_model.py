@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from cosmos_ray.config import LearnerConfig, ModelConfig  # noqa: E402
-from cosmos_ray.model.accelerate import compile_blocks  # noqa: E402
+from cosmos_ray.model.accelerate import compile_network  # noqa: E402
 from cosmos_ray.model.prompts import make_prompts  # noqa: E402
 from cosmos_ray.model.reference import DiffusersTwin  # noqa: E402
 from cosmos_ray.model.spec import PolicySpec, make_spec  # noqa: E402
@@ -170,15 +170,17 @@ def variants(options, case: Case, net: Transformer, twin: DiffusersTwin, device:
         raise SystemExit(f"the two classes disagree by {apart:.1e}: there is nothing to compare")
     if "compiled" in options.variants:
         fast = _like(net)
-        compile_blocks(fast)
+        compile_network(fast, by_block=False)
         calls["ours, compiled"] = lambda: ours(fast)
     if device == "cuda" and "graphs" in options.variants:
         calls["ours, graph"] = captured(ours)
         if "compiled" in options.variants:
-            calls["ours, compiled, graph"] = captured(calls["ours, compiled"])
+            blocks = _like(net)
+            compile_network(blocks, by_block=True)
+            calls["ours, compiled, graph"] = captured(lambda: ours(blocks))
     if device == "cuda" and "fp8" in options.variants and torch.cuda.get_device_capability() >= (8, 9):
         eight = in_float8(_like(net))
-        compile_blocks(eight)
+        compile_network(eight, by_block=False)
         calls["ours, fp8, compiled"] = lambda: ours(eight)
     return calls
 
