@@ -110,7 +110,7 @@ def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
     if file.exists() and not os.path.isdir(config.model.text_path):
         known = list(read_text_embeddings(file))
         if instruction not in known:
-            raise ConfigError(f"the policy has no text embedding of {instruction!r}, only of {len(known)} others such as {known[0]!r}: "
+            raise ConfigError(f"the policy has no text embedding of {instruction!r}, only of {len(known)}, such as {known[0]!r}: "
                               "import or pretrain it with a T5 directory as model.text_path, or take another task")
 
 

@@ -269,7 +269,7 @@ def test_an_imported_policy_that_does_not_know_the_instruction_is_refused(files,
     assert main(importing(files, tmp_path, model__text_path=str(files / "other.pkl"))) == 0
     done = run_command("rollout", tmp_path, "--learner.batch-size", "4", "--quiet", name="lib", code=2)
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"no text embedding of {LIFT!r}, only of 1 others such as 'fold the shirt'" in done.stderr
+    assert f"no text embedding of {LIFT!r}, only of 1, such as 'fold the shirt'" in done.stderr
     assert "import or pretrain it with a T5 directory as model.text_path" in done.stderr
 
 

@@ -34,8 +34,8 @@ class InferencePool:
         try:
             self._pids = [s["pid"] for s in ray.get([a.status.remote() for a in self.actors], timeout=START_S)]
         except GetTimeoutError as error:
-            raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: does the cluster have "
-                                  f"{config.actors} x {config.gpus:g} GPUs free?") from error
+            raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: does the cluster have room "
+                                  f"for {config.actors} of them, {config.gpus:g} GPUs each?") from error
         except ACTOR_LOST as error:
             raise CheckpointError(f"an inference actor could not start: {_root(error)}") from error
 
