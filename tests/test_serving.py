@@ -218,7 +218,7 @@ def test_a_compiled_network_gives_the_same_actions_and_is_compiled_once_per_padd
         return counters["stats"]["unique_graphs"]
 
     counters.clear()
-    assert compare(3, None) == 1  # four rows; all blocks share a program
+    assert compare(3, None) == 1  # four rows, four prompts
     assert compare(4, None) == 1
     programs = compare(1, PLANNER)  # proposals and futures of 4 rows, values of 4 and 8
     assert programs == 2

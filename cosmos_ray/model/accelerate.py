@@ -33,7 +33,7 @@ def compile_network(net: Transformer, by_block: bool) -> None:
 
 
 class PaddedSampler:
-    """Stands in for ``CosmosPolicy.sample`` with the rows padded to a power of two, so that few shapes are compiled or captured.
+    """Stands in for ``CosmosPolicy.sample`` with rows and prompts padded to powers of two: few shapes are compiled or captured.
 
     With ``graphs`` it captures the sampler once per (kind, rows, steps) and then replays the captured kernels. Graphs hold the
     text's keys and the modulation as they were, so they are dropped when the weights or the known prompts change.
@@ -56,8 +56,7 @@ class PaddedSampler:
         n = len(known)
         rows = 1 << (n - 1).bit_length()
         if not self.graphs:
-            text = dataclasses.replace(text, rows=_padded(text.rows, rows))
-            return policy.sample(kind, _padded(known, rows), text, _padded(noise, rows), steps)[:n]
+            return policy.sample(kind, _padded(known, rows), _padded_prompts(text, rows), _padded(noise, rows), steps)[:n]
         if text.keys is not self._keys:
             self.forget()
             self._keys = text.keys
@@ -70,6 +69,15 @@ class PaddedSampler:
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     """``tensor`` with zeros behind it up to ``rows`` rows."""
     return torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:]))) if rows > len(tensor) else tensor
+
+
+def _padded_prompts(text: Prompts, rows: int) -> Prompts:
+    """``text`` for ``rows`` rows, its prompts too padded to a power of two."""
+    prompts = 1 << (len(text.tokens) - 1).bit_length()
+    # Contiguous, because padding makes them so and Dynamo compiles for strides.
+    keys = tuple((_padded(key, prompts).contiguous(), _padded(value, prompts).contiguous()) for key, value in text.keys)
+    bias = None if text.bias is None else _padded(text.bias, prompts)
+    return Prompts(_padded(text.tokens, prompts), bias, _padded(text.rows, rows), keys)
 
 
 class _Graph:
