@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from cosmos_ray.config import LearnerConfig, ModelConfig  # noqa: E402
-from cosmos_ray.model.accelerate import compile_network  # noqa: E402
+from cosmos_ray.model.accelerate import capture, compile_network  # noqa: E402
 from cosmos_ray.model.prompts import make_prompts  # noqa: E402
 from cosmos_ray.model.reference import DiffusersTwin  # noqa: E402
 from cosmos_ray.model.spec import PolicySpec, make_spec  # noqa: E402
@@ -93,16 +93,7 @@ def ratio(slow: list[float], fast: list[float]) -> tuple[float, float, float]:
 
 def captured(call):
     """``call`` as one CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    return capture(call, torch.cuda.Stream())[0].replay
 
 
 class Float8Linear(torch.nn.Module):

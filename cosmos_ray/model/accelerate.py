@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
@@ -42,7 +43,8 @@ class PaddedSampler:
     def __init__(self, graphs: bool):
         self.graphs = graphs
         self._stream = torch.cuda.Stream() if graphs else None
-        self._keys: tuple | None = None  #: of the prompts that the graphs were captured with
+        self._keys: tuple | None = None  #: of the prompts that were padded, or captured with, last
+        self._prompts: Prompts | None = None  #: them, padded
         self.forget()
 
     def forget(self) -> None:
@@ -55,11 +57,12 @@ class PaddedSampler:
                  steps: int) -> torch.Tensor:
         n = len(known)
         rows = 1 << (n - 1).bit_length()
-        if not self.graphs:
-            return policy.sample(kind, _padded(known, rows), _padded_prompts(text, rows), _padded(noise, rows), steps)[:n]
         if text.keys is not self._keys:
             self.forget()
-            self._keys = text.keys
+            self._keys, self._prompts = text.keys, None if self.graphs else _padded_prompts(text)
+        if not self.graphs:
+            text = dataclasses.replace(self._prompts, rows=_padded(text.rows, rows))
+            return policy.sample(kind, _padded(known, rows), text, _padded(noise, rows), steps)[:n]
         key = (kind, rows, steps)
         if key not in self._graphs:
             self._graphs[key] = _Graph(policy, kind, rows, known, text, steps, self._pool, self._stream)
@@ -71,13 +74,26 @@ def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:]))) if rows > len(tensor) else tensor
 
 
-def _padded_prompts(text: Prompts, rows: int) -> Prompts:
-    """``text`` for ``rows`` rows, its prompts too padded to a power of two."""
+def _padded_prompts(text: Prompts) -> Prompts:
+    """``text`` with its prompts padded to a power of two."""
     prompts = 1 << (len(text.tokens) - 1).bit_length()
     # Contiguous, because padding makes them so and Dynamo compiles for strides.
     keys = tuple((_padded(key, prompts).contiguous(), _padded(value, prompts).contiguous()) for key, value in text.keys)
     bias = None if text.bias is None else _padded(text.bias, prompts)
-    return Prompts(_padded(text.tokens, prompts), bias, _padded(text.rows, rows), keys)
+    return Prompts(_padded(text.tokens, prompts), bias, text.rows, keys)
+
+
+def capture(call: Callable[[], torch.Tensor], stream, pool=None) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """(``call`` as a CUDA graph, the tensor that each replay writes its result to)."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # the first runs allocate, choose kernels and compile
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        out = call()
+    return graph, out
 
 
 class _Graph:
@@ -88,14 +104,7 @@ class _Graph:
         self.noise = torch.zeros_like(self.known)
         self.rows = text.rows.new_zeros(rows)
         text = dataclasses.replace(text, rows=self.rows)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # the first runs allocate, choose kernels and compile
-            for _ in range(2):
-                policy.sample(kind, self.known, text, self.noise, steps)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
-            self.out = policy.sample(kind, self.known, text, self.noise, steps)
+        self.graph, self.out = capture(lambda: policy.sample(kind, self.known, text, self.noise, steps), stream, pool)
 
     def replay(self, known: torch.Tensor, rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         n = len(known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -42,8 +41,3 @@ class DiffusersTwin:
             latents.to(dtype), condition_mask=clean[:, None, :, None, None].to(dtype).expand(b, 1, t, h, w),
             timestep=(timesteps.bfloat16().float() if self.bf16_timestep else timesteps)[:, None, :, None, None],
             encoder_hidden_states=tokens.to(dtype), padding_mask=latents.new_zeros(1, 1, h, w, dtype=dtype), fps=None, return_dict=False)[0]
-
-    def compiled(self) -> Callable:
-        """The same evaluation through ``torch.compile``."""
-        self.model.compile(dynamic=False)
-        return self

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cosmos_ray.errors import CheckpointError, ConfigError
+from cosmos_ray.model.exchange.files import reason
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 
 
@@ -77,9 +78,8 @@ class T5Text:
                 self._words = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
                 self._encoder = T5EncoderModel.from_pretrained(self.path, local_files_only=True).eval()
             except (OSError, ValueError) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise CheckpointError(f"no T5 encoder can be loaded from {self.path} ({reason}): point model.text_path at a whole one, or "
-                                      "at a file of embeddings") from error
+                raise CheckpointError(f"no T5 encoder can be loaded from {self.path} ({reason(error)}): point model.text_path at a whole "
+                                      "one, or at a file of embeddings") from error
         words = self._words(instruction, return_tensors="pt", padding="max_length", truncation=True, max_length=self.tokens)
         hidden = self._encoder(**words).last_hidden_state[0].float()
         return hidden * words.attention_mask[0, :, None]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cosmos_ray.errors import CheckpointError, ConfigError
+from cosmos_ray.model.exchange.files import reason
 
 PATCH = 8  #: pixels per latent cell, the Wan VAE's spatial compression
 CHANNELS = 16  #: latent channels
@@ -121,8 +122,7 @@ class WanTokenizer(nn.Module):
         try:
             return cls(AutoencoderKLWan.from_pretrained(path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False))
         except (OSError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"the Wan 2.1 VAE in {path!r} cannot be loaded: {reason}: copy it again") from error
+            raise CheckpointError(f"the Wan 2.1 VAE in {path!r} cannot be loaded: {reason(error)}: copy it again") from error
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor, slots: tuple[int, ...], frames: int) -> torch.Tensor:
