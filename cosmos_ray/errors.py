@@ -13,6 +13,10 @@ class StoreError(CosmosRayError):
     """The replay store cannot be read or written (disk full, wrong directory, incompatible schema)."""
 
 
+class StoreUnavailable(StoreError):
+    """The replay store cannot be reached or written at the moment (disk full, mount gone): trying again may help."""
+
+
 class CheckpointError(CosmosRayError):
     """A checkpoint is missing, truncated or does not fit the model it is loaded into."""
 

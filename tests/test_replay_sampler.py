@@ -13,7 +13,7 @@ from cosmos_ray.replay.codec import decode_jpeg
 from cosmos_ray.replay.sampler import WindowSampler
 from cosmos_ray.replay.statistics import dataset_statistics
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.strata import Stratum, window_offsets
+from cosmos_ray.replay.windows import Selection, Windows, window_offsets
 from tests.test_replay_episode import make_episode
 
 CHUNK, GAMMA = 5, 0.9
@@ -256,16 +256,19 @@ def test_window_offset_table(frames, length, chunk, expected):
     assert window_offsets(np.array(list(frames), dtype=np.int32), length, chunk).tolist() == expected
 
 
-def test_windows_of_a_stratum_are_numbered_over_episodes_and_skip_empty_ones(filled):
-    stratum = Stratum()
-    assert stratum.windows == 0
-    summaries = sorted(filled.summaries(), key=lambda summary: summary.name)[:3]
-    for summary, offsets in zip(summaries[::-1], ([4], [], [1, 3]), strict=True):
-        stratum.add(summary, np.array(offsets, dtype=np.int32))
-    numbered = [(summary.name, offset) for summary, offset in map(stratum.window, range(stratum.windows))]
-    assert numbered == [(summaries[0].name, 1), (summaries[0].name, 3), (summaries[2].name, 4)]
-    stratum.remove(summaries[0].name)
-    assert stratum.windows == 1 and stratum.window(0) == (summaries[2], 4)
+def test_windows_follow_the_index_as_episodes_come_and_go(tmp_path):
+    store = ReplayStore(tmp_path / "store")
+    windows = Windows(store.index, CHUNK)
+    assert windows.update() == (0, 0) and windows.count("demo") == (0, 0)
+    for episode in EPISODES[:2]:
+        store.commit(episode)
+    assert windows.update() == (2, 0)
+    assert windows.count("demo") == (2, sum(len(windows_of(episode)) for episode in EPISODES[:2]))
+    store.index.remove(EPISODES[0].key.name)
+    store.commit(EPISODES[9])  # an invalid one
+    assert windows.update() == (1, 0) and windows.excluded == 1
+    assert windows.count("demo") == (1, len(windows_of(EPISODES[1])))
+    assert windows.cell("demo", None, Selection()).rows.tolist() == [1]
 
 
 def test_statistics_are_the_ranges_of_what_is_trained_on(filled):

@@ -13,11 +13,17 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import schema
 from cosmos_ray.replay.cache import LeastRecentlyUsed
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.view import EpisodeView
 from tests.test_replay_episode import CAMERAS, assert_same, make_episode
 
 
 def episode_files(root):
     return sorted(path for path in (root / "episodes").rglob("*") if path.is_file())
+
+
+def path_of(store, name):
+    """The file of an episode."""
+    return store.root / store.path(name)
 
 
 def rewrite(path, change):
@@ -42,7 +48,7 @@ def three(tmp_path):
     store = ReplayStore(root)
     for seed in range(3):
         assert store.commit(make_episode(seed))
-    return root, store._path(make_episode(1).key.name)
+    return root, path_of(store, make_episode(1).key.name)
 
 
 def expect_quarantined(root, path, reason):
@@ -86,8 +92,8 @@ def test_score_out_of_range_in_a_header_is_quarantined(three):
     root, path = three
 
     def grade(table, metadata):
-        metadata[schema._HEADER] = metadata[schema._HEADER].replace(b'"success": true', b'"success": true, "score": 7')
-        return table, metadata | {schema._CRC: schema._header_crc(metadata[schema._VERSION], metadata[schema._HEADER])}
+        metadata[schema.HEADER_FIELD] = metadata[schema.HEADER_FIELD].replace(b'"success": true', b'"success": true, "score": 7')
+        return table, metadata | {schema.CRC_FIELD: schema.header_crc(metadata[schema.VERSION_FIELD], metadata[schema.HEADER_FIELD])}
 
     rewrite(path, grade)
     expect_quarantined(root, path, "does not describe an episode")
@@ -146,7 +152,7 @@ def test_repeated_commit_is_one_commit(store):
 
 
 def test_commit_without_hard_links_is_still_one_commit(store, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -181,22 +187,22 @@ def test_refresh_lists_only_directories_that_changed(store, monkeypatch):
     assert not [path for path in listed if os.path.basename(path) not in ("episodes", "demo-Lift")]
     ReplayStore(store.root).commit(make_episode(9))
     assert [summary.key.seed for summary in store.refresh()] == [9]
-    changed = store._path(make_episode(9).key.name).parent
+    changed = path_of(store, make_episode(9).key.name).parent
     assert str(changed) in listed
 
 
 def test_file_added_within_one_tick_of_the_directory_stamp_is_seen(store):
     store.commit(make_episode(0))
-    shard = store._path(make_episode(0).key.name).parent
+    shard = path_of(store, make_episode(0).key.name).parent
     store.refresh()
     stamp = shard.stat()
     made = ReplayStore(store.root.with_name("other"))
     other = next(
-        seed for seed in range(1, 10_000) if store._path(make_episode(seed, length=1).key.name).parent == shard
+        seed for seed in range(1, 10_000) if path_of(store, make_episode(seed, length=1).key.name).parent == shard
     )
     made.commit(make_episode(other))
     name = make_episode(other).key.name
-    shutil.copy(made._path(name), shard)
+    shutil.copy(path_of(made, name), shard)
     os.utime(shard, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as a clock with coarse ticks would have left it
     assert [summary.name for summary in store.refresh()] == [name]
 
@@ -229,7 +235,7 @@ def test_foreign_arrow_file_is_quarantined(three):
 
 def test_file_under_the_name_of_another_episode_is_quarantined(three):
     root, path = three
-    shutil.copy(ReplayStore(root)._path(make_episode(0).key.name), path)
+    shutil.copy(path_of(ReplayStore(root), make_episode(0).key.name), path)
     expect_quarantined(root, path, "does not belong under this name")
 
 
@@ -284,12 +290,12 @@ def test_torn_quarantine_log_is_still_read(three):
 
 def test_newer_schema_version_is_refused_and_left_in_place(three):
     root, path = three
-    newer = {schema._VERSION: b"99", schema._HEADER: b"in a form to come"}
-    newer[schema._CRC] = schema._header_crc(*newer.values())
+    newer = {schema.VERSION_FIELD: b"99", schema.HEADER_FIELD: b"in a form to come"}
+    newer[schema.CRC_FIELD] = schema.header_crc(*newer.values())
     rewrite(path, lambda table, metadata: (table, metadata | newer))
     store = ReplayStore(root)
     assert {summary.key.seed for summary in store.refresh()} == {0, 2}
-    with pytest.raises(StoreError, match="schema version 99, this package reads up to 1: upgrade"):
+    with pytest.raises(StoreError, match="schema version 99, this package reads up to 2: upgrade"):
         store.read(make_episode(1).key.name)
     assert store.commit(make_episode(1)) is False  # it is committed, only not by us
     assert path.exists() and not store.quarantine.entries()
@@ -337,7 +343,7 @@ def test_no_flip_or_cut_is_ever_read_as_another_episode(store):
         copy = store.root / "copy"
         copy.write_bytes(data)
         try:
-            read = schema.EpisodeView(str(copy)).episode()
+            read = EpisodeView(str(copy)).episode()
         except StoreError:
             damaged += 1
         else:

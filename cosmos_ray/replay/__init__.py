@@ -1,4 +1,4 @@
-"""The replay store: durable episodes on disk, and the windows and targets a learner draws from them."""
+"""The replay store: durable episodes, and the windows and targets a learner draws from them. Needs neither Ray nor torch."""
 
 from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.latents import LatentCache

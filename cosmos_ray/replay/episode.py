@@ -30,7 +30,8 @@ class EpisodeKey:
     """What makes an episode that episode: committing the same key twice is one commit.
 
     ``seed`` is the reset seed, ``attempt`` counts repeats of one seed within a run (0 for the first), ``source`` is
-    one of :data:`SOURCES`. StoreError for any other source or a negative number.
+    one of :data:`SOURCES`. ``initial_state`` says what the episode was reset to where the seed alone does not, such as an
+    index into a benchmark's fixed initial states. StoreError for any other source or a negative number.
     """
 
     run: str
@@ -38,17 +39,22 @@ class EpisodeKey:
     source: str
     seed: int
     attempt: int = 0
+    initial_state: str = ""
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise StoreError(f"episode source {self.source!r} is unknown: use one of {', '.join(SOURCES)}")
         if self.seed < 0 or self.attempt < 0:
             raise StoreError(f"episode seed {self.seed} and attempt {self.attempt} must not be negative")
+        if not isinstance(self.initial_state, str):
+            raise StoreError(f"episode initial state {self.initial_state!r} must be text")
 
     @property
     def name(self) -> str:
         """File-system-safe name, a function of the key alone, e.g. ``rollout-Lift-00001234-a0-1f0c9a3e``."""
-        text = json.dumps([self.run, self.task, self.source, int(self.seed), int(self.attempt)])
+        parts = [self.run, self.task, self.source, int(self.seed), int(self.attempt)]
+        # Left out where it is empty: names are as they were before there was one.
+        text = json.dumps(parts + [self.initial_state] if self.initial_state else parts)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         task = re.sub(r"[^A-Za-z0-9_]", "_", self.task)[:80]
         return f"{self.source}-{task}-{self.seed:08d}-a{self.attempt}-{digest}"
@@ -176,7 +182,9 @@ class EpisodeSummary:
     timed_out: bool
     invalid: str
     policy_version: int
-    frame_steps: np.ndarray = field(repr=False, compare=False)  # (n,) int32, ascending: steps 0..T that have frames
+    frame_ranges: tuple[tuple[int, int, int], ...]  # (start, stop, stride) of the steps in 0..T that have frames, ascending
+    created: float = 0.0  # Unix seconds of the commit; 0 where the file does not say it
+    size: int = 0  # bytes in the store
 
     @property
     def source(self) -> str:
@@ -185,6 +193,11 @@ class EpisodeSummary:
     @property
     def task(self) -> str:
         return self.key.task
+
+    @property
+    def frame_steps(self) -> np.ndarray:
+        """(n,) int32, ascending: the steps 0..T that have frames."""
+        return expand_ranges(self.frame_ranges)
 
     @property
     def stratum(self) -> str:
@@ -198,3 +211,8 @@ class EpisodeSummary:
         if self.source == "demo":
             return "demo" if self.success else ""
         return "success" if self.success else "failure"
+
+
+def expand_ranges(ranges: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    """The steps of ``(start, stop, stride)`` ranges, (n,) int32."""
+    return np.concatenate([np.arange(*r, dtype=np.int32) for r in ranges]) if ranges else np.zeros(0, np.int32)

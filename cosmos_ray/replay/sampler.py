@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.cache import LeastRecentlyUsed
 from cosmos_ray.replay.codec import decode_jpeg
-from cosmos_ray.replay.episode import EpisodeSummary
-from cosmos_ray.replay.returns import value_targets
-from cosmos_ray.replay.schema import DamagedEpisode, EpisodeView
+from cosmos_ray.replay.episode import SOURCES
+from cosmos_ray.replay.frames import HotFrames
+from cosmos_ray.replay.schema import DamagedEpisode
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.strata import Stratum, window_offsets
+from cosmos_ray.replay.view import EpisodeView
+from cosmos_ray.replay.windows import STRATA, Selection, Windows
 
 logger = logging.getLogger(__name__)
 
-STRATA = ("demo", "success", "failure")
+#: Makes the frames of steps that were not rendered: of an episode and steps, one JPEG per camera for each step.
+Render = Callable[[EpisodeView, list[int]], dict[int, list[bytes]]]
+#: Memory for a batch's array of this shape and dtype.
+Empty = Callable[[tuple[int, ...], Any], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,26 +59,35 @@ class Count(NamedTuple):
     windows: int
 
 
-class _Unusable(Exception):
-    """An episode that was indexed cannot be read any more."""
+class Picks(NamedTuple):
+    """Windows that were drawn but not read yet."""
 
-    def __init__(self, name: str) -> None:
+    rows: np.ndarray  # (B,) int64, of the index
+    offsets: np.ndarray  # (B,) int64
+
+
+class Unusable(Exception):
+    """An episode that was indexed cannot be read any more: forget it and draw again."""
+
+    def __init__(self, name: str, damage: str = "") -> None:
         super().__init__(name)
-        self.name = name
+        self.name, self.damage = name, damage
 
 
 class WindowSampler:
-    """Uniform draws over the windows of a stratum, so episodes weigh as many windows as they have.
+    """Draws over the windows of a :class:`Selection`; an episode weighs as many windows as it has.
 
     A window starts at every ``t < T`` for which the frames of ``t`` and of ``min(t + chunk, T)`` are stored: every step
-    of a demonstration, the chunk ends of a rollout. Strata are ``demo``, ``success`` and ``failure`` (rollouts), and
-    ``rollout``, which takes each window from the successes with probability ``success_share`` and from the failures
-    otherwise; while one of the two is empty it takes all from the other and counts them in :attr:`fallbacks`.
+    of a demonstration, the chunk ends of a rollout. With ``render``, which makes missing frames, it starts at every step.
+    What to draw is a selection or a word: ``demo``, ``success`` and ``failure`` (rollouts); ``rollout``, which takes each
+    window from the successes with probability ``success_share`` and from the failures otherwise, and while one of the two is
+    empty takes all from the other and counts them in :attr:`fallbacks`; ``all``, where every window is as likely as any other.
     Invalid and evaluation episodes are never drawn (``EpisodeSummary.stratum``).
 
     Draws depend on ``seed``, on the calls before and on the set of known episodes, not on the order in which these were
-    committed. ``frame_cache_bytes`` bounds the decoded frames kept in memory. Values discount with ``gamma`` per
-    control step. Episodes that turn out to be damaged go to quarantine and the draw is repeated without them.
+    committed (with a ``half_life``, on that too). ``frame_cache_bytes`` bounds the decoded frames kept in memory, those of the
+    newest episodes. Values discount with ``gamma`` per control step. Episodes that turn out to be damaged go to quarantine and
+    the draw is repeated without them.
     """
 
     def __init__(
@@ -86,177 +99,235 @@ class WindowSampler:
         seed: int,
         success_share: float = 0.5,
         frame_cache_bytes: int = 256 << 20,
+        render: Render | None = None,
     ) -> None:
-        if chunk < 1 or not 0.0 <= success_share <= 1.0:
-            raise StoreError(f"chunk {chunk} must be at least 1 and success_share {success_share} within [0, 1]")
-        self.store = store
-        self.chunk = chunk
-        self.gamma = gamma
-        self.success_share = success_share
-        self.excluded = 0  # known episodes that belong to no stratum
+        if chunk < 1 or not 0.0 <= success_share <= 1.0 or not 0.0 < gamma <= 1.0:
+            raise StoreError(f"chunk {chunk} must be at least 1, success_share {success_share} within [0, 1] and gamma {gamma} in (0, 1]")
+        self.store, self.chunk, self.gamma, self.render = store, chunk, gamma, render
         self.fallbacks = {"success": 0, "failure": 0}  # rollout windows that had to come from this stratum
+        self.hot = HotFrames(frame_cache_bytes)
+        self._words = {
+            **{name: Selection({name: 1.0}) for name in STRATA},
+            "rollout": Selection({"success": success_share, "failure": 1.0 - success_share}),
+            "all": Selection(),
+        }
         self._rng = np.random.default_rng(seed)
-        self._strata = {name: Stratum() for name in STRATA}
-        self._cursor = 0  # how far the store's episodes have been taken in
-        self._frames: LeastRecentlyUsed[tuple[str, int], np.ndarray] = LeastRecentlyUsed(frame_cache_bytes)
+        self._windows = Windows(store.index, chunk, everywhere=render is not None)
         self._layout: tuple | None = None  # cameras, frame, action and proprio shape of every window
         self.refresh()
 
     def refresh(self) -> int:
-        """Take in episodes committed since the last call, by any process; returns how many."""
-        self.store.refresh()
-        fresh, self._cursor = self.store.since(self._cursor)
-        barren = 0
-        for summary in fresh:
-            if not summary.stratum:
-                self.excluded += 1
-                continue
-            offsets = window_offsets(summary.frame_steps, summary.length, self.chunk)
-            self._strata[summary.stratum].add(summary, offsets)
-            barren += not len(offsets)
+        """Take in episodes committed since the last call, by any process, and drop those that are gone; returns how many are new."""
+        self.store.update()
+        fresh, barren = self._windows.update()
         if barren:
-            logger.warning("%d of %d new episodes have no two frames %d steps apart", barren, len(fresh), self.chunk)
-        return len(fresh)
+            logger.warning("%d of %d new episodes have no two frames %d steps apart", barren, fresh, self.chunk)
+        return fresh
+
+    @property
+    def excluded(self) -> int:
+        """Known episodes that belong to no stratum."""
+        return self._windows.excluded
 
     def counts(self) -> dict[str, Count]:
         """Episodes and windows of ``demo``, ``success``, ``failure`` and ``rollout`` (the sum of the two before)."""
-        counts = {name: Count(len(stratum.names), stratum.windows) for name, stratum in self._strata.items()}
+        counts = {name: Count(*self._windows.count(name)) for name in STRATA}
         success, failure = counts["success"], counts["failure"]
         counts["rollout"] = Count(success.episodes + failure.episodes, success.windows + failure.windows)
         return counts
 
-    def draw(self, n: int, stratum: str) -> WindowBatch:
-        """``n`` windows of ``stratum``, with replacement; StoreError if it has none or the name is unknown."""
-        start = self._rng.bit_generator.state
+    def draw(self, n: int, what: str | Selection = "all") -> WindowBatch:
+        """``n`` windows, with replacement; StoreError if there are none or the word is unknown."""
+        state = self.snapshot()
         while True:
-            picks, fallback = self._pick(n, stratum)
             try:
-                batch = self._assemble(picks)
-            except _Unusable as unusable:
-                # From the same random state: as if the episode had never been there.
-                self._rng.bit_generator.state = start
-                for known in self._strata.values():
-                    known.remove(unusable.name)
-                continue
-            if fallback:
-                self.fallbacks[fallback] += n
-            return batch
+                return self.build(self.pick(n, what))
+            except Unusable as unusable:
+                self.restore(state)  # as if the episode had never been there
+                self.forget(unusable)
+
+    # ---------------------------------------------------------------- the two halves of a draw
+
+    def pick(self, n: int, what: str | Selection = "all") -> Picks:
+        """Decide on ``n`` windows: the random part, without reading anything."""
+        if isinstance(what, str) and what not in self._words:
+            raise StoreError(f"stratum {what!r} is unknown: use one of {', '.join(self._words)}, or a Selection")
+        selection = self._words[what] if isinstance(what, str) else what
+        cells, shares = self._cells(selection)
+        wanted = self._rng.random(n), self._rng.random(n), self._rng.random(n)  # cell, episode, window
+        full = np.array([bool(len(cell.rows)) for cell in cells])
+        if not (full & (shares > 0)).any():
+            if what != "rollout" or not full.any():
+                raise StoreError(
+                    f"stratum {what!r} of {self.store.root} has no window of {self.chunk} steps to draw "
+                    f"({self._episodes(what)} episodes): collect episodes and refresh first"
+                )
+            shares = full.astype(np.float64)
+        if what == "rollout" and not full.all():
+            self.fallbacks[cells[int(full.argmax())].stratum] += n
+        ends = np.cumsum(np.where(full, shares, 0.0))
+        of_cell = _locate(ends, wanted[0])
+        rows, offsets = np.empty(n, np.int64), np.empty(n, np.int64)
+        for number in np.unique(of_cell):
+            cell, mine = cells[number], np.flatnonzero(of_cell == number)
+            rows[mine] = cell.rows[_locate(cell.ends, wanted[1][mine])]
+        for i, row in enumerate(rows):
+            starts = self._windows.offsets(row)
+            offsets[i] = starts[int(wanted[2][i] * len(starts))]
+        return Picks(rows, offsets)
+
+    def build(self, picks: Picks, empty: Empty = np.empty) -> WindowBatch:
+        """Read and decode the windows into memory from ``empty``. Any thread may call it. Unusable if one cannot be read."""
+        index, n = self.store.index, len(picks.rows)
+        names = [index.names[row] for row in picks.rows]
+        lengths, scores = index["length"][picks.rows], index["score"][picks.rows]
+        future = np.minimum(picks.offsets + self.chunk, lengths)
+        cameras, frame, actions, proprio = self._layout or self._find_layout(names[0], int(picks.offsets[0]))
+        out = {
+            "images": empty((n, *frame), np.uint8),
+            "future_images": empty((n, *frame), np.uint8),
+            "proprio": empty((n, proprio), np.float32),
+            "future_proprio": empty((n, proprio), np.float32),
+            "actions": empty((n, self.chunk, actions), np.float32),
+            "labels": empty((n, self.chunk, actions), np.float32),
+            "policy_versions": np.empty(n, np.int64),
+        }
+        instructions = []
+        for i, name in enumerate(names):
+            try:
+                view = self.store.view(name)
+                self._fill(out, i, view, int(picks.offsets[i]), int(future[i]))
+            except FileNotFoundError as error:
+                raise Unusable(name) from error
+            except DamagedEpisode as error:
+                raise Unusable(name, str(error)) from error
+            instructions.append(view.instruction)
+        for field, step in (("value", future), ("value_now", picks.offsets)):
+            out[field] = (2.0 * self.gamma ** (lengths - step).astype(np.float64) * scores - 1.0).astype(np.float32)  # replay.returns
+        sources = [SOURCES[number] for number in index["source"][picks.rows]]
+        return WindowBatch(**out, instructions=instructions, sources=sources, episodes=names, offsets=picks.offsets)
+
+    def forget(self, unusable: Unusable) -> None:
+        """Drop an episode that cannot be read; a damaged one goes to quarantine."""
+        if unusable.damage:
+            self.store.discard(unusable.name, unusable.damage)
+        else:
+            logger.warning("episode %s is gone from the store, dropping it", unusable.name)
+            self.store.index.remove(unusable.name)
+        self.hot.drop(unusable.name)
+        self._windows.update()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the draws alone."""
+        return {"rng": self._rng.bit_generator.state, "fallbacks": dict(self.fallbacks)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Draw as from :meth:`snapshot` on."""
+        self._rng.bit_generator.state = state["rng"]
+        self.fallbacks = dict(state["fallbacks"])
+
+    # ---------------------------------------------------------------- resume
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which a sampler over the same episodes continues with the same draws."""
-        return {
-            "rng": self._rng.bit_generator.state,
-            "fallbacks": dict(self.fallbacks),
-            "episodes": self._digest(),
-        }
+        return {**self.snapshot(), "episodes": self._digest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken; with other episodes the draws differ, which is logged."""
-        self._rng.bit_generator.state = state["rng"]
-        self.fallbacks = dict(state["fallbacks"])
+        self.restore(state)
         if state["episodes"] != self._digest():
             logger.info("the store holds other episodes than when the sampler was saved: draws will differ")
 
-    def _pick(self, n: int, stratum: str) -> tuple[list[tuple[EpisodeSummary, int]], str]:
-        """``n`` windows, and the stratum that had to replace the other one, or ""."""
-        fallback = ""
-        if stratum == "rollout":
-            success = self._rng.random(n) < self.success_share
-            windows = {name: self._strata[name].windows for name in ("success", "failure")}
-            if not windows["success"] or not windows["failure"]:
-                fallback = "success" if windows["success"] else "failure"
-                success[:] = fallback == "success"
-            sources = [self._strata["success" if flag else "failure"] for flag in success]
-        elif stratum in self._strata:
-            sources = [self._strata[stratum]] * n
-        else:
-            raise StoreError(f"stratum {stratum!r} is unknown: use one of {', '.join((*STRATA, 'rollout'))}")
-        totals = np.array([source.windows for source in sources], dtype=np.int64)
-        if not totals.all():
-            raise StoreError(
-                f"stratum {stratum!r} of {self.store.root} has no window of {self.chunk} steps to draw "
-                f"({self.counts()[stratum].episodes} episodes): collect episodes and refresh first"
-            )
-        indices = self._rng.integers(0, totals)
-        return [source.window(int(index)) for source, index in zip(sources, indices, strict=True)], fallback
-
-    def _assemble(self, picks: list[tuple[EpisodeSummary, int]]) -> WindowBatch:
-        """Read and stack the windows, one visit per episode."""
-        rows_of: dict[str, list[int]] = {}
-        for row, (summary, _) in enumerate(picks):
-            rows_of.setdefault(summary.name, []).append(row)
-        offsets = np.array([offset for _, offset in picks], dtype=np.int64)
-        arrays: dict[str, np.ndarray] = {}
-        instructions = [""] * len(picks)
-        for name, members in rows_of.items():
-            rows = np.array(members)
-            try:
-                view = self.store.view(name)
-                parts = self._windows(view, picks[members[0]][0], offsets[rows])
-            except FileNotFoundError as error:
-                logger.warning("episode %s is gone from the store, dropping it", name)
-                raise _Unusable(name) from error
-            except DamagedEpisode as error:
-                self.store.discard(name, str(error))
-                raise _Unusable(name) from error
-            for field, values in parts.items():
-                if field not in arrays:
-                    arrays[field] = np.empty((len(picks), *values.shape[1:]), values.dtype)
-                arrays[field][rows] = values
-            for row in members:
-                instructions[row] = view.instruction
-        return WindowBatch(
-            **arrays,
-            instructions=instructions,
-            sources=[summary.source for summary, _ in picks],
-            episodes=[summary.name for summary, _ in picks],
-            offsets=offsets,
-        )
-
-    def _windows(self, view: EpisodeView, summary: EpisodeSummary, now: np.ndarray) -> dict[str, np.ndarray]:
-        """The array fields of the windows at offsets ``now`` of one episode."""
-        future = np.minimum(now + self.chunk, view.length)
-        steps = np.minimum(now[:, None] + np.arange(self.chunk), view.length - 1)
-        proprio = view.column("proprio")
-        value = value_targets(view.length, summary.score, self.gamma)
-        parts = {
-            "images": np.stack([self._frame(view, summary.name, int(step)) for step in now]),
-            "future_images": np.stack([self._frame(view, summary.name, int(step)) for step in future]),
-            "proprio": proprio[now],
-            "future_proprio": proprio[future],
-            "actions": view.column("action")[steps],
-            "labels": view.column("label")[steps],
-            "value": value[future],
-            "value_now": value[now],
-            "policy_versions": view.column("policy_version")[now],
-        }
-        layout = (view.cameras, *(parts[field].shape[1:] for field in ("images", "actions", "proprio")))
-        self._layout = self._layout or layout
-        if layout != self._layout:
-            raise StoreError(
-                f"episode {summary.name} has cameras, frames, actions and proprio of {layout}, other episodes "
-                f"{self._layout}: keep one robot and image size to a store"
-            )
-        return parts
-
-    def _frame(self, view: EpisodeView, name: str, step: int) -> np.ndarray:
-        """Decoded frames of one step, ``(C, H, W, 3)`` uint8, from the cache if they are there."""
-        frame = self._frames.get((name, step))
-        if frame is None:
-            images = []
-            for camera in view.cameras:
-                offsets, data = view.frame_column(camera)
-                try:
-                    images.append(decode_jpeg(data[offsets[step] : offsets[step + 1]]))
-                except StoreError as error:
-                    raise DamagedEpisode(f"{view.path}: frame of {camera} at step {step}: {error}") from error
-            if any(image.shape != images[0].shape for image in images):
-                raise DamagedEpisode(f"{view.path}: the cameras differ in image size at step {step}")
-            frame = np.stack(images)
-            self._frames.put((name, step), frame, frame.nbytes)
-        return frame
-
     def _digest(self) -> str:
         """Hash of the names of every episode that can be drawn."""
-        text = "\n".join(name for stratum in self._strata.values() for name in stratum.names)
-        return hashlib.sha256(text.encode()).hexdigest()
+        names = self.store.index.names
+        return hashlib.sha256("\n".join(names[row] for row in self._windows.names()).encode()).hexdigest()
+
+    # ---------------------------------------------------------------- inside
+
+    def _cells(self, selection: Selection) -> tuple[list, np.ndarray]:
+        """Where a selection draws from, and the share of each."""
+        strata, tasks = selection.strata or {None: 1.0}, selection.tasks or {None: 1.0}
+        cells = [self._windows.cell(stratum, task, selection) for stratum in strata for task in tasks]
+        return cells, np.array([s * t for s in strata.values() for t in tasks.values()])
+
+    def _episodes(self, what: str | Selection) -> int:
+        """How many episodes there are where a draw found no window, for the message."""
+        counts = self.counts()
+        if isinstance(what, str) and what in counts:
+            return counts[what].episodes
+        return counts["demo"].episodes + counts["rollout"].episodes
+
+    def _find_layout(self, name: str, step: int) -> tuple:
+        """Cameras, frame shape and vector sizes, from the first window ever read."""
+        try:
+            view = self.store.view(name)
+            images = [self._decode(view, camera, step, jpeg) for camera, jpeg in self._jpegs(view, step)]
+            if any(image.shape != images[0].shape for image in images):
+                raise DamagedEpisode(f"{view.path}: the cameras differ in image size at step {step}")
+            frame = (len(images), *images[0].shape)
+            self._layout = (view.cameras, frame, view.column("action").shape[1], view.column("proprio").shape[1])
+        except FileNotFoundError as error:
+            raise Unusable(name) from error
+        except DamagedEpisode as error:
+            raise Unusable(name, str(error)) from error
+        return self._layout
+
+    def _fill(self, out: dict[str, np.ndarray], i: int, view: EpisodeView, now: int, future: int) -> None:
+        """Write window ``now`` of an episode into row ``i`` of the batch."""
+        actions, labels, proprio = view.column("action"), view.column("label"), view.column("proprio")
+        self._check_layout(view, self._layout[1], actions, proprio)
+        self._fill_frames(out["images"][i], view, now)
+        self._fill_frames(out["future_images"][i], view, future)
+        out["proprio"][i], out["future_proprio"][i] = proprio[now], proprio[future]
+        end = min(now + self.chunk, view.length)
+        for key, values in (("actions", actions), ("labels", labels)):
+            rows = out[key][i]
+            rows[: end - now] = values[now:end]
+            rows[end - now :] = values[view.length - 1]
+        out["policy_versions"][i] = view.column("policy_version")[now]
+
+    def _fill_frames(self, out: np.ndarray, view: EpisodeView, step: int) -> None:
+        """Decode the frames of one step into ``out``, ``(C, H, W, 3)`` uint8, or copy them from where they are kept."""
+        summary = view.summary
+        hot = self.hot.get(summary.name, step)
+        if hot is not None:
+            out[...] = hot
+            return
+        for number, (camera, jpeg) in enumerate(self._jpegs(view, step)):
+            image = self._decode(view, camera, step, jpeg)
+            if image.shape != out.shape[1:]:
+                self._check_layout(view, (len(out), *image.shape), view.column("action"), view.column("proprio"))
+            out[number] = image
+        if self.hot.limit:
+            steps = np.arange(view.length + 1) if self.render is not None else summary.frame_steps
+            self.hot.put(summary.name, summary.created, steps, step, out)
+
+    def _jpegs(self, view: EpisodeView, step: int) -> list[tuple[str, Any]]:
+        """The frames of a step by camera, made where they are missing."""
+        jpegs = [view.frame(camera, step) for camera in view.cameras]
+        if any(jpeg is None for jpeg in jpegs):
+            if self.render is None:
+                raise DamagedEpisode(f"{view.path} has no frame at step {step}, its header says it has")
+            jpegs = self.render(view, [step])[step]
+        return list(zip(view.cameras, jpegs, strict=True))
+
+    def _check_layout(self, view: EpisodeView, frame: tuple[int, ...], actions: np.ndarray, proprio: np.ndarray) -> None:
+        layout = (view.cameras, frame, actions.shape[1], proprio.shape[1])
+        if layout != self._layout:
+            raise StoreError(
+                f"episode {view.summary.name} has cameras, frames, actions and proprio of {layout}, other episodes "
+                f"{self._layout}: keep one robot and image size to a store"
+            )
+
+    def _decode(self, view: EpisodeView, camera: str, step: int, jpeg: Any) -> np.ndarray:
+        try:
+            return decode_jpeg(jpeg)
+        except StoreError as error:
+            raise DamagedEpisode(f"{view.path}: frame of {camera} at step {step}: {error}") from error
+
+
+def _locate(ends: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Which part each of ``where`` in [0, 1) falls into, of parts whose running total is ``ends``."""
+    last = np.searchsorted(ends, ends[-1])  # rounding must not lead past the last part that is not empty
+    return np.minimum(np.searchsorted(ends, where * ends[-1], side="right"), last)

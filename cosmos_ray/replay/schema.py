@@ -12,43 +12,50 @@ action columns are null. Columns:
 ``policy_version``        int64                         null on row T
 ``predicted_value``       float32                       null on row T, nan where not predicted
 ``frame/<camera>``        large_binary                  JPEG, null where the step was not rendered
+``frame_crc/<camera>``    uint32                        CRC-32 of the JPEG, 0 where there is none
 ========================  ============================  ==========================================================
 
 The schema metadata carries ``cosmos_ray.version`` (of this layout), ``cosmos_ray.header`` (everything else about the
 episode, as JSON) and ``cosmos_ray.crc32`` (of these two); every later version keeps these three. Arrow's own format has
-no checksum, so the header lists one CRC-32 per column, and a flipped bit anywhere in header or data is found when it is
-read instead of being trained on.
-No pickle: any Arrow reader opens these files.
+no checksum, so the header lists one CRC-32 per column and every JPEG has its own: a flipped bit anywhere is found when
+it is read instead of being trained on, and a window is checked without reading the rest of its episode.
+No pickle: any Arrow reader opens these files. ``docs/replay.md`` describes the format for other projects.
+
+Version 1 had no ``frame_crc`` columns (the header's checksum of a frame column covered its data) and listed
+``frame_steps`` one by one; such files are read as before.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.checksum import crc32
 from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary, outcome
 
-VERSION = 1
+VERSION = 2
 
-_VERSION = b"cosmos_ray.version"
-_HEADER = b"cosmos_ray.header"
-_CRC = b"cosmos_ray.crc32"
+VERSION_FIELD = b"cosmos_ray.version"
+HEADER_FIELD = b"cosmos_ray.header"
+CRC_FIELD = b"cosmos_ray.crc32"
+METADATA = (VERSION_FIELD, HEADER_FIELD, CRC_FIELD)
 
 # Column -> Episode attribute. The first two have T + 1 rows, the others T.
-_STATE_COLUMNS = {"proprio": "proprio", "state": "states"}
-_STEP_COLUMNS = {
+STATE_COLUMNS = {"proprio": "proprio", "state": "states"}
+STEP_COLUMNS = {
     "action": "actions",
     "label": "labels",
     "reward": "rewards",
     "policy_version": "step_versions",
     "predicted_value": "predicted_values",
 }
-_DTYPES = {"state": np.float64, "policy_version": np.int64}  # every other column is float32
+DTYPES = {"state": np.float64, "policy_version": np.int64}  # every other column is float32
 
 
 class DamagedEpisode(StoreError):
@@ -59,25 +66,31 @@ class NewerSchema(StoreError):
     """The file is fine but was written by a newer version of this package."""
 
 
-def encode(episode: Episode) -> pa.Buffer:
-    """The whole file of ``episode`` in memory; StoreError if ``episode.info`` is not JSON."""
-    columns: dict[str, pa.Array] = {"step": pa.array(np.arange(episode.length + 1, dtype=np.int32))}
+def encode(episode: Episode, created: float | None = None) -> tuple[pa.RecordBatch, dict[str, Any]]:
+    """The record batch of ``episode``, with its schema metadata, and the header as a dictionary.
+
+    ``created`` are the Unix seconds of its commit, now by default. StoreError if ``episode.info`` is not JSON.
+    """
+    rows = episode.length + 1
+    columns: dict[str, pa.Array] = {"step": pa.array(np.arange(rows, dtype=np.int32))}
     checksums: dict[str, int] = {}
-    for column, attribute in {**_STATE_COLUMNS, **_STEP_COLUMNS}.items():
+    for column, attribute in {**STATE_COLUMNS, **STEP_COLUMNS}.items():
         values = getattr(episode, attribute)
-        columns[column] = _vectors(values, episode.length + 1)
-        checksums[column] = zlib.crc32(values)
+        columns[column] = _vectors(values, rows)
+        checksums[column] = crc32(values)
     for index, camera in enumerate(episode.cameras):
-        images = [episode.frames[t][index] if t in episode.frames else None for t in range(episode.length + 1)]
-        array = pa.array(images, type=pa.large_binary())
-        columns[f"frame/{camera}"] = array
-        checksums[f"frame/{camera}"] = _frames_crc(*_frame_buffers(array))
+        images = [episode.frames[t][index] if t in episode.frames else None for t in range(rows)]
+        frames, crcs = _frame_arrays(images)
+        columns[f"frame/{camera}"], columns[f"frame_crc/{camera}"] = frames, pa.array(crcs)
+        checksums[f"frame/{camera}"] = offsets_crc(frame_buffers(frames)[0], crcs)
     header = {
         "run": episode.key.run,
         "task": episode.key.task,
         "source": episode.key.source,
         "seed": int(episode.key.seed),
         "attempt": int(episode.key.attempt),
+        "initial_state": episode.key.initial_state,
+        "created": time.time() if created is None else created,
         "instruction": episode.instruction,
         "cameras": list(episode.cameras),
         "success": bool(episode.success),
@@ -86,171 +99,149 @@ def encode(episode: Episode) -> pa.Buffer:
         "timed_out": bool(episode.timed_out),
         "invalid": episode.invalid,
         "policy_version": int(episode.policy_version),
-        "frame_steps": sorted(episode.frames),
+        "frame_ranges": to_ranges(sorted(episode.frames)),
         "checksums": checksums,
         "info": episode.info,
     }
     if episode.score is not None:
         header["score"] = float(episode.score)
     try:
-        text = json.dumps(header, default=_jsonable).encode()
+        metadata = header_metadata(header)
     except (TypeError, ValueError) as error:
         raise StoreError(f"episode {episode.key.name}: info is not JSON ({error}); store plain values only") from error
-    version = str(VERSION).encode()
-    metadata = {_VERSION: version, _HEADER: text, _CRC: _header_crc(version, text)}
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)).replace_schema_metadata(metadata)
-    sink = pa.BufferOutputStream()
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    return batch.replace_schema_metadata(metadata), header
+
+
+def write(batch: pa.RecordBatch, sink: Any) -> None:
+    """Write ``batch`` to ``sink`` (a file open for writing or an Arrow output stream) as an Arrow IPC file."""
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue()
 
 
-class EpisodeView:
-    """A stored episode read in place: numpy views of the columns, no copy, JPEG bytes on demand.
+def header_metadata(header: dict[str, Any], version: int = VERSION) -> dict[bytes, bytes]:
+    """The three metadata entries of a header; TypeError or ValueError if it is not JSON."""
+    text = json.dumps(header, default=_jsonable).encode()
+    number = str(version).encode()
+    return {VERSION_FIELD: number, HEADER_FIELD: text, CRC_FIELD: header_crc(number, text)}
 
-    Opening reads the footer only. Arrays are read-only and stay valid as long as anything refers to them. Raises
-    DamagedEpisode, NewerSchema or OSError (among them FileNotFoundError).
-    """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            # The file is mapped, not read; pages come in as the views are touched.
-            reader = pa.ipc.open_file(pa.memory_map(path))
-            self.header = _header(reader.schema, path)
-            self.length: int = self.header["length"]
-            self.cameras = tuple(self.header["cameras"])
-            self.instruction: str = self.header["instruction"]
-            self._reader = reader
-            self._batch: pa.RecordBatch | None = None
-            self._columns: dict[str, np.ndarray] = {}  # those that were asked for and checked
-            self._frames: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        except OSError as error:
-            if error.errno is not None:  # the operating system's, not Arrow's complaint about the content
-                raise
-            raise DamagedEpisode(f"{path} is not a complete Arrow file: {error}") from error
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise DamagedEpisode(f"{path} is not a complete episode file: {error}") from error
+def read_header(metadata: dict[bytes, bytes] | None, where: str) -> tuple[int, dict[str, Any]]:
+    """Version and checked header from the metadata entries of the file ``where``. DamagedEpisode or NewerSchema."""
+    metadata = metadata or {}
+    if VERSION_FIELD not in metadata:
+        raise DamagedEpisode(f"{where} is an Arrow file but not a cosmos_ray episode")
+    number, text = metadata[VERSION_FIELD], metadata.get(HEADER_FIELD, b"")
+    if header_crc(number, text) != metadata.get(CRC_FIELD):
+        raise DamagedEpisode(f"{where} has a header that does not match its checksum")
+    try:
+        version = int(number)
+        if version > VERSION:
+            raise NewerSchema(f"{where} has schema version {version}, this package reads up to {VERSION}: upgrade cosmos_ray")
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedEpisode(f"{where} has a header that is not JSON: {type(error).__name__}") from error
+    if version < 1 or not isinstance(header, dict):
+        raise DamagedEpisode(f"{where} has a header of version {version} that does not describe an episode")
+    return version, header
 
-    @property
-    def summary(self) -> EpisodeSummary:
-        """What the header says, without touching data pages."""
-        header = self.header
-        try:
-            key = EpisodeKey(*(header[name] for name in ("run", "task", "source", "seed", "attempt")))
-            return EpisodeSummary(
-                key=key,
-                name=key.name,
-                path=self.path,
-                success=header["success"],
-                score=outcome(header["success"], header.get("score")),
-                episode_return=header["return"],
-                length=header["length"],
-                timed_out=header["timed_out"],
-                invalid=header["invalid"],
-                policy_version=header["policy_version"],
-                frame_steps=np.array(header["frame_steps"], dtype=np.int32),
-            )
-        except (KeyError, TypeError, ValueError, StoreError) as error:
-            raise DamagedEpisode(f"{self.path} has a header that does not describe an episode: {error!r}") from error
 
-    def column(self, name: str) -> np.ndarray:
-        """Rows of one non-frame column, ``(T + 1, n)`` or ``(T, ...)``, checked once against its CRC-32."""
-        if name in self._columns:
-            return self._columns[name]
-        rows = self.length + (name in _STATE_COLUMNS)
-        dtype = _DTYPES.get(name, np.float32)
-        try:
-            array = self._array(name).slice(0, rows)
-            if pa.types.is_fixed_size_list(array.type):
-                values = array.flatten().to_numpy(zero_copy_only=True).reshape(rows, array.type.list_size)
-            else:
-                values = array.to_numpy(zero_copy_only=True)
-        except (pa.ArrowException, ValueError) as error:
-            raise DamagedEpisode(f"{self.path}: column {name} cannot be read: {error}") from error
-        if values.dtype != dtype or zlib.crc32(values) != self.header["checksums"].get(name):
-            raise DamagedEpisode(f"{self.path}: column {name} does not match its checksum or type")
-        self._columns[name] = values
-        return values
-
-    def frame_column(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
-        """``(T + 2,)`` int64 offsets into the uint8 bytes of all JPEGs of ``camera``; step ``t`` has
-        ``data[offsets[t]:offsets[t + 1]]``, empty if it was not rendered. Checked once against the CRC-32."""
-        name = f"frame/{camera}"
-        if camera in self._frames:
-            return self._frames[camera]
-        array = self._array(name)
-        if array.type != pa.large_binary():
-            raise DamagedEpisode(f"{self.path}: column {name} is {array.type}, expected large_binary")
-        try:
-            offsets, data = _frame_buffers(array)
-        except ValueError as error:
-            raise DamagedEpisode(f"{self.path}: column {name} cannot be read: {error}") from error
-        if offsets[0] < 0 or offsets[-1] > data.size or np.any(np.diff(offsets) < 0):
-            raise DamagedEpisode(f"{self.path}: column {name} has offsets outside of its data")
-        if _frames_crc(offsets, data) != self.header["checksums"].get(name):
-            raise DamagedEpisode(f"{self.path}: column {name} does not match its checksum")
-        self._frames[camera] = offsets, data
-        return offsets, data
-
-    def episode(self) -> Episode:
-        """A copy of everything in memory, every column checked."""
-        summary = self.summary
-        frames: dict[int, list[bytes]] = {int(step): [] for step in summary.frame_steps}
-        for camera in self.cameras:
-            offsets, data = self.frame_column(camera)
-            for step, images in frames.items():
-                images.append(data[offsets[step] : offsets[step + 1]].tobytes())
-        attributes = {**_STATE_COLUMNS, **_STEP_COLUMNS}
-        columns = {attribute: self.column(name).copy() for name, attribute in attributes.items()}
-        return Episode(
-            key=summary.key,
-            instruction=self.instruction,
-            cameras=self.cameras,
-            success=summary.success,
-            episode_return=summary.episode_return,
-            timed_out=summary.timed_out,
-            invalid=summary.invalid,
-            policy_version=summary.policy_version,
-            frames=frames,
-            info=self.header["info"],
-            score=self.header.get("score"),
-            **columns,
+def summarise(header: dict[str, Any], rows: int, size: int, where: str) -> EpisodeSummary:
+    """The summary in a header whose record batch has ``rows`` rows, in a file of ``size`` bytes. DamagedEpisode."""
+    try:
+        key = EpisodeKey(*(_typed(header, name, kind) for name, kind in _KEY_FIELDS), header.get("initial_state", ""))
+        length = _typed(header, "length", int)
+        if length < 1 or rows != length + 1:
+            raise ValueError(f"{rows} rows for a length of {length}")
+        ranges = header["frame_ranges"] if "frame_ranges" in header else to_ranges(header["frame_steps"])
+        return EpisodeSummary(
+            key=key,
+            name=key.name,
+            path=where,
+            success=_typed(header, "success", bool),
+            score=outcome(header["success"], header.get("score")),
+            episode_return=float(header["return"]),
+            length=length,
+            timed_out=_typed(header, "timed_out", bool),
+            invalid=_typed(header, "invalid", str),
+            policy_version=_typed(header, "policy_version", int),
+            frame_ranges=checked_ranges(ranges, length),
+            created=float(header.get("created", 0.0)),
+            size=size,
         )
-
-    def _array(self, name: str) -> pa.Array:
-        if self._batch is None:
-            try:
-                batch = self._reader.get_batch(0)
-                batch.validate()  # buffer sizes against row counts, before any view is made of them
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise DamagedEpisode(f"{self.path}: the record batch cannot be read: {error}") from error
-            if batch.num_rows != self.length + 1:
-                raise DamagedEpisode(f"{self.path} has {batch.num_rows} rows, its header says {self.length + 1}")
-            self._batch = batch
-        index = self._batch.schema.get_field_index(name)
-        if index < 0:
-            raise DamagedEpisode(f"{self.path} has no column {name}: it does not follow schema version {VERSION}")
-        return self._batch.column(index)
+    except (KeyError, TypeError, ValueError, OverflowError, StoreError) as error:
+        raise DamagedEpisode(f"{where} has a header that does not describe an episode: {error!r}") from error
 
 
-def _header(schema: pa.Schema, path: str) -> dict[str, Any]:
-    """The checked JSON header of a file's schema metadata."""
-    metadata = schema.metadata or {}
-    if _VERSION not in metadata:
-        raise DamagedEpisode(f"{path} is an Arrow file but not a cosmos_ray episode")
-    version, text = metadata[_VERSION], metadata.get(_HEADER, b"")
-    if _header_crc(version, text) != metadata.get(_CRC):
-        raise DamagedEpisode(f"{path} has a header that does not match its checksum")
-    if int(version) > VERSION:
-        raise NewerSchema(
-            f"{path} has schema version {int(version)}, this package reads up to {VERSION}: upgrade cosmos_ray"
-        )
-    return json.loads(text)
+_KEY_FIELDS = (("run", str), ("task", str), ("source", str), ("seed", int), ("attempt", int))
 
 
-def _header_crc(version: bytes, text: bytes) -> bytes:
-    return str(zlib.crc32(version + text)).encode()
+def _typed(header: dict[str, Any], name: str, kind: type) -> Any:
+    """An entry of the header that must be of this very type (a bool is no int), and fit 64 bits."""
+    value = header[name]
+    if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63):
+        raise TypeError(f"{name} is {str(value)[:40]!r}, not {kind.__name__}")
+    return value
+
+
+# ---------------------------------------------------------------- which steps have frames
+
+
+def to_ranges(steps: Iterable[int]) -> list[list[int]]:
+    """Ascending steps as ``[start, stop, stride]`` with Python's meaning of a range; steps at one distance share one."""
+    ranges: list[list[int]] = []
+    for step in steps:
+        last = ranges[-1] if ranges else None
+        if last and last[1] == last[0] + 1 and step > last[0]:  # a single step takes the next one at any distance
+            ranges[-1] = [last[0], step + 1, step - last[0]]
+        elif last and last[1] > last[0] + 1 and step == last[1] - 1 + last[2]:
+            last[1] = step + 1
+        else:
+            ranges.append([step, step + 1, 1])
+    return ranges
+
+
+def checked_ranges(ranges: Any, length: int) -> tuple[tuple[int, int, int], ...]:
+    """``ranges`` as tuples; ValueError or TypeError unless they describe ascending steps within ``0..length``."""
+    out, after = [], -1
+    for start, stop, stride in ranges:
+        if not all(type(number) is int for number in (start, stop, stride)):
+            raise TypeError("frame ranges must be whole numbers")
+        if not after < start < stop <= length + 1 or stride < 1 or (stop - 1 - start) % stride:
+            raise ValueError(f"frame range {start}:{stop}:{stride} does not fit {length} steps")
+        out.append((start, stop, stride))
+        after = stop - 1
+    return tuple(out)
+
+
+# ---------------------------------------------------------------- columns
+
+
+def frame_buffers(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets (n + 1,) int64 and bytes of a large_binary array, read in place."""
+    _, offsets, data = array.buffers()
+    start = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    return start, np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, np.uint8)
+
+
+def offsets_crc(offsets: np.ndarray, crcs: np.ndarray) -> int:
+    """Checksum of where the frames of a column lie and of their own checksums."""
+    return crc32(crcs, crc32(offsets - offsets[0]))
+
+
+def header_crc(version: bytes, text: bytes) -> bytes:
+    return str(crc32(version + text)).encode()
+
+
+def _frame_arrays(images: list[bytes | None]) -> tuple[pa.Array, np.ndarray]:
+    """A large_binary column of JPEGs (None: null) and their checksums, from one copy of the bytes."""
+    present = [image is not None for image in images]
+    offsets = np.zeros(len(images) + 1, np.int64)
+    np.cumsum([len(image) if image is not None else 0 for image in images], out=offsets[1:])
+    data = b"".join(image for image in images if image is not None)
+    validity = None if all(present) else pa.array(present).buffers()[1]
+    array = pa.Array.from_buffers(pa.large_binary(), len(images), [validity, pa.py_buffer(offsets), pa.py_buffer(data)])
+    return array, np.array([crc32(image) if image is not None else 0 for image in images], np.uint32)
 
 
 def _vectors(values: np.ndarray, rows: int) -> pa.Array:
@@ -263,17 +254,6 @@ def _vectors(values: np.ndarray, rows: int) -> pa.Array:
         return pa.array(values, mask=mask, from_pandas=False)
     flat = pa.array(values.reshape(-1), from_pandas=False)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(mask) if missing else None)
-
-
-def _frame_buffers(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (n + 1,) int64 and bytes of a large_binary array, read in place."""
-    _, offsets, data = array.buffers()
-    start = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
-    return start, np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, np.uint8)
-
-
-def _frames_crc(offsets: np.ndarray, data: np.ndarray) -> int:
-    return zlib.crc32(data[offsets[0] : offsets[-1]], zlib.crc32(offsets - offsets[0]))
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""The replay store: a directory of immutable episode files that any number of processes write and read.
+"""The replay store: immutable episode files in a directory or an object store that any number of processes write and read.
 
-Layout: ``<root>/store.json`` marks the directory, ``<root>/episodes/<source>-<task>/<hh>/<name>.arrow`` are the
-episodes (``hh`` are two hex digits of the name's digest, so 256 directories share a task's episodes), and
-``<root>/quarantine/`` takes what cannot be read.
+Layout: ``<root>/store.json`` marks the store, ``<root>/episodes/<source>-<task>/<hh>/<name>.arrow`` are the episodes (``hh``
+are two hex digits of the name's digest, so 256 directories share a task's episodes), ``<root>/packs/`` holds what compaction
+made of small files, ``<root>/removed/`` says what was taken out, and ``<root>/quarantine/`` takes what cannot be read.
 
-There is no lock and no index to keep consistent: a committed episode is a file with its final name.
+There is no lock and no index to keep consistent: a committed episode is a file with its final name. ``manifest.arrow`` is a
+cache of what opening all of them would tell.
 """
 
 from __future__ import annotations
@@ -12,115 +13,154 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
-from collections.abc import Callable
+import resource
+import threading
+import uuid
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from cosmos_ray.errors import StoreError
-from cosmos_ray.replay import schema
+from cosmos_ray.errors import StoreError, StoreUnavailable
+from cosmos_ray.replay import manifest, removals, schema
 from cosmos_ray.replay.cache import LeastRecentlyUsed
 from cosmos_ray.replay.episode import Episode, EpisodeSummary
-from cosmos_ray.replay.files import TEMPORARY, explained, make_directory, publish
+from cosmos_ray.replay.files import explained
+from cosmos_ray.replay.index import EpisodeIndex
+from cosmos_ray.replay.pack import Pack
 from cosmos_ray.replay.quarantine import Quarantine
-from cosmos_ray.replay.schema import DamagedEpisode, EpisodeView, NewerSchema
+from cosmos_ray.replay.removals import Removals
+from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
+from cosmos_ray.replay.storage import Listing, LocalStorage, Storage
+from cosmos_ray.replay.view import EpisodeView
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".arrow"
-LAYOUT_VERSION = 1
-
-# A directory whose last change is younger than this is listed again at the next refresh, because a file added within
-# one tick of the clock that stamped it would leave the stamp as it was. Generous, for servers whose clock is off.
-_SETTLED_SECONDS = 10.0
+MARKER = "store.json"
+EPISODES, PACKS = "episodes", "packs"
+LAYOUT_VERSION = 2  # 1 knew neither packs nor removals
+MANIFEST_FROM = 1000  # episodes that are worth a manifest
+OPEN_EPISODES = 8192  # kept mapped at most; each holds a file descriptor
 
 
 class ReplayStore:
-    """Commit, list and read episodes under ``root``.
+    """Commit, list and read episodes under ``root``: a directory, or the URI of an object store (``s3://``, ``gs://``).
 
-    Open it once per process and share it; one instance is meant for one thread. ``create`` makes the directory if it
+    Open it once per process and share it; one thread may commit and refresh, any may read. ``create`` makes the store if it
     is missing. ``stray_seconds`` is the age at which a temporary file counts as left behind by a killed writer,
-    ``open_limit`` bounds the episodes kept mapped (each holds a file descriptor). StoreError if ``root`` is missing,
-    is not a replay store, was made by a newer version or cannot be written.
+    ``open_limit`` bounds the episodes kept mapped (by default a quarter of the files this process may open). StoreError if
+    ``root`` is missing, is not a replay store, was made by a newer version or cannot be written.
     """
 
     def __init__(
-        self, root: str | Path, create: bool = True, *, stray_seconds: float = 3600.0, open_limit: int = 256
+        self, root: str | Path, create: bool = True, *, stray_seconds: float = 3600.0, open_limit: int | None = None
     ) -> None:
-        self.root = Path(root)
-        self.quarantine = Quarantine(self.root)
+        self.storage = open_storage(root)
+        self.root = Path(root) if isinstance(self.storage, LocalStorage) else self.storage.name
         self.stray_seconds = stray_seconds
-        self._episodes = self.root / "episodes"
-        self._open: LeastRecentlyUsed[str, EpisodeView] = LeastRecentlyUsed(open_limit)
-        self._known: dict[str, EpisodeSummary] = {}
-        self._found: list[EpisodeSummary] = []  # every one that was ever known, in order of discovery
-        self._reported = 0  # how many of those refresh() has returned
-        self._listed: dict[str, int] = {}  # settled shard directory -> its mtime_ns when listed
+        self.quarantine = Quarantine(self.storage)
+        self.index = EpisodeIndex()
+        self._removals = Removals(self.storage)
+        self._open: LeastRecentlyUsed[str, EpisodeView] = LeastRecentlyUsed(open_limit or _open_limit())
+        self._packs: LeastRecentlyUsed[str, Pack] = LeastRecentlyUsed(256)
+        self._listed_packs: set[str] = set()
+        self._summaries: dict[int, EpisodeSummary] = {}  # those that were asked for
+        self._members: dict[str, set[str]] | None = None  # folder -> names of the files known there
+        self._reported = 0  # how many rows refresh() has returned
+        self._scanned: dict[str, dict[str, Any]] | None = None  # folder -> state of its scan, None before the first
+        self._in_manifest = 0
         self._ignored: set[str] = set()  # files that stay where they are: newer schema, or a read-only store
-        self._check_marker(create)
+        self._lock = threading.RLock()
+        self.id = self._check_marker(create)
 
     def commit(self, episode: Episode) -> bool:
         """Store ``episode`` durably: True if it is new, False if its key was committed before (by any process).
 
-        When this returns, the episode survives a killed process and a crashed machine. StoreError, and no visible
-        file, if it cannot be written.
+        When this returns, the episode survives a killed process and a crashed machine. StoreUnavailable, and no visible
+        file, if it cannot be written now; StoreError if it never can.
         """
         name = episode.key.name
-        path = self._path(name)
-        data = memoryview(schema.encode(episode))
-        with explained("commit an episode to", path):
-            make_directory(path.parent)
-            written = publish(data, path)
-            if not written and self._summarise(name, path) is None:
-                # The name was taken by a file that cannot be read, which is in quarantine now.
-                written = publish(data, path)
-        summary = self._summarise(name, path)
-        if summary is not None:
-            self._add(summary)
-        elif written:
-            raise StoreError(f"{path} could not be read back right after it was written: check the disk")
+        path = self.path(name)
+        batch, header = schema.encode(episode)
+        summary = schema.summarise(header, batch.num_rows, batch.nbytes, self.storage.where(path))
+        note = json.dumps(header | {"size": batch.nbytes}, default=str).encode()
+        with self._lock, explained("commit an episode to", self.storage.where(path)):
+            self._check_present()
+            self._look_for_packs()
+            if name in self._removals.evicted or self.index.place(name):
+                return False
+            written = self.storage.publish(path, lambda file: schema.write(batch, file), note)
+            if not written:
+                existing = self._summarise(name, path)
+                if existing is None:
+                    # The name was taken by a file that cannot be read, which is in quarantine now.
+                    written = self.storage.publish(path, lambda file: schema.write(batch, file), note)
+                elif existing.key != episode.key:
+                    raise StoreError(f"{self.storage.where(path)} holds another episode whose name is the same: {existing.key}")
+            self._check_present()  # else it went below the mount point
+            self._look_for_packs()
+            if written and self.index.place(name):
+                # It was packed between the look and the write: what is packed counts.
+                self.storage.remove(path)
+                return False
+            if path not in self._ignored:
+                self._know(summary if written else existing or summary)
         return written
 
     def refresh(self) -> list[EpisodeSummary]:
         """Look for new files; summaries of the episodes that became known since the last call, this one's included.
 
-        Only directories that changed are listed and only new files opened. Files that are torn, foreign or of another
+        Only places that changed are listed and only new files opened. Files that are torn, foreign or of another
         schema, and temporary files older than ``stray_seconds``, are moved to quarantine with a logged warning. Files
-        of a newer schema version stay and are left out.
+        of a newer schema version stay and are left out. Episodes whose file is gone are forgotten.
         """
-        with explained("list", self._episodes):
-            for task in _directories(self._episodes, self._take_stray):
-                for shard in _directories(task.path, self._take_stray):
-                    self._list(shard)
+        self.update()
         fresh, self._reported = self.since(self._reported)
         return fresh
+
+    def update(self) -> None:
+        """:meth:`refresh` for readers that follow :attr:`index`."""
+        with self._lock, explained("list", self.storage.where(EPISODES)):
+            self._look_for_packs()
+            for listing in self.storage.scan(EPISODES, self._scan_state(EPISODES), self.stray_seconds):
+                self._take_in(listing)
+            if len(self.index) - self._in_manifest >= max(MANIFEST_FROM, self._in_manifest // 10):
+                self._try_save_manifest()
 
     def since(self, cursor: int) -> tuple[list[EpisodeSummary], int]:
         """Episodes that became known after ``cursor`` (0: all), in that order, and the cursor for the next call.
 
         For readers that follow the store one by one; does not look for new files, see :meth:`refresh`.
         """
-        found = self._found[cursor:]
-        return [summary for summary in found if self._known.get(summary.name) is summary], len(self._found)
+        rows = range(cursor, len(self.index.names))
+        return [self._summary(row) for row in rows if self.index.alive[row]], len(self.index.names)
 
     def summaries(self) -> list[EpisodeSummary]:
         """Every known episode (as of the last :meth:`refresh` and this instance's commits)."""
-        return list(self._known.values())
+        return self.since(0)[0]
 
     def keys(self) -> list[str]:
         """Names of the known episodes, sorted."""
-        return sorted(self._known)
+        return sorted(self.index)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.index)
 
     def __contains__(self, name: str) -> bool:
-        """Whether an episode is committed under ``name``, known yet or not."""
-        return name in self._known or self._path(name).exists()
+        """Whether an episode was committed under ``name``, known yet or not, evicted or not."""
+        if name in self.index or self.storage.exists(self.path(name)):
+            return True
+        self._look_for_packs()
+        return name in self.index or name in self._removals.evicted
+
+    def evicted(self, name: str) -> dict | None:
+        """What was recorded of an evicted episode (``success``, ``length``, ``invalid``, ``policy_version``), else None."""
+        return self._removals.evicted.get(name)
 
     def read(self, name: str) -> Episode:
         """A copy of the whole episode, every byte checked; StoreError if it is missing, damaged or newer."""
         try:
-            with explained("read", self._path(name)):
+            with explained("read", self.storage.where(self.path(name))):
                 return self.view(name).episode()
         except DamagedEpisode as error:
             self.discard(name, str(error))
@@ -133,114 +173,279 @@ class ReplayStore:
         """
         view = self._open.get(name)
         if view is None:
-            view = EpisodeView(str(self._path(name)))
+            view = self._opened(name)
             self._open.put(name, view)
         return view
 
     def discard(self, name: str, reason: str) -> None:
         """Move a damaged episode to quarantine and forget it."""
-        self._open.drop(name)
-        self._known.pop(name, None)
-        self._take(self._path(name), reason)
+        with self._lock:
+            place, row = self.index.place(name), self.index.row(name)
+            summary = self._summary(row) if row is not None else None
+            self._forget(name)
+            if place is None or summary is None:
+                self._take(self.path(name), reason)
+                return
+            with explained("record damage in", self.storage.where(removals.FOLDER)):
+                self._removals.add([summary], removals.DAMAGED, reason, place[0])
+            self.quarantine.note(f"{place[0]}#{name}", reason)
 
-    def _check_marker(self, create: bool) -> None:
-        marker = self.root / "store.json"
-        if create:
-            text = json.dumps({"format": "cosmos_ray replay store", "version": LAYOUT_VERSION})
-            with explained("create a replay store in", self.root):
-                if not marker.exists():
-                    make_directory(self._episodes)
-                    publish(text.encode(), marker)
-        with explained("open", marker):
-            if not marker.exists():
-                raise StoreError(f"{self.root} is not a replay store (it has no store.json): check the path")
-            content = marker.read_bytes()
-        try:
-            version = int(json.loads(content)["version"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{marker} does not describe a replay store: restore it or choose another root") from error
-        if version > LAYOUT_VERSION:
-            raise StoreError(f"{self.root} is a store of version {version}, newer than {LAYOUT_VERSION}: upgrade")
+    def evict(self, names: Iterable[str], reason: str) -> int:
+        """Delete episodes for good; returns how many. Their keys stay taken: committing one of them again is a no-op.
 
-    def _path(self, name: str) -> Path:
-        """Where the episode ``name`` lies, a function of the name alone."""
+        The record of it is durable before anything is deleted. An episode in a pack is gone to readers at once, its bytes
+        once the pack is compacted. StoreError if the store cannot be written.
+        """
+        with self._lock, explained("evict episodes of", self.storage.name):
+            self._check_present()
+            self._upgrade_marker()
+            rows = [row for name in names if (row := self.index.row(name)) is not None]
+            summaries = [self._summary(row) for row in rows]
+            self._removals.add(summaries, removals.EVICTED, reason)
+            for summary in summaries:
+                packed = self.index.place(summary.name)
+                self._forget(summary.name)
+                if not packed:
+                    self.storage.remove(self.path(summary.name))
+        return len(summaries)
+
+    def save_manifest(self) -> None:
+        """Write the manifest, so that the next process opens the store fast; StoreError if it cannot be written."""
+        with self._lock, explained("write the manifest of", self.storage.name):
+            manifest.save_manifest(self.storage, self.index, self._scanned or {})
+            self._in_manifest = len(self.index)
+
+    def path(self, name: str) -> str:
+        """Where the episode ``name`` lies unless it is packed, relative to the root; a function of the name alone."""
         parts = name.rsplit("-", 3)  # <source>-<task>, seed, attempt, digest
-        if len(parts) != 4 or os.sep in name or name.startswith("."):
+        if len(parts) != 4 or "/" in name or os.sep in name or name.startswith("."):
             raise StoreError(f"{name!r} is not an episode name; see EpisodeKey.name")
-        return self._episodes / parts[0] / parts[3][:2] / (name + SUFFIX)
+        return f"{EPISODES}/{parts[0]}/{parts[3][:2]}/{name}{SUFFIX}"
 
-    def _list(self, shard: os.DirEntry) -> None:
-        """Take in one shard directory, unless it is as it was when it was last listed."""
-        changed = os.stat(shard.path).st_mtime_ns  # before listing: a later change shows as another stamp
-        if self._listed.get(shard.path) == changed:
-            return
-        waiting = False
-        with os.scandir(shard.path) as entries:
-            for entry in entries:
-                name = entry.name.removesuffix(SUFFIX)
-                if name in self._known or entry.path in self._ignored:
-                    continue
-                if entry.name.endswith(TEMPORARY):
-                    waiting |= not self._take_stray(entry)
-                    continue
-                summary = self._summarise(name, Path(entry.path))
-                if summary is not None:
-                    self._add(summary)
-        if not waiting and time.time() - changed / 1e9 > _SETTLED_SECONDS:
-            self._listed[shard.path] = changed
-        else:
-            self._listed.pop(shard.path, None)
+    def pack(self, path: str) -> Pack:
+        """A pack of this store, from a bounded cache of open ones. DamagedEpisode or OSError."""
+        pack = self._packs.get(path)
+        if pack is None:
+            pack = Pack(self.storage.open(path), self.storage.where(path))
+            self._packs.put(path, pack)
+        return pack
 
-    def _add(self, summary: EpisodeSummary) -> None:
-        if summary.name not in self._known:
-            self._known[summary.name] = summary
-            self._found.append(summary)
+    # ---------------------------------------------------------------- opening and the marker
 
-    def _summarise(self, name: str, path: Path) -> EpisodeSummary | None:
-        """Summary from the footer of ``path``, or None: gone, in quarantine now, or of a newer schema."""
+    def _check_marker(self, create: bool) -> str:
+        """The store's id, "" for one of version 1."""
+        where = self.storage.where(MARKER)
+        if create:
+            text = json.dumps({"format": "cosmos_ray replay store", "version": LAYOUT_VERSION, "id": uuid.uuid4().hex})
+            with explained("create a replay store in", self.storage.name):
+                if not self.storage.exists(MARKER):
+                    self.storage.publish(MARKER, lambda file: file.write(text.encode()))
+        with explained("open", where):
+            if not self.storage.exists(MARKER):
+                raise StoreError(f"{self.storage.name} is not a replay store (it has no {MARKER}): check the path")
+            marker = self._read_marker()
+        if marker["version"] > LAYOUT_VERSION:
+            raise StoreError(f"{self.storage.name} is a store of version {marker['version']}, newer than {LAYOUT_VERSION}: upgrade")
+        return marker["id"]
+
+    def _read_marker(self) -> dict:
         try:
-            if path.suffix != SUFFIX or not path.is_file():
-                raise DamagedEpisode(f"{path} is not an episode file")
-            summary = EpisodeView(str(path)).summary
-            if summary.name != name or self._path(name) != path:
-                raise DamagedEpisode(f"{path} holds episode {summary.name}: it does not belong under this name")
-            return summary
+            content = json.loads(self.storage.read(MARKER))
+            return {"version": int(content["version"]), "id": str(content.get("id", ""))}
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise StoreError(f"{self.storage.where(MARKER)} does not describe a replay store: restore it or choose another root") from error
+
+    def _check_present(self) -> None:
+        """StoreUnavailable unless this is still the store that was opened: a mount that vanished leaves an empty directory."""
+        try:
+            same = self._read_marker()["id"] == self.id
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise StoreUnavailable(f"the replay store in {self.storage.name} has vanished (its {MARKER} is gone or another one): mount it again")
+
+    def _upgrade_marker(self) -> None:
+        """From now on older versions of this package must refuse the store: they would miss packs and removals."""
+        if self._read_marker()["version"] < LAYOUT_VERSION:
+            text = json.dumps({"format": "cosmos_ray replay store", "version": LAYOUT_VERSION, "id": self.id})
+            self.storage.replace(MARKER, text.encode())
+
+    # ---------------------------------------------------------------- what is there
+
+    def _scan_state(self, folder: str) -> dict[str, Any]:
+        """The state of the scan of ``folder``; the first call looks for a manifest."""
+        if self._scanned is None:
+            self._scanned = manifest.load_manifest(self.storage, self.index) or {}
+            self._scanned.pop(removals.FOLDER, None)  # read anew: the manifest does not hold what they say
+            self._in_manifest = len(self.index)
+            places = self.index.tables["place"].values
+            self._listed_packs = {places[number] for number in set(self.index["place"].tolist())} - {""}
+        return self._scanned.setdefault(folder, {})
+
+    def _look_for_packs(self) -> None:
+        """Take in new packs and removals: cheap where there are none."""
+        for listing in self.storage.scan(removals.FOLDER, self._scan_state(removals.FOLDER), self.stray_seconds):
+            for record in self._removals.take_in(listing):
+                if record["kind"] == removals.EVICTED or self._is_in(record["name"], record["pack"]):
+                    self._forget(record["name"])
+        for listing in self.storage.scan(PACKS, self._scan_state(PACKS), self.stray_seconds):
+            self._take_in_packs(listing)
+
+    def _take_in_packs(self, listing: Listing) -> None:
+        paths = {f"{listing.folder}/{name}" for name in listing.files}
+        gone = {path for path in self._listed_packs - paths if path.rpartition("/")[0] == listing.folder and listing.complete}
+        for path in sorted(paths - self._listed_packs - self._ignored):
+            try:
+                for slot, view in self.pack(path).views():
+                    if isinstance(view, EpisodeView):
+                        self._add_packed(view.summary, path, slot)
+                    else:
+                        logger.warning("ignoring %s", view)
+            except FileNotFoundError:
+                continue
+            except DamagedEpisode as error:
+                self._take(path, str(error))
+                continue
+            self._listed_packs.add(path)
+        for path in gone:  # after the packs that replace them
+            self._listed_packs.discard(path)
+            self._packs.drop(path)
+            for name in [name for name in self.index if self._is_in(name, path)]:
+                self._forget(name)
+        for name in (*listing.strays, *listing.others):
+            self._take(f"{listing.folder}/{name}", "left behind by a killed process")
+
+    def _add_packed(self, summary: EpisodeSummary, path: str, slot: int) -> None:
+        if summary.name not in self._removals.evicted and (path, summary.name) not in self._removals.damaged:
+            self._know(summary, path, slot)
+
+    def _is_in(self, name: str, pack: str) -> bool:
+        place = self.index.place(name)
+        return place is not None and place[0] == pack
+
+    def _take_in(self, listing: Listing) -> None:
+        """Take in the files of one folder of episodes, and forget those that are gone."""
+        folder = listing.folder
+        for file in listing.files:
+            name = file.removesuffix(SUFFIX)
+            path = f"{folder}/{file}"
+            if name in self.index or path in self._ignored:
+                continue
+            if name in self._removals.evicted:
+                continue  # about to be deleted by whoever evicted it
+            noted = listing.entries.get(file)
+            summary = self._summarise_note(name, path, noted) if noted else self._summarise(name, path)
+            if summary is not None:
+                self._know(summary)
+        if listing.complete:
+            gone = self._names_in(folder) - {file.removesuffix(SUFFIX) for file in listing.files}
+            for name in gone:
+                self._forget(name)
+        for name in listing.strays:
+            self._take(f"{folder}/{name}", "temporary file left behind, its writer is gone")
+        for name in listing.others:
+            self._take(f"{folder}/{name}", "neither a file nor a directory, not part of a replay store")
+
+    def _names_in(self, folder: str) -> set[str]:
+        """Names of the known episodes with a file of their own in ``folder``."""
+        if self._members is None:
+            self._members = {}
+            for name in self.index:
+                if self.index.place(name) is None:
+                    self._members.setdefault(self.path(name).rpartition("/")[0], set()).add(name)
+        return self._members.get(folder, set())
+
+    def _know(self, summary: EpisodeSummary, pack: str = "", slot: int = 0) -> None:
+        if self.index.add(summary, pack, slot):
+            self._summaries[len(self.index.names) - 1] = summary
+        elif pack:
+            self._summaries.pop(self.index.row(summary.name), None)
+            self._open.drop(summary.name)
+        if self._members is not None:
+            members = self._members.setdefault(self.path(summary.name).rpartition("/")[0], set())
+            (members.discard if pack else members.add)(summary.name)
+
+    def _forget(self, name: str) -> None:
+        self._open.drop(name)
+        self.index.remove(name)
+        if self._members is not None:
+            self._members.get(self.path(name).rpartition("/")[0], set()).discard(name)
+
+    def _summary(self, row: int) -> EpisodeSummary:
+        summary = self._summaries.get(row)
+        if summary is None:
+            name = self.index.names[row]
+            place = self.index.place(name)
+            path = place[0] if place else self.path(name)
+            summary = self._summaries[row] = self.index.summary(row, self.storage.where(path))
+        return summary
+
+    def _opened(self, name: str) -> EpisodeView:
+        """The episode, freshly opened: where it was known to be, or in the pack it has moved to since."""
+        for _ in range(3):
+            place = self.index.place(name)
+            try:
+                if place is not None:
+                    return self.pack(place[0]).view(place[1])
+                path = self.path(name)
+                return EpisodeView(self.storage.open(path), self.storage.where(path))
+            except FileNotFoundError:
+                with self._lock:
+                    self._look_for_packs()
+                    if self.index.place(name) == place:
+                        raise
+        raise FileNotFoundError(self.path(name))
+
+    def _summarise(self, name: str, path: str) -> EpisodeSummary | None:
+        """Summary from the file ``path``, or None: gone, in quarantine now, or of a newer schema."""
+        where = self.storage.where(path)
+        try:
+            if not path.endswith(SUFFIX):
+                raise DamagedEpisode(f"{where} is not an episode file: foreign to a replay store")
+            return self._belongs(EpisodeView(self.storage.open(path), where).summary, name, path)
         except FileNotFoundError:
             return None
         except NewerSchema as error:
             logger.warning("ignoring %s", error)
-            self._ignored.add(str(path))
+            self._ignored.add(path)
         except DamagedEpisode as error:
             self._take(path, str(error))
         return None
 
-    def _take(self, path: Path, reason: str) -> None:
-        if not self.quarantine.take(path, reason):
-            self._ignored.add(str(path))
-
-    def _take_stray(self, entry: os.DirEntry) -> bool:
-        """Quarantine a temporary file that is too old to be in use, or any other file that has no place here; False
-        if it may still be in use."""
+    def _summarise_note(self, name: str, path: str, note: bytes) -> EpisodeSummary | None:
+        """Summary from what the writer noted about the file."""
         try:
-            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-        except FileNotFoundError:
-            return True
-        if entry.name.endswith(TEMPORARY):
-            if age < self.stray_seconds:
-                return False
-            self._take(Path(entry.path), f"temporary file left behind {age:.0f} s ago, its writer is gone")
-        else:
-            self._take(Path(entry.path), "foreign file, not part of a replay store")
-        return True
+            header = json.loads(note)
+            return self._belongs(schema.summarise(header, header["length"] + 1, int(header["size"]), self.storage.where(path)), name, path)
+        except (DamagedEpisode, KeyError, TypeError, ValueError, RecursionError):
+            return self._summarise(name, path)  # the file itself decides
+
+    def _belongs(self, summary: EpisodeSummary, name: str, path: str) -> EpisodeSummary:
+        if summary.name != name or self.path(name) != path:
+            raise DamagedEpisode(f"{self.storage.where(path)} holds episode {summary.name}: it does not belong under this name")
+        return summary
+
+    def _take(self, path: str, reason: str) -> None:
+        if not self.quarantine.take(path, reason):
+            self._ignored.add(path)
+
+    def _try_save_manifest(self) -> None:
+        try:
+            self.save_manifest()
+        except StoreError as error:
+            logger.warning("%s; the next process opens every episode instead", error)
+            self._in_manifest = len(self.index)  # not again until many more are there
 
 
-def _directories(path: str | Path, foreign: Callable[[os.DirEntry], bool]) -> list[os.DirEntry]:
-    """Directories in ``path``; ``foreign`` is called for every other entry."""
-    directories = []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry)
-            else:
-                foreign(entry)
-    return directories
+def open_storage(root: str | Path) -> Storage:
+    """The directory or object store that ``root`` names."""
+    if "://" in str(root):
+        from cosmos_ray.replay.objects import ObjectStorage
+
+        return ObjectStorage(str(root))
+    return LocalStorage(root)
+
+
+def _open_limit() -> int:
+    """How many episodes to keep mapped: a quarter of the files this process may open."""
+    return min(OPEN_EPISODES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)

@@ -1,0 +1,77 @@
+"""Decoded frames of the newest episodes, in memory, so that what is drawn most need not be decoded again."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+
+import numpy as np
+
+
+class _Block:
+    """The frames of one episode; rows are filled as they are decoded."""
+
+    def __init__(self, steps: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.rows = {int(step): row for row, step in enumerate(steps)}
+        self.frames = np.empty((len(steps), *shape), np.uint8)
+        self.filled = np.zeros(len(steps), bool)
+
+
+class HotFrames:
+    """Holds ``(C, H, W, 3)`` uint8 frames by episode and step in at most ``limit`` bytes, the newest episodes first.
+
+    An episode counts with all its frames from its first one on. A newer one takes the place of the oldest; an older one is not
+    taken in. Any thread may use it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._blocks: dict[str, _Block] = {}
+        self._oldest: list[tuple[float, str]] = []  # heap of (created, name) of the blocks
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Episodes that are held."""
+        return len(self._blocks)
+
+    def get(self, name: str, step: int) -> np.ndarray | None:
+        """The frames of one step, not to be written to, or None."""
+        block = self._blocks.get(name)
+        if block is None:
+            return None
+        row = block.rows.get(step)
+        return block.frames[row] if row is not None and block.filled[row] else None
+
+    def put(self, name: str, created: float, steps: np.ndarray, step: int, frames: np.ndarray) -> None:
+        """Keep a copy of the frames of ``step``; ``steps`` are all that the episode has."""
+        if not self.limit:
+            return
+        with self._lock:
+            block = self._blocks.get(name) or self._admit(name, created, steps, frames.shape)
+            row = block.rows.get(step) if block else None
+            if row is not None:
+                block.frames[row] = frames
+                block.filled[row] = True
+
+    def drop(self, name: str) -> None:
+        """Forget an episode."""
+        with self._lock:
+            block = self._blocks.pop(name, None)
+            if block is not None:
+                self.bytes -= block.frames.nbytes
+                self._oldest = [entry for entry in self._oldest if entry[1] != name]
+                heapq.heapify(self._oldest)
+
+    def _admit(self, name: str, created: float, steps: np.ndarray, shape: tuple[int, ...]) -> _Block | None:
+        need = len(steps) * int(np.prod(shape))
+        if need > self.limit:
+            return None
+        while self.bytes + need > self.limit:
+            if self._oldest[0] >= (created, name):
+                return None
+            self.bytes -= self._blocks.pop(heapq.heappop(self._oldest)[1]).frames.nbytes
+        block = self._blocks[name] = _Block(steps, shape)
+        heapq.heappush(self._oldest, (created, name))
+        self.bytes += need
+        return block

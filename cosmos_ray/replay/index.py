@@ -1,0 +1,161 @@
+"""Every known episode as a row of columns, so that a hundred thousand of them are arrays and not objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from cosmos_ray.replay.episode import SOURCES, EpisodeKey, EpisodeSummary
+
+#: Column -> dtype. Text is kept once in a table; the column holds its number there.
+COLUMNS: dict[str, type] = {
+    "source": np.int8,  # number in SOURCES
+    "task": np.int32,
+    "run": np.int32,
+    "seed": np.int64,
+    "attempt": np.int64,
+    "initial_state": np.int32,
+    "success": np.bool_,
+    "score": np.float64,
+    "episode_return": np.float64,
+    "length": np.int64,
+    "timed_out": np.bool_,
+    "invalid": np.int32,
+    "policy_version": np.int64,
+    "frames": np.int32,
+    "created": np.float64,
+    "size": np.int64,
+    "order": np.uint64,  # see sort_key
+    "place": np.int32,  # the pack that holds it, 0 for a file of its own
+    "slot": np.int32,  # its number in that pack
+}
+TABLES = ("task", "run", "initial_state", "invalid", "frames", "place")
+
+
+class Table:
+    """Values kept once, under numbers in the order of their arrival. The first is the empty one."""
+
+    def __init__(self, values: Iterable[Any] = ("",)) -> None:
+        self.values = list(values)
+        self._numbers = {value: number for number, value in enumerate(self.values)}
+
+    def number(self, value: Any) -> int:
+        """The number of ``value``, given now if it has none."""
+        number = self._numbers.setdefault(value, len(self.values))
+        if number == len(self.values):
+            self.values.append(value)
+        return number
+
+
+class EpisodeIndex:
+    """Rows in order of discovery. A row never moves; a removed episode leaves its row behind, not :attr:`alive`."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.tables = {name: Table([()] if name == "frames" else [""]) for name in TABLES}
+        self.removed = 0  # how often an episode was removed
+        self._rows: dict[str, int] = {}
+        self._columns = {name: np.zeros(64, dtype) for name, dtype in COLUMNS.items()}
+        self._alive = np.zeros(64, bool)
+
+    def __len__(self) -> int:
+        """Episodes that are there."""
+        return len(self._rows)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """One of :data:`COLUMNS`, a row per episode ever known."""
+        return self._columns[column][: len(self.names)]
+
+    @property
+    def alive(self) -> np.ndarray:
+        """(rows,) bool: which of them are still there."""
+        return self._alive[: len(self.names)]
+
+    def row(self, name: str) -> int | None:
+        """The row of an episode that is there."""
+        return self._rows.get(name)
+
+    def add(self, summary: EpisodeSummary, place: str = "", slot: int = 0) -> bool:
+        """Take in an episode, in the pack ``place`` or in a file of its own; a known one only moves there. True if it is new."""
+        row = self._rows.get(summary.name)
+        new = row is None
+        if row is None:
+            row = self._append(summary)
+        self._columns["place"][row], self._columns["slot"][row] = self.tables["place"].number(place), slot
+        return new
+
+    def remove(self, name: str) -> None:
+        """Forget an episode if it is known."""
+        row = self._rows.pop(name, None)
+        if row is not None:
+            self._alive[row] = False
+            self.removed += 1
+
+    def place(self, name: str) -> tuple[str, int] | None:
+        """The pack that holds an episode and its number there, None where it has a file of its own or is not known."""
+        row = self._rows.get(name)
+        if row is None or not (number := self._columns["place"][row]):
+            return None
+        return self.tables["place"].values[number], int(self._columns["slot"][row])
+
+    def summary(self, row: int, path: str) -> EpisodeSummary:
+        """The summary of a row, which lies in the file ``path``."""
+        c = {name: self._columns[name][row] for name in COLUMNS}
+        text = {name: self.tables[name].values[c[name]] for name in TABLES}
+        key = EpisodeKey(text["run"], text["task"], SOURCES[c["source"]], int(c["seed"]), int(c["attempt"]), text["initial_state"])
+        return EpisodeSummary(
+            key=key, name=self.names[row], path=path, success=bool(c["success"]), score=float(c["score"]),
+            episode_return=float(c["episode_return"]), length=int(c["length"]), timed_out=bool(c["timed_out"]),
+            invalid=text["invalid"], policy_version=int(c["policy_version"]), frame_ranges=text["frames"],
+            created=float(c["created"]), size=int(c["size"]),
+        )  # fmt: skip
+
+    def load(self, names: list[str], columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
+        """Become an index of these episodes, all there. ValueError if they do not fit together."""
+        if len(set(names)) != len(names) or any(len(columns[name]) != len(names) for name in COLUMNS):
+            raise ValueError("columns of different lengths")
+        for name in TABLES:
+            if len(names) and not 0 <= columns[name].min() <= columns[name].max() < len(tables[name]):
+                raise ValueError(f"{name} outside of its table")
+        if len(names) and (not 0 <= columns["source"].min() <= columns["source"].max() < len(SOURCES) or columns["length"].min() < 1):
+            raise ValueError("impossible values")
+        self.names = names
+        self.tables = {name: Table(tables[name]) for name in TABLES}
+        self._rows = dict(zip(names, range(len(names)), strict=True))
+        self._columns = {name: np.array(columns[name], dtype) for name, dtype in COLUMNS.items()}
+        self._alive = np.ones(len(names), bool)
+
+    def _append(self, summary: EpisodeSummary) -> int:
+        row = len(self.names)
+        if row == len(self._alive):
+            more = max(64, row)
+            self._columns = {name: np.concatenate([values, np.zeros(more, values.dtype)]) for name, values in self._columns.items()}
+            self._alive = np.concatenate([self._alive, np.zeros(more, bool)])
+        key, table = summary.key, self.tables
+        values = {
+            "source": SOURCES.index(key.source), "task": table["task"].number(key.task), "run": table["run"].number(key.run),
+            "seed": key.seed, "attempt": key.attempt, "initial_state": table["initial_state"].number(key.initial_state),
+            "success": summary.success, "score": summary.score, "episode_return": summary.episode_return, "length": summary.length,
+            "timed_out": summary.timed_out, "invalid": table["invalid"].number(summary.invalid),
+            "policy_version": summary.policy_version, "frames": table["frames"].number(summary.frame_ranges),
+            "created": summary.created, "size": summary.size, "order": sort_key(summary),
+        }  # fmt: skip
+        for name, value in values.items():
+            self._columns[name][row] = value
+        self.names.append(summary.name)
+        self._rows[summary.name] = row
+        self._alive[row] = True
+        return row
+
+
+def sort_key(summary: EpisodeSummary) -> int:
+    """A 64-bit number from the key alone, by which episodes are ordered wherever the order of their commits must not matter."""
+    return int(summary.name[-8:], 16) << 32 | (summary.key.seed * 31 + summary.key.attempt) & 0xFFFFFFFF

@@ -1,0 +1,74 @@
+"""The index of a store as a file, so that opening it again need not open every episode. Only a cache: deleting it costs time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cosmos_ray.replay.checksum import crc32
+from cosmos_ray.replay.index import COLUMNS, TABLES, EpisodeIndex
+from cosmos_ray.replay.schema import checked_ranges
+from cosmos_ray.replay.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+FILE = "manifest.arrow"
+VERSION = 1
+
+_HEADER = b"cosmos_ray.manifest"
+
+
+def save_manifest(storage: Storage, index: EpisodeIndex, scanned: dict[str, Any]) -> None:
+    """Write the episodes of ``index`` and the state of the scan that found them. OSError where that cannot be done."""
+    rows = np.flatnonzero(index.alive)
+    names = [index.names[row] for row in rows]
+    columns = {name: index[name][rows] for name in COLUMNS}
+    header = {"version": VERSION, "scanned": scanned, "crc32": _checksum(names, columns),
+              "tables": {name: index.tables[name].values for name in TABLES}}
+    batch = pa.RecordBatch.from_pydict({"name": pa.array(names, pa.string()), **{name: pa.array(c) for name, c in columns.items()}})
+    text = json.dumps(header).encode()
+    batch = batch.replace_schema_metadata({_HEADER: text, _HEADER + b".crc32": str(crc32(text)).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    storage.replace(FILE, memoryview(sink.getvalue()))
+
+
+def load_manifest(storage: Storage, index: EpisodeIndex) -> dict[str, Any] | None:
+    """Fill the empty ``index`` and return the state of the scan; None, and no change, where there is no usable manifest."""
+    try:
+        if not storage.exists(FILE):
+            return None
+        batch = pa.ipc.open_file(pa.py_buffer(storage.read(FILE))).get_batch(0)
+        batch.validate(full=True)
+        metadata = batch.schema.metadata or {}
+        text = metadata[_HEADER]
+        header = json.loads(text)
+        if metadata[_HEADER + b".crc32"] != str(crc32(text)).encode():
+            raise ValueError("its header does not match its checksum")
+        if header["version"] != VERSION:
+            raise ValueError(f"it is of version {header['version']}")
+        names = batch.column("name").to_pylist()
+        columns = {name: batch.column(name).to_numpy(zero_copy_only=False).astype(dtype) for name, dtype in COLUMNS.items()}
+        if _checksum(names, columns) != header["crc32"]:
+            raise ValueError("its columns do not match their checksum")
+        tables = {name: list(header["tables"][name]) for name in TABLES}
+        longest = int(columns["length"].max()) if batch.num_rows else 0
+        tables["frames"] = [checked_ranges(ranges, longest) for ranges in tables["frames"]]
+        index.load(names, columns, tables)
+        return dict(header["scanned"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
+        logger.warning("ignoring the manifest %s, every episode is opened instead: %s", storage.where(FILE), error)
+        return None
+
+
+def _checksum(names: list[str], columns: dict[str, np.ndarray]) -> int:
+    """CRC-32 over all values."""
+    value = crc32("\n".join(names).encode())
+    for name in COLUMNS:
+        value = crc32(np.ascontiguousarray(columns[name]), value)
+    return value

@@ -1,0 +1,66 @@
+"""Many episodes in one file: what compaction makes of small ones.
+
+A pack is an Arrow IPC file with one record batch per episode, each as it stood in its own file; the metadata of an episode's
+schema travels as the metadata of its batch. The schema's own metadata has ``cosmos_ray.pack``, the number of episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
+from cosmos_ray.replay.view import EpisodeView
+
+_PACK = b"cosmos_ray.pack"
+
+
+class Pack:
+    """A pack opened for reading in place. DamagedEpisode if it is none; OSError."""
+
+    def __init__(self, file: pa.NativeFile, where: str) -> None:
+        self.where = where
+        try:
+            self._reader = pa.ipc.open_file(file)
+            if _PACK not in (self._reader.schema.metadata or {}):
+                raise ValueError("it is no pack of episodes")
+            self.count = self._reader.num_record_batches
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise DamagedEpisode(f"{where} is not a complete Arrow file: {error}") from error
+        except (pa.ArrowException, ValueError) as error:
+            raise DamagedEpisode(f"{where} is not a complete pack: {error}") from error
+
+    def view(self, slot: int) -> EpisodeView:
+        """The episode number ``slot``. DamagedEpisode or NewerSchema."""
+        where = f"{self.where}#{slot}"
+        try:
+            batch, metadata = self._reader.get_batch_with_custom_metadata(slot)
+            fields = dict(metadata.items()) if metadata is not None else None
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+            raise DamagedEpisode(f"{where} cannot be read: {error}") from error
+        return EpisodeView.of_batch(batch, fields, batch.nbytes, where)
+
+    def views(self) -> Iterator[tuple[int, EpisodeView | DamagedEpisode | NewerSchema]]:
+        """Every episode with its number, or what is wrong with it."""
+        for slot in range(self.count):
+            try:
+                yield slot, self.view(slot)
+            except (DamagedEpisode, NewerSchema) as error:
+                yield slot, error
+
+
+def same_pack(left: EpisodeView, right: EpisodeView) -> bool:
+    """Whether two episodes can be in one pack: the same columns of the same types."""
+    return left.batch.schema.equals(right.batch.schema, check_metadata=False)
+
+
+def write_pack(views: list[EpisodeView], sink: BinaryIO) -> None:
+    """Write the episodes, which all fit into one pack, byte for byte as they are stored."""
+    schema = views[0].batch.schema.remove_metadata()
+    with pa.ipc.new_file(sink, schema.with_metadata({_PACK: str(len(views)).encode()})) as writer:
+        for view in views:
+            writer.write_batch(view.batch.replace_schema_metadata(None), custom_metadata=view.metadata)

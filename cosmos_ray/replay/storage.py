@@ -1,0 +1,168 @@
+"""Where a store's files lie: the few operations it needs of a directory or of an object store, and the directory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pyarrow as pa
+
+from cosmos_ray.replay.files import TEMPORARY, make_directory, publish_with, replace
+
+# A directory whose last change is younger than this is listed again at the next scan, because a file added within
+# one tick of the clock that stamped it would leave the stamp as it was. Generous, for servers whose clock is off.
+SETTLED_SECONDS = 10.0
+
+
+@dataclass
+class Listing:
+    """What a scan found at one place. Paths are relative to the store, names to ``folder``."""
+
+    folder: str
+    files: list[str]
+    strays: list[str] = field(default_factory=list)  #: temporary files whose writer must be gone
+    others: list[str] = field(default_factory=list)  #: neither file nor folder: links, pipes
+    complete: bool = True  #: whether ``files`` are all there are in ``folder``
+    entries: dict[str, bytes] = field(default_factory=dict)  #: what the writer noted about a file, where it noted something
+
+
+class Storage(Protocol):
+    """Files under one root, named by relative paths with ``/``. Errors are OSErrors."""
+
+    name: str  #: of the root, for messages and for opening it again
+
+    def where(self, path: str) -> str:
+        """The full name of a file, for messages."""
+
+    def publish(self, path: str, write: Callable[[BinaryIO], object], note: bytes = b"") -> bool:
+        """Have ``write`` fill the file ``path``, durably, whole or not at all; False if the name is taken.
+
+        ``note`` tells scanning readers what is in it, where that saves them from opening it.
+        """
+
+    def replace(self, path: str, data: bytes | memoryview) -> None:
+        """Put ``data`` under ``path`` whatever is there, whole or not at all."""
+
+    def open(self, path: str) -> pa.NativeFile:
+        """The file for reading in place."""
+
+    def read(self, path: str) -> bytes:
+        """The file's content."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def remove(self, path: str) -> None:
+        """Delete the file if it is there."""
+
+    def move(self, path: str, target: str) -> None: ...
+
+    def append(self, path: str, line: str) -> None:
+        """Add a line to a text file; lines of several processes do not mix."""
+
+    def lines(self, path: str) -> list[str]:
+        """The lines of a text file, none if there is no such file."""
+
+    def scan(self, folder: str, state: dict[str, Any], stray_seconds: float) -> Iterator[Listing]:
+        """What may have been added below ``folder`` since ``state``, which is brought up to date as the iteration proceeds.
+
+        ``state`` is plain JSON, empty for everything there is.
+        """
+
+
+class LocalStorage:
+    """A directory on a local disk or of a file server."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.name = str(root)
+
+    def where(self, path: str) -> str:
+        return str(self.root / path)
+
+    def publish(self, path: str, write: Callable[[BinaryIO], object], note: bytes = b"") -> bool:
+        file = self.root / path
+        make_directory(file.parent)
+        return publish_with(write, file)
+
+    def replace(self, path: str, data: bytes | memoryview) -> None:
+        make_directory((self.root / path).parent)
+        replace(data, self.root / path)
+
+    def open(self, path: str) -> pa.NativeFile:
+        return pa.memory_map(str(self.root / path))
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(self.root / path)
+
+    def remove(self, path: str) -> None:
+        (self.root / path).unlink(missing_ok=True)
+
+    def move(self, path: str, target: str) -> None:
+        make_directory((self.root / target).parent)
+        os.rename(self.root / path, self.root / target)
+
+    def append(self, path: str, line: str) -> None:
+        make_directory((self.root / path).parent)
+        # One write to a file opened for appending: lines of several processes do not mix.
+        handle = os.open(self.root / path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(handle, line.encode() + b"\n")
+        finally:
+            os.close(handle)
+
+    def lines(self, path: str) -> list[str]:
+        file = self.root / path
+        return file.read_text(errors="replace").splitlines() if file.exists() else []
+
+    def scan(self, folder: str, state: dict[str, Any], stray_seconds: float) -> Iterator[Listing]:
+        """``state`` maps a directory that has settled to its stamp when it was listed and its subdirectories: only the
+        others are listed, all are looked at."""
+        path = self.root / folder
+        try:
+            stamp = os.stat(path).st_mtime_ns  # before listing: a later change shows as another stamp
+        except FileNotFoundError:
+            state.pop(folder, None)
+            return
+        if (seen := state.get(folder)) is not None and seen[0] == stamp:
+            directories = seen[1]
+        else:
+            listing, directories, waiting = self._list(folder, stray_seconds)
+            yield listing
+            if not waiting and time.time() - stamp / 1e9 > SETTLED_SECONDS:
+                state[folder] = [stamp, directories]
+            else:
+                state.pop(folder, None)
+        for name in directories:
+            yield from self.scan(f"{folder}/{name}", state, stray_seconds)
+
+    def _list(self, folder: str, stray_seconds: float) -> tuple[Listing, list[str], bool]:
+        """One directory: its files, its subdirectories, and whether it holds a temporary file that may still be in use."""
+        listing, directories, waiting = Listing(folder, []), [], False
+        with os.scandir(self.root / folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(entry.name)
+                elif not entry.is_file(follow_symlinks=False):
+                    listing.others.append(entry.name)
+                elif not entry.name.endswith(TEMPORARY):
+                    listing.files.append(entry.name)
+                elif _age(entry) >= stray_seconds:
+                    listing.strays.append(entry.name)
+                else:
+                    waiting = True
+        return listing, directories, waiting
+
+
+def _age(entry: os.DirEntry) -> float:
+    """Seconds since the last change; 0 when it is gone, which is as good as in use."""
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return 0.0
