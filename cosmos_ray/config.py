@@ -79,6 +79,8 @@ class ReplayConfig:
     success_share: float = option(0.5, "share of successful episodes among rollout samples", low=0, high=1)
     rollout_frame_stride: int = option(4, "also store a rendered frame every this many steps of a rollout; 0 keeps chunk ends",
                                        low=0)
+    patience_s: float = option(120.0, "seconds a worker keeps finished episodes in memory and tries again while the store cannot be "
+                               "written", low=0, high=86400)
     samples_per_insert: float = option(0.0, "training windows per collected control step while refining; 0 paces "
                                        "both to end together", low=0)
 
@@ -103,6 +105,7 @@ class LearnerConfig:
     beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=1)
     clip: float = option(1.0, "gradient-norm clipping; 0 disables it", low=0)
     ema: float = option(0.995, "decay of the weight average that is published; 0 publishes the raw weights", low=0, high=1)
+    loader_threads: int = option(0, "threads that read and decode batches ahead of the training step; 0 reads them in the step", low=0)
     zero_stage: int = option(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
     world_size: int = option(1, "learner ranks, one Ray actor each", low=1)
     precision: str = option("fp32", "compute precision", choices=("fp32", "bf16"))

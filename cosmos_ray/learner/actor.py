@@ -81,7 +81,7 @@ class LearnerActor:
 
     def train(self, steps: int) -> dict[str, float]:
         """Take in new episodes, then train; returns mean metrics."""
-        self.core.source.sampler.refresh()
+        self.core.refresh()
         return self.core.train(steps)
 
     def weights(self, version: int) -> Weights | None:

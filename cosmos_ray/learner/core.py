@@ -23,6 +23,7 @@ from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.replay.latents import LatentCache
+from cosmos_ray.replay.loader import PrefetchLoader
 from cosmos_ray.weights import Weights, pack
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class LearnerCore:
     def __init__(self, config: LearnerConfig, policy: CosmosPolicy, source: BatchSource, *, peak_lr: float, total_steps: int,
                  seed: int, rank: int = 0, device: str = "cpu", latents: LatentCache | None = None):
         self.config, self.source = config, source
+        self.loader = PrefetchLoader(source, threads=config.loader_threads, pin=device != "cpu") if config.loader_threads else None
         self.policy = policy.place(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
         self.encoder = WindowEncoder(policy, config.latent_cache, config.latent_variants, latents)
         self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
@@ -92,13 +94,18 @@ class LearnerCore:
 
     def _accumulate(self) -> dict[str, float]:
         """Gradients of one batch, and the optimiser's step when they are the last it waits for; loss and errors."""
-        batch = self.source.draw()
+        batch = next(self.loader) if self.loader else self.source.draw()
         loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator))
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)
         self.engine.step()
         return {"loss": float(loss.detach()), **errors}
+
+    def refresh(self) -> None:
+        """Take in episodes that were committed since; batches that were made ahead without them are made again."""
+        if self.source.sampler.refresh() and self.loader:
+            self.loader.restart()
 
     def train(self, steps: int) -> dict[str, float]:
         """Up to ``steps`` steps (never past ``total_steps``); returns the means of their metrics and the last step."""
@@ -148,7 +155,8 @@ class LearnerCore:
             return  # never write over the state that would be resumed from
         self.encoder.flush()
         self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=bool(self.config.lora_rank))
-        own = {"step": self.step_count, "world_size": self.config.world_size, "source": self.source.state_dict(),
+        source = self.source.state_dict(self.loader.snapshot() if self.loader else None)
+        own = {"step": self.step_count, "world_size": self.config.world_size, "source": source,
                "generator": self.generator.get_state().tolist()}
         (folder / tag / f"rank{self.rank}.json").write_text(json.dumps(own))
         if self.average is not None and self.rank == 0:
@@ -184,6 +192,8 @@ class LearnerCore:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"learner state in {folder / tag} cannot be read: {reason}; start afresh with --fresh") from error
         self.step_count = own["step"]
+        if self.loader:
+            self.loader.restart()
         self.source.load_state_dict(own["source"])
         self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))
         return True

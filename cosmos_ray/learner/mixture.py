@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from cosmos_ray.config import LearnerConfig, ReplayConfig
 from cosmos_ray.model.policy import TrainingBatch
 from cosmos_ray.model.sample_types import SampleType
-from cosmos_ray.replay.sampler import WindowSampler
+from cosmos_ray.replay.sampler import Empty, Picks, Unusable, WindowSampler, draw_from
 
 VALUE_KINDS = {"full": SampleType.VALUE_FULL, "future": SampleType.VALUE_FUTURE, "action": SampleType.VALUE_ACTION}
 
@@ -39,6 +40,13 @@ class Mixture:
         return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False)
 
 
+class Plan(NamedTuple):
+    """A batch that was decided on but not read yet."""
+
+    picks: Picks
+    kinds: np.ndarray  #: (B,) int, a SampleType each
+
+
 class BatchSource:
     """Draws the batches of a :class:`Mixture` from a :class:`WindowSampler`.
 
@@ -57,20 +65,31 @@ class BatchSource:
 
     def draw(self) -> TrainingBatch:
         """The next batch of ``batch_size`` samples. StoreError when the store holds no demonstration."""
-        windows, actions, kinds = [], [], []
+        return draw_from(self)
+
+    def plan(self) -> Plan:
+        """Decide on the next batch's windows and kinds."""
+        picks, kinds = [], []
         for (stratum, kind, _), count in zip(self._cells, self._counts(), strict=True):
             if count:
-                window = self.sampler.draw(int(count), self._filled(stratum))
-                windows.append(window)
-                actions.append(window.labels if kind is SampleType.POLICY else window.actions)
+                picks.append(self.sampler.pick(int(count), self._filled(stratum)))
                 kinds += [int(kind)] * int(count)
-        arrays = {name: np.concatenate([getattr(w, name) for w in windows])
-                  for name in ("images", "future_images", "proprio", "future_proprio", "value")}
+        return Plan(Picks(*(np.concatenate(parts) for parts in zip(*picks, strict=True))), np.array(kinds))
+
+    def build(self, plan: Plan, empty: Empty = np.empty) -> TrainingBatch:
+        """Read what was planned; see :meth:`WindowSampler.build`."""
+        windows = self.sampler.build(plan.picks, empty)
+        policy = plan.kinds == SampleType.POLICY
+        windows.actions[policy] = windows.labels[policy]
         # With the version: an episode that was lost and run again may be another one under the same name.
-        names = [f"{episode}@{t}v{version}" for w in windows
-                 for episode, t, version in zip(w.episodes, w.offsets, w.policy_versions, strict=True)]
-        return TrainingBatch(**arrays, actions=np.concatenate(actions), instructions=sum((w.instructions for w in windows), []),
-                             kinds=np.array(kinds), windows=names)
+        names = [f"{episode}@{t}v{version}"
+                 for episode, t, version in zip(windows.episodes, windows.offsets, windows.policy_versions, strict=True)]
+        return TrainingBatch(images=windows.images, future_images=windows.future_images, proprio=windows.proprio,
+                             future_proprio=windows.future_proprio, value=windows.value, actions=windows.actions,
+                             instructions=windows.instructions, kinds=plan.kinds, windows=names)
+
+    def forget(self, unusable: Unusable) -> None:
+        self.sampler.forget(unusable)
 
     def _counts(self) -> np.ndarray:
         """Whole samples per cell, adding up to the batch size: one after another to the cell that is owed most."""
@@ -90,9 +109,18 @@ class BatchSource:
         counts = self.sampler.counts()
         return next((name for name in (stratum, "success", "failure") if counts[name].windows), "demo")
 
-    def state_dict(self) -> dict:
-        """JSON-serialisable state to continue the stream from."""
-        return {"owed": self._owed.tolist(), "sampler": self.sampler.state_dict()}
+    def snapshot(self) -> dict:
+        """The state of the stream alone."""
+        return {"owed": self._owed.tolist(), "sampler": self.sampler.snapshot()}
+
+    def restore(self, state: dict) -> None:
+        self._owed = np.array(state["owed"])
+        self.sampler.restore(state["sampler"])
+
+    def state_dict(self, snapshot: dict | None = None) -> dict:
+        """JSON-serialisable state to continue the stream from, now or as of a :meth:`snapshot`."""
+        state = snapshot or self.snapshot()
+        return {**state, "sampler": self.sampler.state_dict(state["sampler"])}
 
     def load_state_dict(self, state: dict) -> None:
         self._owed = np.array(state["owed"])

@@ -53,6 +53,17 @@ class Pack:
                 yield slot, error
 
 
+def recover(file: pa.NativeFile, where: str) -> Iterator[EpisodeView]:
+    """The episodes at the front of a pack whose end is lost: behind its first 8 bytes the file is a stream of batches."""
+    try:
+        reader = pa.ipc.open_stream(pa.py_buffer(file.read_buffer()).slice(8))
+        while True:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            yield EpisodeView.of_batch(batch, dict(metadata.items()) if metadata is not None else None, batch.nbytes, where)
+    except (pa.ArrowException, OSError, ValueError, StopIteration, DamagedEpisode, NewerSchema):
+        return
+
+
 def same_pack(left: EpisodeView, right: EpisodeView) -> bool:
     """Whether two episodes can be in one pack: the same columns of the same types."""
     return left.batch.schema.equals(right.batch.schema, check_metadata=False)

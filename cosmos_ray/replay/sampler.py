@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -138,13 +138,7 @@ class WindowSampler:
 
     def draw(self, n: int, what: str | Selection = "all") -> WindowBatch:
         """``n`` windows, with replacement; StoreError if there are none or the word is unknown."""
-        state = self.snapshot()
-        while True:
-            try:
-                return self.build(self.pick(n, what))
-            except Unusable as unusable:
-                self.restore(state)  # as if the episode had never been there
-                self.forget(unusable)
+        return draw_from(WindowStream(self, n, what))
 
     # ---------------------------------------------------------------- the two halves of a draw
 
@@ -228,9 +222,9 @@ class WindowSampler:
 
     # ---------------------------------------------------------------- resume
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values from which a sampler over the same episodes continues with the same draws."""
-        return {**self.snapshot(), "episodes": self._digest()}
+    def state_dict(self, snapshot: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Plain values from which a sampler over the same episodes continues with the same draws, from now or a snapshot on."""
+        return {**(snapshot or self.snapshot()), "episodes": self._digest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken; with other episodes the draws differ, which is logged."""
@@ -325,6 +319,45 @@ class WindowSampler:
             return decode_jpeg(jpeg)
         except StoreError as error:
             raise DamagedEpisode(f"{view.path}: frame of {camera} at step {step}: {error}") from error
+
+
+class Source(Protocol):
+    """Something that makes batches in two steps: a quick decision, and the work, which any thread may do."""
+
+    def plan(self) -> Any: ...
+
+    def build(self, plan: Any, empty: Empty = np.empty) -> Any: ...
+
+    def forget(self, unusable: Unusable) -> None: ...
+
+    def snapshot(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class WindowStream:
+    """Batches of ``n`` windows of one selection from a sampler; :attr:`what` may be changed while it runs."""
+
+    def __init__(self, sampler: WindowSampler, n: int, what: str | Selection = "all") -> None:
+        self.sampler, self.n, self.what = sampler, n, what
+        self.forget, self.snapshot, self.restore = sampler.forget, sampler.snapshot, sampler.restore
+
+    def plan(self) -> Picks:
+        return self.sampler.pick(self.n, self.what)
+
+    def build(self, plan: Picks, empty: Empty = np.empty) -> WindowBatch:
+        return self.sampler.build(plan, empty)
+
+
+def draw_from(source: Source) -> Any:
+    """The next batch of ``source``, made at once. An episode that cannot be read is forgotten, as if it had never been there."""
+    state = source.snapshot()
+    while True:
+        try:
+            return source.build(source.plan())
+        except Unusable as unusable:
+            source.restore(state)
+            source.forget(unusable)
 
 
 def _locate(ends: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ from cosmos_ray.replay.checksum import crc32
 from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary, outcome
 
 VERSION = 2
+LONGEST = 10_000_000  # control steps of an episode: a header that claims more is not believed
 
 VERSION_FIELD = b"cosmos_ray.version"
 HEADER_FIELD = b"cosmos_ray.header"
@@ -146,12 +147,13 @@ def read_header(metadata: dict[bytes, bytes] | None, where: str) -> tuple[int, d
     return version, header
 
 
-def summarise(header: dict[str, Any], rows: int, size: int, where: str) -> EpisodeSummary:
-    """The summary in a header whose record batch has ``rows`` rows, in a file of ``size`` bytes. DamagedEpisode."""
+def summarise(header: dict[str, Any], rows: int | None, size: int, where: str) -> EpisodeSummary:
+    """The summary in a header whose record batch has ``rows`` rows (None: not known yet), in a file of ``size`` bytes.
+    DamagedEpisode."""
     try:
         key = EpisodeKey(*(_typed(header, name, kind) for name, kind in _KEY_FIELDS), header.get("initial_state", ""))
         length = _typed(header, "length", int)
-        if length < 1 or rows != length + 1:
+        if not 1 <= length <= LONGEST or rows not in (length + 1, None):
             raise ValueError(f"{rows} rows for a length of {length}")
         ranges = header["frame_ranges"] if "frame_ranges" in header else to_ranges(header["frame_steps"])
         return EpisodeSummary(

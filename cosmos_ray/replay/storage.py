@@ -33,7 +33,9 @@ class Listing:
 class Storage(Protocol):
     """Files under one root, named by relative paths with ``/``. Errors are OSErrors."""
 
-    name: str  #: of the root, for messages and for opening it again
+    name: str  #: of the root, for messages
+    mapped: bool  #: whether opening a file costs nothing before its bytes are looked at
+    mountable: bool  #: whether the root can vanish and leave an empty directory in its place
 
     def where(self, path: str) -> str:
         """The full name of a file, for messages."""
@@ -49,6 +51,9 @@ class Storage(Protocol):
 
     def open(self, path: str) -> pa.NativeFile:
         """The file for reading in place."""
+
+    def peek(self, path: str) -> pa.NativeFile:
+        """The file for reading a little of it."""
 
     def read(self, path: str) -> bytes:
         """The file's content."""
@@ -76,6 +81,8 @@ class Storage(Protocol):
 class LocalStorage:
     """A directory on a local disk or of a file server."""
 
+    mapped = mountable = True
+
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.name = str(root)
@@ -94,6 +101,8 @@ class LocalStorage:
 
     def open(self, path: str) -> pa.NativeFile:
         return pa.memory_map(str(self.root / path))
+
+    peek = open
 
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()

@@ -15,30 +15,28 @@ import logging
 import os
 import resource
 import threading
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cosmos_ray.errors import StoreError, StoreUnavailable
+from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import manifest, removals, schema
 from cosmos_ray.replay.cache import LeastRecentlyUsed
 from cosmos_ray.replay.episode import Episode, EpisodeSummary
 from cosmos_ray.replay.files import explained
 from cosmos_ray.replay.index import EpisodeIndex
+from cosmos_ray.replay.marker import Marker
 from cosmos_ray.replay.pack import Pack
 from cosmos_ray.replay.quarantine import Quarantine
 from cosmos_ray.replay.removals import Removals
 from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.replay.storage import Listing, LocalStorage, Storage
-from cosmos_ray.replay.view import EpisodeView
+from cosmos_ray.replay.view import EpisodeView, read_summary
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".arrow"
-MARKER = "store.json"
 EPISODES, PACKS = "episodes", "packs"
-LAYOUT_VERSION = 2  # 1 knew neither packs nor removals
 MANIFEST_FROM = 1000  # episodes that are worth a manifest
 OPEN_EPISODES = 8192  # kept mapped at most; each holds a file descriptor
 
@@ -71,7 +69,7 @@ class ReplayStore:
         self._in_manifest = 0
         self._ignored: set[str] = set()  # files that stay where they are: newer schema, or a read-only store
         self._lock = threading.RLock()
-        self.id = self._check_marker(create)
+        self.marker = Marker(self.storage, create)
 
     def commit(self, episode: Episode) -> bool:
         """Store ``episode`` durably: True if it is new, False if its key was committed before (by any process).
@@ -85,8 +83,8 @@ class ReplayStore:
         summary = schema.summarise(header, batch.num_rows, batch.nbytes, self.storage.where(path))
         note = json.dumps(header | {"size": batch.nbytes}, default=str).encode()
         with self._lock, explained("commit an episode to", self.storage.where(path)):
-            self._check_present()
-            self._look_for_packs()
+            self.marker.check_present()
+            self.look_for_packs()
             if name in self._removals.evicted or self.index.place(name):
                 return False
             written = self.storage.publish(path, lambda file: schema.write(batch, file), note)
@@ -97,8 +95,8 @@ class ReplayStore:
                     written = self.storage.publish(path, lambda file: schema.write(batch, file), note)
                 elif existing.key != episode.key:
                     raise StoreError(f"{self.storage.where(path)} holds another episode whose name is the same: {existing.key}")
-            self._check_present()  # else it went below the mount point
-            self._look_for_packs()
+            self.marker.check_present()  # else it went below the mount point
+            self.look_for_packs()
             if written and self.index.place(name):
                 # It was packed between the look and the write: what is packed counts.
                 self.storage.remove(path)
@@ -121,7 +119,7 @@ class ReplayStore:
     def update(self) -> None:
         """:meth:`refresh` for readers that follow :attr:`index`."""
         with self._lock, explained("list", self.storage.where(EPISODES)):
-            self._look_for_packs()
+            self.look_for_packs()
             for listing in self.storage.scan(EPISODES, self._scan_state(EPISODES), self.stray_seconds):
                 self._take_in(listing)
             if len(self.index) - self._in_manifest >= max(MANIFEST_FROM, self._in_manifest // 10):
@@ -148,9 +146,10 @@ class ReplayStore:
 
     def __contains__(self, name: str) -> bool:
         """Whether an episode was committed under ``name``, known yet or not, evicted or not."""
-        if name in self.index or self.storage.exists(self.path(name)):
-            return True
-        self._look_for_packs()
+        with explained("look into", self.storage.name):
+            if name in self.index or self.storage.exists(self.path(name)):
+                return True
+            self.look_for_packs()
         return name in self.index or name in self._removals.evicted
 
     def evicted(self, name: str) -> dict | None:
@@ -197,8 +196,7 @@ class ReplayStore:
         once the pack is compacted. StoreError if the store cannot be written.
         """
         with self._lock, explained("evict episodes of", self.storage.name):
-            self._check_present()
-            self._upgrade_marker()
+            self.marker.upgrade()
             rows = [row for name in names if (row := self.index.row(name)) is not None]
             summaries = [self._summary(row) for row in rows]
             self._removals.add(summaries, removals.EVICTED, reason)
@@ -208,6 +206,10 @@ class ReplayStore:
                 if not packed:
                     self.storage.remove(self.path(summary.name))
         return len(summaries)
+
+    def is_removed(self, name: str, path: str) -> bool:
+        """Whether the episode ``name`` in the file ``path`` is not to be read any more."""
+        return name in self._removals.evicted or (path, name) in self._removals.damaged
 
     def save_manifest(self) -> None:
         """Write the manifest, so that the next process opens the store fast; StoreError if it cannot be written."""
@@ -230,46 +232,6 @@ class ReplayStore:
             self._packs.put(path, pack)
         return pack
 
-    # ---------------------------------------------------------------- opening and the marker
-
-    def _check_marker(self, create: bool) -> str:
-        """The store's id, "" for one of version 1."""
-        where = self.storage.where(MARKER)
-        if create:
-            text = json.dumps({"format": "cosmos_ray replay store", "version": LAYOUT_VERSION, "id": uuid.uuid4().hex})
-            with explained("create a replay store in", self.storage.name):
-                if not self.storage.exists(MARKER):
-                    self.storage.publish(MARKER, lambda file: file.write(text.encode()))
-        with explained("open", where):
-            if not self.storage.exists(MARKER):
-                raise StoreError(f"{self.storage.name} is not a replay store (it has no {MARKER}): check the path")
-            marker = self._read_marker()
-        if marker["version"] > LAYOUT_VERSION:
-            raise StoreError(f"{self.storage.name} is a store of version {marker['version']}, newer than {LAYOUT_VERSION}: upgrade")
-        return marker["id"]
-
-    def _read_marker(self) -> dict:
-        try:
-            content = json.loads(self.storage.read(MARKER))
-            return {"version": int(content["version"]), "id": str(content.get("id", ""))}
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise StoreError(f"{self.storage.where(MARKER)} does not describe a replay store: restore it or choose another root") from error
-
-    def _check_present(self) -> None:
-        """StoreUnavailable unless this is still the store that was opened: a mount that vanished leaves an empty directory."""
-        try:
-            same = self._read_marker()["id"] == self.id
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise StoreUnavailable(f"the replay store in {self.storage.name} has vanished (its {MARKER} is gone or another one): mount it again")
-
-    def _upgrade_marker(self) -> None:
-        """From now on older versions of this package must refuse the store: they would miss packs and removals."""
-        if self._read_marker()["version"] < LAYOUT_VERSION:
-            text = json.dumps({"format": "cosmos_ray replay store", "version": LAYOUT_VERSION, "id": self.id})
-            self.storage.replace(MARKER, text.encode())
-
     # ---------------------------------------------------------------- what is there
 
     def _scan_state(self, folder: str) -> dict[str, Any]:
@@ -282,14 +244,18 @@ class ReplayStore:
             self._listed_packs = {places[number] for number in set(self.index["place"].tolist())} - {""}
         return self._scanned.setdefault(folder, {})
 
-    def _look_for_packs(self) -> None:
+    def look_for_packs(self) -> None:
         """Take in new packs and removals: cheap where there are none."""
+        self.look_for_removals()
+        for listing in self.storage.scan(PACKS, self._scan_state(PACKS), self.stray_seconds):
+            self._take_in_packs(listing)
+
+    def look_for_removals(self) -> None:
+        """Take in what other processes have evicted or found damaged."""
         for listing in self.storage.scan(removals.FOLDER, self._scan_state(removals.FOLDER), self.stray_seconds):
             for record in self._removals.take_in(listing):
                 if record["kind"] == removals.EVICTED or self._is_in(record["name"], record["pack"]):
                     self._forget(record["name"])
-        for listing in self.storage.scan(PACKS, self._scan_state(PACKS), self.stray_seconds):
-            self._take_in_packs(listing)
 
     def _take_in_packs(self, listing: Listing) -> None:
         paths = {f"{listing.folder}/{name}" for name in listing.files}
@@ -316,7 +282,7 @@ class ReplayStore:
             self._take(f"{listing.folder}/{name}", "left behind by a killed process")
 
     def _add_packed(self, summary: EpisodeSummary, path: str, slot: int) -> None:
-        if summary.name not in self._removals.evicted and (path, summary.name) not in self._removals.damaged:
+        if not self.is_removed(summary.name, path):
             self._know(summary, path, slot)
 
     def _is_in(self, name: str, pack: str) -> bool:
@@ -391,7 +357,7 @@ class ReplayStore:
                 return EpisodeView(self.storage.open(path), self.storage.where(path))
             except FileNotFoundError:
                 with self._lock:
-                    self._look_for_packs()
+                    self.look_for_packs()
                     if self.index.place(name) == place:
                         raise
         raise FileNotFoundError(self.path(name))
@@ -402,7 +368,11 @@ class ReplayStore:
         try:
             if not path.endswith(SUFFIX):
                 raise DamagedEpisode(f"{where} is not an episode file: foreign to a replay store")
-            return self._belongs(EpisodeView(self.storage.open(path), where).summary, name, path)
+            if self.storage.mapped:
+                summary = EpisodeView(self.storage.open(path), where).summary
+            else:
+                summary = read_summary(self.storage.peek(path), where)
+            return self._belongs(summary, name, path)
         except FileNotFoundError:
             return None
         except NewerSchema as error:
@@ -416,7 +386,7 @@ class ReplayStore:
         """Summary from what the writer noted about the file."""
         try:
             header = json.loads(note)
-            return self._belongs(schema.summarise(header, header["length"] + 1, int(header["size"]), self.storage.where(path)), name, path)
+            return self._belongs(schema.summarise(header, None, int(header["size"]), self.storage.where(path)), name, path)
         except (DamagedEpisode, KeyError, TypeError, ValueError, RecursionError):
             return self._summarise(name, path)  # the file itself decides
 

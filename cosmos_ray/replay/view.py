@@ -107,15 +107,26 @@ class EpisodeView:
             raise DamagedEpisode(f"{self.path}: frame of {camera} at step {step} does not match its checksum")
         return jpeg
 
+    def check(self) -> None:
+        """Read everything. DamagedEpisode if a byte is not as it was written."""
+        for name in (*STATE_COLUMNS, *STEP_COLUMNS):
+            self.column(name)
+        for step in map(int, self.summary.frame_steps):
+            for camera in self.cameras:
+                self._stored_frame(camera, step)
+
+    def _stored_frame(self, camera: str, step: int) -> np.ndarray:
+        jpeg = self.frame(camera, step)
+        if jpeg is None:
+            raise DamagedEpisode(f"{self.path} has no frame of {camera} at step {step}, its header says it has")
+        return jpeg
+
     def episode(self) -> Episode:
         """A copy of everything in memory, every byte checked."""
         summary = self.summary
         frames: dict[int, list[bytes]] = {}
         for step in map(int, summary.frame_steps):
-            images = [self.frame(camera, step) for camera in self.cameras]
-            if any(image is None for image in images):
-                raise DamagedEpisode(f"{self.path} has no frame at step {step}, its header says it has")
-            frames[step] = [image.tobytes() for image in images]
+            frames[step] = [self._stored_frame(camera, step).tobytes() for camera in self.cameras]
         columns = {attribute: self.column(name).copy() for name, attribute in {**STATE_COLUMNS, **STEP_COLUMNS}.items()}
         return Episode(
             key=summary.key,
@@ -165,3 +176,16 @@ class EpisodeView:
         if index < 0:
             raise DamagedEpisode(f"{self.path} has no column {name}: it does not follow schema version {self.version}")
         return self.batch.column(index)
+
+
+def read_summary(file: pa.NativeFile, where: str) -> EpisodeSummary:
+    """The summary from the end of an episode's file alone, for files that are far away. DamagedEpisode, NewerSchema, OSError."""
+    try:
+        _, header = read_header(pa.ipc.open_file(file).schema.metadata, where)
+        return summarise(header, None, file.size(), where)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise DamagedEpisode(f"{where} is not a complete Arrow file: {error}") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise DamagedEpisode(f"{where} is not a complete episode file: {error}") from error

@@ -32,7 +32,7 @@ class RolloutActor:
             c = self._config
             client = PoolClient(self._pool, c.inference.timeout_s, start=self._index)
             self._core = RolloutCore(lambda: Environment(c.sim), c.rollout.envs_per_worker, ReplayStore(self._store, create=False), client,
-                                     steps=c.inference.steps, execute=c.rollout.execute)
+                                     steps=c.inference.steps, execute=c.rollout.execute, patience_s=c.replay.patience_s)
         return self._core.advance(tickets, seconds)
 
     def pid(self) -> int:
@@ -54,7 +54,8 @@ class DemonstratorActor:
         from cosmos_ray.sim.environment import Environment
 
         if self._core is None:
-            self._core = DemonstratorCore(Environment(self._config.sim), ReplayStore(self._store, create=False))
+            self._core = DemonstratorCore(Environment(self._config.sim), ReplayStore(self._store, create=False),
+                                          self._config.replay.patience_s)
         return [self._core.record(key) for key in tickets]
 
     def pid(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 from cosmos_ray.inference.core import ActReply, ActRequest
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import Episode
+from cosmos_ray.replay.outbox import Outbox
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, stored_result
 from cosmos_ray.sim.environment import Environment, start
@@ -57,18 +59,23 @@ class _Half:
 class RolloutCore:
     """Runs tickets to their end and commits each episode to the store before reporting it.
 
+    While the store cannot be written, finished episodes wait in memory and are tried again for ``patience_s`` seconds; no new
+    episode begins before they are stored.
+
     Args:
         make_env: builds one environment; called ``envs`` times.
         execute: actions of a chunk to run before asking again; 0 runs the whole chunk.
         steps: network evaluations per chunk.
     """
 
-    def __init__(self, make_env: Callable[[], Environment], envs: int, store: ReplayStore, client: Client, *, steps: int, execute: int = 0):
+    def __init__(self, make_env: Callable[[], Environment], envs: int, store: ReplayStore, client: Client, *, steps: int, execute: int = 0,
+                 patience_s: float = 120.0):
         slots = [_Slot(make_env()) for _ in range(envs)]
         self._halves = [_Half(slots[: (envs + 1) // 2])] + ([_Half(slots[(envs + 1) // 2 :])] if envs > 1 else [])
         self._queue: deque[EpisodeTicket] = deque()
         self._finished: list[Finished] = []
         self.store, self.client, self.steps, self.execute = store, client, steps, execute
+        self.outbox = Outbox(store, patience_s)
 
     def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
         """Take on more tickets and work for about ``seconds``, less when nothing is left to do; returns what finished since.
@@ -79,8 +86,11 @@ class RolloutCore:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             busy = [self._turn(half) for half in self._halves]
+            self._store_finished()
             if not any(busy):
-                break
+                if not self.outbox:
+                    break
+                time.sleep(0.05)
         finished, self._finished = self._finished, []
         return finished
 
@@ -92,7 +102,7 @@ class RolloutCore:
             for row, slot in enumerate(half.asked):
                 self._act(slot, reply, row)
         for slot in half.slots:
-            while slot.ticket is None and self._queue:
+            while slot.ticket is None and self._queue and not self.outbox:
                 self._begin(slot, self._queue.popleft())
         # One request carries one setting: the episodes that share it with the first, the others wait for their turn.
         active = [slot for slot in half.slots if slot.ticket is not None]
@@ -136,16 +146,21 @@ class RolloutCore:
         ticket, trajectory = slot.ticket, slot.trajectory
         slot.ticket = slot.trajectory = None
         seconds = time.perf_counter() - slot.began
-        name, new = ticket.key.name, False
         version = slot.versions[0] if slot.versions else -1
+        finished = Finished(ticket.key.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, version)
         if trajectory.length:
             info = {"arm": ticket.arm, "noise_seed": ticket.noise_seed, "action_noise": ticket.action_noise, "steps": self.steps,
                     "candidates": ticket.planner.candidates if ticket.planner else 1, "decisions": slot.decisions,
                     "seconds": round(seconds, 3), "horizon": slot.env.horizon, "fingerprint": slot.env.fingerprint}
             episode = Episode.from_trajectory(trajectory, ticket.key, policy_version=version, step_versions=slot.versions,
                                               predicted_values=slot.values, info=info)
-            new = self.store.commit(episode)
-        self._finished.append(Finished(name, trajectory.success, trajectory.length, trajectory.invalid, new, seconds, version))
+            self.outbox.put(episode, finished)
+            self._store_finished()
+        else:
+            self._finished.append(finished)
+
+    def _store_finished(self) -> None:
+        self._finished += [dataclasses.replace(finished, new=new) for finished, new in self.outbox.flush()]
 
     def close(self) -> None:
         """Release the simulators."""

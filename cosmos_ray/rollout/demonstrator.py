@@ -6,6 +6,7 @@ import dataclasses
 import time
 
 from cosmos_ray.replay.episode import Episode, EpisodeKey
+from cosmos_ray.replay.outbox import Outbox
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.ticket import Finished, stored_result
 from cosmos_ray.sim.demonstration import demonstrate
@@ -20,8 +21,9 @@ class DemonstratorCore:
     method section 3).
     """
 
-    def __init__(self, env: Environment, store: ReplayStore):
+    def __init__(self, env: Environment, store: ReplayStore, patience_s: float = 120.0):
         self.env, self.store = env, store
+        self.outbox = Outbox(store, patience_s)
 
     def record(self, key: EpisodeKey) -> Finished:
         """Run and commit the demonstration of ``key`` (source "demo"), unless the store has it."""
@@ -36,7 +38,7 @@ class DemonstratorCore:
         new = False
         if trajectory.length:
             info = {"arm": "expert", "seconds": round(seconds, 3), "horizon": self.env.horizon, "fingerprint": self.env.fingerprint}
-            new = self.store.commit(Episode.from_trajectory(trajectory, actual, policy_version=-1, info=info))
+            new = self.outbox.deliver(Episode.from_trajectory(trajectory, actual, policy_version=-1, info=info))
         return Finished(actual.name, trajectory.success, trajectory.length, trajectory.invalid, new, seconds, -1)
 
 

@@ -47,9 +47,12 @@ class Finished:
 
 
 def stored_result(store: ReplayStore, name: str) -> Finished | None:
-    """The result of an episode that the store already holds, None when it has to run (a damaged one goes to quarantine)."""
+    """The result of an episode that the store already holds or held before it was evicted, None when it has to run (a damaged
+    one goes to quarantine)."""
     if name not in store:
         return None
+    if (gone := store.evicted(name)) is not None:
+        return Finished(name, gone["success"], gone["length"], gone["invalid"], False, 0.0, gone["policy_version"])
     try:
         episode = store.read(name)
     except StoreError:
