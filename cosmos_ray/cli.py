@@ -65,8 +65,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line's parser."""
+def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
+    """The command line's parser; the verbs of `replay` come with the libraries that they need."""
     parser = _Parser(prog="cosmos_ray", description="Closed-loop Cosmos Policy: collect, train, roll out, refine, plan.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, command in COMMANDS.items():
@@ -79,6 +79,12 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "demo":
             sub.add_argument("--quick", action="store_true", help="every stage at small counts, about four minutes on two cores")
         add_flags(sub)
+    text = "look at a replay store, check it, mend it, shrink it, exchange it"
+    replay = commands.add_parser("replay", help=text, description=text.capitalize() + ".")
+    if with_verbs:
+        from cosmos_ray.replay_command import add_verbs
+
+        add_verbs(replay, _Parser)
     return parser
 
 
@@ -101,16 +107,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = make_parser()
+    parser = make_parser(with_verbs=arguments[:1] == ["replay"])
     # Subparsers hand unknown flags up to the main parser, whose flags would then be suggested: parse them on the right one.
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        sub = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[options.command]
-        sub.error("unrecognized arguments: " + " ".join(unknown))
+        for level in ("command", "verb"):
+            if hasattr(options, level):
+                parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[getattr(options, level)]
+        parser.error("unrecognized arguments: " + " ".join(unknown))
     return options
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "replay":
+        from cosmos_ray.replay_command import run_verb
+
+        text, code = run_verb(options)
+        sys.stdout.write(text + "\n")
+        return code
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     quick = getattr(options, "quick", False)
     base = QUICK if quick else RunConfig()

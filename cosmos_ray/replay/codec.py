@@ -1,8 +1,7 @@
 """Camera frames as JPEG bytes: quality 95, chroma 4:4:4, RGB in and out.
 
 Quality 95 is what the reference policy stores and trains on; 4:4:4 keeps the colour of the few pixels that a small
-object covers at 64x64, which 4:2:0 would average away. OpenCV works in BGR, so both directions swap the channels here
-and nowhere else.
+object covers at 64x64, which 4:2:0 would average away. OpenCV works in BGR; the channels are swapped here and nowhere else.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ def decode_jpeg(data: bytes | memoryview | np.ndarray) -> np.ndarray:
     """``(H, W, 3)`` uint8 RGB image of JPEG ``data`` (any buffer, read in place); StoreError if it is none."""
     # Arrow buffers export signed chars, so the element type is set here instead of being taken from the buffer.
     raw = np.frombuffer(data, dtype=np.uint8)
-    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
+    image = cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB) if raw.size else None
     if image is None:
         raise StoreError(f"{raw.size} bytes do not decode as a JPEG image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def encode_cameras(frames: np.ndarray) -> list[bytes]:
