@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON_BIN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-slow lint setup setup-dev clean
+.PHONY: demo test test-slow chaos-replay lint setup setup-dev clean
 
 demo: setup
 	$(PYTHON_BIN) -m cosmos_ray demo $(ARGS)
@@ -13,6 +13,9 @@ test: setup-dev lint
 
 test-slow: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow $(ARGS)
+
+chaos-replay: setup-dev
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos_replay.py $(ARGS)
 
 lint: setup-dev
 	$(PYTHON_BIN) -m ruff check cosmos_ray jobs tests

@@ -67,12 +67,30 @@ class NewerSchema(StoreError):
     """The file is fine but was written by a newer version of this package."""
 
 
-def encode(episode: Episode, created: float | None = None) -> tuple[pa.RecordBatch, dict[str, Any]]:
+class Scratch:
+    """Memory that is used for one episode after another: fresh pages cost more than the copy that fills them."""
+
+    def __init__(self, keep: int = 256 << 20) -> None:
+        self.keep = keep
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> np.ndarray:
+        """``(size,)`` uint8, the same memory each time; more than ``keep`` is not held on to."""
+        if size > self.keep:
+            return np.empty(size, np.uint8)
+        if size > len(self._memory):
+            self._memory = np.empty(size + size // 4, np.uint8)
+        return self._memory[:size]
+
+
+def encode(episode: Episode, created: float | None = None, scratch: Scratch | None = None) -> tuple[pa.RecordBatch, dict[str, Any]]:
     """The record batch of ``episode``, with its schema metadata, and the header as a dictionary.
 
-    ``created`` are the Unix seconds of its commit, now by default. StoreError if ``episode.info`` is not JSON.
+    ``created`` are the Unix seconds of its commit, now by default. With ``scratch`` the frames of the batch lie there: it is
+    good until that is used again. StoreError if ``episode.info`` is not JSON.
     """
     rows = episode.length + 1
+    memory = (scratch or Scratch()).take(sum(len(image) for images in episode.frames.values() for image in images))
     columns: dict[str, pa.Array] = {"step": pa.array(np.arange(rows, dtype=np.int32))}
     checksums: dict[str, int] = {}
     for column, attribute in {**STATE_COLUMNS, **STEP_COLUMNS}.items():
@@ -81,7 +99,7 @@ def encode(episode: Episode, created: float | None = None) -> tuple[pa.RecordBat
         checksums[column] = crc32(values)
     for index, camera in enumerate(episode.cameras):
         images = [episode.frames[t][index] if t in episode.frames else None for t in range(rows)]
-        frames, crcs = _frame_arrays(images)
+        frames, crcs, memory = _frame_arrays(images, memory)
         columns[f"frame/{camera}"], columns[f"frame_crc/{camera}"] = frames, pa.array(crcs)
         checksums[f"frame/{camera}"] = offsets_crc(frame_buffers(frames)[0], crcs)
     header = {
@@ -101,6 +119,7 @@ def encode(episode: Episode, created: float | None = None) -> tuple[pa.RecordBat
         "invalid": episode.invalid,
         "policy_version": int(episode.policy_version),
         "frame_ranges": to_ranges(sorted(episode.frames)),
+        "bytes": sum(array.nbytes for array in columns.values()),
         "checksums": checksums,
         "info": episode.info,
     }
@@ -148,8 +167,8 @@ def read_header(metadata: dict[bytes, bytes] | None, where: str) -> tuple[int, d
 
 
 def summarise(header: dict[str, Any], rows: int | None, size: int, where: str) -> EpisodeSummary:
-    """The summary in a header whose record batch has ``rows`` rows (None: not known yet), in a file of ``size`` bytes.
-    DamagedEpisode."""
+    """The summary in a header whose record batch has ``rows`` rows (None: not known yet), in a file of ``size`` bytes
+    (where the header does not say how many are its own). DamagedEpisode."""
     try:
         key = EpisodeKey(*(_typed(header, name, kind) for name, kind in _KEY_FIELDS), header.get("initial_state", ""))
         length = _typed(header, "length", int)
@@ -169,7 +188,7 @@ def summarise(header: dict[str, Any], rows: int | None, size: int, where: str) -
             policy_version=_typed(header, "policy_version", int),
             frame_ranges=checked_ranges(ranges, length),
             created=float(header.get("created", 0.0)),
-            size=size,
+            size=_typed({"bytes": size, **header}, "bytes", int),
         )
     except (KeyError, TypeError, ValueError, OverflowError, StoreError) as error:
         raise DamagedEpisode(f"{where} has a header that does not describe an episode: {error!r}") from error
@@ -235,15 +254,20 @@ def header_crc(version: bytes, text: bytes) -> bytes:
     return str(crc32(version + text)).encode()
 
 
-def _frame_arrays(images: list[bytes | None]) -> tuple[pa.Array, np.ndarray]:
-    """A large_binary column of JPEGs (None: null) and their checksums, from one copy of the bytes."""
-    present = [image is not None for image in images]
+def _frame_arrays(images: list[bytes | None], memory: np.ndarray) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """A large_binary column of JPEGs (None: null) at the front of ``memory``, their checksums, and the memory behind."""
+    sizes = [len(image) if image is not None else 0 for image in images]
     offsets = np.zeros(len(images) + 1, np.int64)
-    np.cumsum([len(image) if image is not None else 0 for image in images], out=offsets[1:])
-    data = b"".join(image for image in images if image is not None)
-    validity = None if all(present) else pa.array(present).buffers()[1]
-    array = pa.Array.from_buffers(pa.large_binary(), len(images), [validity, pa.py_buffer(offsets), pa.py_buffer(data)])
-    return array, np.array([crc32(image) if image is not None else 0 for image in images], np.uint32)
+    np.cumsum(sizes, out=offsets[1:])
+    target = memoryview(memory)
+    for start, image in zip(offsets.tolist(), images, strict=False):
+        if image is not None:
+            target[start : start + len(image)] = image
+    total = int(offsets[-1])
+    validity = None if all(sizes) else pa.array([image is not None for image in images]).buffers()[1]
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(memory[:total])]
+    crcs = np.array([crc32(image) if image is not None else 0 for image in images], np.uint32)
+    return pa.Array.from_buffers(pa.large_binary(), len(images), buffers), crcs, memory[total:]
 
 
 def _vectors(values: np.ndarray, rows: int) -> pa.Array:

@@ -69,6 +69,7 @@ class ReplayStore:
         self._in_manifest = 0
         self._ignored: set[str] = set()  # files that stay where they are: newer schema, or a read-only store
         self._lock = threading.RLock()
+        self._scratch = schema.Scratch()
         self.marker = Marker(self.storage, create)
 
     def commit(self, episode: Episode) -> bool:
@@ -79,10 +80,10 @@ class ReplayStore:
         """
         name = episode.key.name
         path = self.path(name)
-        batch, header = schema.encode(episode)
-        summary = schema.summarise(header, batch.num_rows, batch.nbytes, self.storage.where(path))
-        note = json.dumps(header | {"size": batch.nbytes}, default=str).encode()
         with self._lock, explained("commit an episode to", self.storage.where(path)):
+            batch, header = schema.encode(episode, scratch=self._scratch)
+            summary = schema.summarise(header, batch.num_rows, batch.nbytes, self.storage.where(path))
+            note = batch.schema.metadata[schema.HEADER_FIELD]
             self.marker.check_present()
             self.look_for_packs()
             if name in self._removals.evicted or self.index.place(name):
@@ -386,7 +387,7 @@ class ReplayStore:
         """Summary from what the writer noted about the file."""
         try:
             header = json.loads(note)
-            return self._belongs(schema.summarise(header, None, int(header["size"]), self.storage.where(path)), name, path)
+            return self._belongs(schema.summarise(header, None, 0, self.storage.where(path)), name, path)
         except (DamagedEpisode, KeyError, TypeError, ValueError, RecursionError):
             return self._summarise(name, path)  # the file itself decides
 

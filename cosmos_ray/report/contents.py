@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 from cosmos_ray.folder import RunFolder
@@ -31,7 +30,7 @@ def store_contents(store: ReplayStore) -> dict:
         row["episodes"] += 1
         row["steps"] += summary.length
         row["frames"] += len(summary.frame_steps)
-        row["mb"] += _megabytes(summary)
+        row["mb"] += summary.size / 1e6
     rows = [row for row in table.values() if row["episodes"]]
     total = {key: sum(row[key] for row in rows) for key in ("episodes", "steps", "frames", "mb")}
     return {"strata": rows, "total": total, "quarantined": len(store.quarantine.entries())}
@@ -102,10 +101,3 @@ def plain(value: Any) -> Any:
 def _number(value: Any) -> float | None:
     """A finite number, or None for anything else."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _megabytes(summary: EpisodeSummary) -> float:
-    try:
-        return os.path.getsize(summary.path) / 1e6
-    except FileNotFoundError:  # quarantined by another process meanwhile
-        return 0.0
