@@ -301,14 +301,22 @@ def test_newer_schema_version_is_refused_and_left_in_place(three):
     assert path.exists() and not store.quarantine.entries()
 
 
-def test_missing_column_is_found_on_read_and_quarantined(three):
+def test_missing_column_is_quarantined(three):
     root, path = three
     rewrite(path, lambda table, metadata: (table.drop_columns(["action"]), metadata))
-    store = ReplayStore(root)
-    assert len(store.refresh()) == 3  # the header is intact
-    with pytest.raises(StoreError, match="no column action"):
-        store.read(make_episode(1).key.name)
-    assert len(store) == 2 and len(store.quarantine.entries()) == 1
+    expect_quarantined(root, path, "no column action")
+
+
+def test_labels_of_another_width_than_the_actions_are_quarantined(three):
+    root, path = three
+
+    def narrow(table, metadata):
+        column = table.schema.get_field_index("label")
+        values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(13, np.float32)), 1)
+        return table.set_column(column, "label", values), metadata
+
+    rewrite(path, narrow)
+    expect_quarantined(root, path, "actions and labels differ")
 
 
 @pytest.mark.parametrize("what", ["action", "proprio", "state", "frame"])

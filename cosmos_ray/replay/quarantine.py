@@ -7,12 +7,14 @@ import logging
 import os
 import time
 
+from cosmos_ray.replay.files import explained
 from cosmos_ray.replay.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "quarantine"
 LOG = f"{FOLDER}/log.jsonl"
+LONGEST_NAME = 180  # bytes kept of a file's name: with the time before it, it must not exceed what file systems allow
 
 
 class Quarantine:
@@ -28,7 +30,8 @@ class Quarantine:
     def take(self, path: str, reason: str) -> bool:
         """Move the file ``path`` out of the store; False (with a warning) if it has to stay, as on a read-only file system."""
         where = self.storage.where(path)
-        moved_to = f"{time.time_ns()}-{os.getpid()}-{path.rpartition('/')[2].lstrip('.')}"
+        name = os.fsdecode(os.fsencode(path.rpartition("/")[2])[-LONGEST_NAME:])
+        moved_to = f"{time.time_ns()}-{os.getpid()}-{name.lstrip('.')}"
         try:
             self.storage.move(path, f"{FOLDER}/{moved_to}")
         except FileNotFoundError:
@@ -49,11 +52,17 @@ class Quarantine:
             logger.warning("quarantine log %s cannot be written: %s", self.storage.where(LOG), error)
 
     def entries(self) -> list[dict]:
-        """Every logged line, oldest first; lines torn by a crash are left out."""
+        """Every logged line, oldest first; lines torn by a crash are left out. StoreError if the log cannot be read."""
         entries = []
-        for line in self.storage.lines(LOG):
+        with explained("read", self.storage.where(LOG)):
+            lines = self.storage.lines(LOG)
+        for line in lines:
             try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            if isinstance(entry, dict):
+                entries.append(entry)
+            else:
                 logger.warning("skipping a torn line of %s", self.storage.where(LOG))
         return entries

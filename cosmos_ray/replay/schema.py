@@ -56,7 +56,16 @@ STEP_COLUMNS = {
     "policy_version": "step_versions",
     "predicted_value": "predicted_values",
 }
-DTYPES = {"state": np.float64, "policy_version": np.int64}  # every other column is float32
+COLUMN_TYPES = {
+    "proprio": pa.float32(),
+    "state": pa.float64(),
+    "action": pa.float32(),
+    "label": pa.float32(),
+    "reward": pa.float32(),
+    "policy_version": pa.int64(),
+    "predicted_value": pa.float32(),
+}
+VECTORS = ("proprio", "state", "action", "label")  # columns of fixed-size lists of that type
 
 
 class DamagedEpisode(StoreError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -100,12 +102,12 @@ class LocalStorage:
         replace(data, self.root / path)
 
     def open(self, path: str) -> pa.NativeFile:
-        return pa.memory_map(str(self.root / path))
+        return pa.memory_map(os.fsencode(self._regular(path)))
 
     peek = open
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        return self._regular(path).read_bytes()
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(self.root / path)
@@ -120,15 +122,14 @@ class LocalStorage:
     def append(self, path: str, line: str) -> None:
         make_directory((self.root / path).parent)
         # One write to a file opened for appending: lines of several processes do not mix.
-        handle = os.open(self.root / path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        handle = os.open(self.root / path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
         try:
             os.write(handle, line.encode() + b"\n")
         finally:
             os.close(handle)
 
     def lines(self, path: str) -> list[str]:
-        file = self.root / path
-        return file.read_text(errors="replace").splitlines() if file.exists() else []
+        return self.read(path).decode(errors="replace").splitlines() if self.exists(path) else []
 
     def scan(self, folder: str, state: dict[str, Any], stray_seconds: float) -> Iterator[Listing]:
         """``state`` maps a directory that has settled to its stamp when it was listed and its subdirectories: only the
@@ -150,6 +151,13 @@ class LocalStorage:
                 state.pop(folder, None)
         for name in directories:
             yield from self.scan(f"{folder}/{name}", state, stray_seconds)
+
+    def _regular(self, path: str) -> Path:
+        """The file's full path. OSError if something else is there: a pipe would be waited for without end."""
+        file = self.root / path
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(file))
+        return file
 
     def _list(self, folder: str, stray_seconds: float) -> tuple[Listing, list[str], bool]:
         """One directory: its files, its subdirectories, and whether it holds a temporary file that may still be in use."""

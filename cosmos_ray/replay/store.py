@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cosmos_ray.errors import StoreError
+from cosmos_ray.errors import StoreError, StoreUnavailable
 from cosmos_ray.replay import manifest, removals, schema
 from cosmos_ray.replay.cache import LeastRecentlyUsed
 from cosmos_ray.replay.episode import Episode, EpisodeSummary
@@ -68,6 +68,7 @@ class ReplayStore:
         self._scanned: dict[str, dict[str, Any]] | None = None  # folder -> state of its scan, None before the first
         self._in_manifest = 0
         self._ignored: set[str] = set()  # files that stay where they are: newer schema, or a read-only store
+        self._stuck: set[str] = set()  # those of them that are damaged
         self._lock = threading.RLock()
         self._scratch = schema.Scratch()
         self.marker = Marker(self.storage, create)
@@ -102,6 +103,8 @@ class ReplayStore:
                 # It was packed between the look and the write: what is packed counts.
                 self.storage.remove(path)
                 return False
+            if path in self._stuck:
+                raise StoreUnavailable(f"{self.storage.where(path)} is damaged and cannot be moved to quarantine: move it away by hand")
             if path not in self._ignored:
                 self._know(summary if written else existing or summary)
         return written
@@ -292,11 +295,11 @@ class ReplayStore:
 
     def _take_in(self, listing: Listing) -> None:
         """Take in the files of one folder of episodes, and forget those that are gone."""
-        folder = listing.folder
+        folder, known = listing.folder, self._names_in(listing.folder)
         for file in listing.files:
             name = file.removesuffix(SUFFIX)
             path = f"{folder}/{file}"
-            if name in self.index or path in self._ignored:
+            if name in known or path in self._ignored or (self.index.place(name) is not None and self.path(name) == path):
                 continue
             if name in self._removals.evicted:
                 continue  # about to be deleted by whoever evicted it
@@ -305,7 +308,7 @@ class ReplayStore:
             if summary is not None:
                 self._know(summary)
         if listing.complete:
-            gone = self._names_in(folder) - {file.removesuffix(SUFFIX) for file in listing.files}
+            gone = known - {file.removesuffix(SUFFIX) for file in listing.files}
             for name in gone:
                 self._forget(name)
         for name in listing.strays:
@@ -352,16 +355,20 @@ class ReplayStore:
         for _ in range(3):
             place = self.index.place(name)
             try:
-                if place is not None:
-                    return self.pack(place[0]).view(place[1])
-                path = self.path(name)
-                return EpisodeView(self.storage.open(path), self.storage.where(path))
+                view = self._view_of(name) if place is None else self.pack(place[0]).view(place[1])
+                if view.summary.name != name:  # found under this name before, replaced behind our back
+                    raise DamagedEpisode(f"{view.path} holds episode {view.summary.name}, not {name}")
+                return view
             except FileNotFoundError:
                 with self._lock:
                     self.look_for_packs()
                     if self.index.place(name) == place:
                         raise
         raise FileNotFoundError(self.path(name))
+
+    def _view_of(self, name: str) -> EpisodeView:
+        path = self.path(name)
+        return EpisodeView(self.storage.open(path), self.storage.where(path))
 
     def _summarise(self, name: str, path: str) -> EpisodeSummary | None:
         """Summary from the file ``path``, or None: gone, in quarantine now, or of a newer schema."""
@@ -397,8 +404,11 @@ class ReplayStore:
         return summary
 
     def _take(self, path: str, reason: str) -> None:
-        if not self.quarantine.take(path, reason):
+        if self.quarantine.take(path, reason):
+            self._stuck.discard(path)
+        else:
             self._ignored.add(path)
+            self._stuck.add(path)
 
     def _try_save_manifest(self) -> None:
         try:

@@ -8,10 +8,11 @@ import pyarrow as pa
 from cosmos_ray.replay.checksum import crc32
 from cosmos_ray.replay.episode import Episode, EpisodeSummary
 from cosmos_ray.replay.schema import (
-    DTYPES,
+    COLUMN_TYPES,
     METADATA,
     STATE_COLUMNS,
     STEP_COLUMNS,
+    VECTORS,
     DamagedEpisode,
     frame_buffers,
     offsets_crc,
@@ -76,6 +77,21 @@ class EpisodeView:
         if not isinstance(checksums, dict) or not isinstance(self.header.get("info"), dict):
             raise DamagedEpisode(f"{where} has a header whose checksums or info are not tables")
         self.cameras = tuple(cameras)
+        self._check_types(batch.schema)
+
+    def _check_types(self, types: pa.Schema) -> None:
+        """The columns there must be, by name and type. DamagedEpisode."""
+        for name, of in COLUMN_TYPES.items():
+            index = types.get_field_index(name)
+            if index < 0:
+                raise DamagedEpisode(f"{self.path} has no column {name}: it does not follow schema version {self.version}")
+            found = types.field(index).type
+            if pa.types.is_fixed_size_list(found) != (name in VECTORS) or (found.value_type if name in VECTORS else found) != of:
+                raise DamagedEpisode(f"{self.path}: column {name} is of type {found}")
+            if name in VECTORS and found.list_size < 1:
+                raise DamagedEpisode(f"{self.path}: column {name} is of vectors without numbers")
+        if types.field("action").type != types.field("label").type:
+            raise DamagedEpisode(f"{self.path}: actions and labels differ in type")
 
     def column(self, name: str) -> np.ndarray:
         """Rows of one non-frame column, ``(T + 1, n)`` or ``(T, ...)``, checked once against its CRC-32."""
@@ -91,8 +107,8 @@ class EpisodeView:
                 values = array.to_numpy(zero_copy_only=True)
         except (pa.ArrowException, ValueError) as error:
             raise DamagedEpisode(f"{self.path}: column {name} cannot be read: {error}") from error
-        if values.dtype != DTYPES.get(name, np.float32) or crc32(values) != self.header["checksums"].get(name):
-            raise DamagedEpisode(f"{self.path}: column {name} does not match its checksum or type")
+        if crc32(values) != self.header["checksums"].get(name):
+            raise DamagedEpisode(f"{self.path}: column {name} does not match its checksum")
         self._columns[name] = values
         return values
 
