@@ -64,7 +64,7 @@ class RunFolder:
     def store(self) -> ReplayStore:
         """Open the replay store, with everything committed so far known."""
         store = ReplayStore(self.replay)
-        store.refresh()
+        store.update()
         return store
 
     def record(self, stage: str, **values: Any) -> None:

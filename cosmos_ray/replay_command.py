@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.settings import stored_config
 
 EXPORTS = ("lerobot", "cosmos", "parquet")
-IMPORTS = ("auto", "robomimic", "cosmos", "lerobot")
+IMPORTS = ("robomimic", "cosmos")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def _chosen(store: ReplayStore, options: argparse.Namespace) -> list[EpisodeSumm
                 and (not options.task or s.task == options.task)]  # fmt: skip
     if not episodes:
         kinds, tasks = (sorted(set(map(what, store.summaries()))) for what in (retention.kind_of, lambda s: s.task))
-        raise StoreError(f"no episode of {store.root} is of the kind and task asked for; there are kinds {', '.join(kinds) or '(none)'} and "
-                         f"tasks {', '.join(tasks) or '(none)'}")
+        raise StoreError(f"no episode of {store.root} is of the kind and task asked for; there are kinds "
+                         f"{', '.join(kinds) or '(none)'} and tasks {', '.join(tasks) or '(none)'}")
     return sorted(episodes, key=lambda s: (s.created, s.name))
 
 
@@ -135,7 +135,8 @@ def _show(options: argparse.Namespace) -> tuple[str, int]:
     target = Path(options.to or f"{name}.png")
     save_episode(episode, target)
     end = "succeeded" if episode.success else "timed out" if episode.timed_out else "failed"
-    lines = [f"{name}: {episode.instruction!r}, {end} after {episode.length} steps, {len(episode.frames)} of {episode.length + 1} with frames",
+    lines = [f"{name}: {episode.instruction!r}, {end} after {episode.length} steps, {len(episode.frames)} of {episode.length + 1} with "
+             "frames",
              f"  in {summary.path}, {summary.size / 1e6:.2f} MB, policy version {episode.policy_version}"]
     if episode.invalid:
         lines.append(f"  invalid: {episode.invalid}")
@@ -156,14 +157,14 @@ def _stats(options: argparse.Namespace) -> tuple[str, int]:
         row = rows.setdefault((s.task, retention.kind_of(s)), Counter())
         row.update(episodes=1, steps=s.length, frames=len(s.frame_steps), bytes=s.size)
     packed = sum(store.index.place(s.name) is not None for s in episodes)
+    versions = sorted({s.policy_version for s in episodes if s.source == "rollout"})
     total = {"episodes": len(episodes), "steps": sum(s.length for s in episodes), "bytes": sum(s.size for s in episodes), "packed": packed,
-             "quarantined": len(store.quarantine.entries()), "versions": sorted({s.policy_version for s in episodes if s.source == "rollout"})}
+             "quarantined": len(store.quarantine.entries()), "versions": versions}
     if options.json:
         return json.dumps({**total, "by_task_and_kind": [{"task": t, "kind": k, **row} for (t, k), row in sorted(rows.items())]}), 0
     lines = [f"{'task':<20} {'kind':<8} {'episodes':>8} {'steps':>9} {'frames':>9} {'MB':>10}"]
     lines += [f"{task:<20} {kind:<8} {row['episodes']:8d} {row['steps']:9d} {row['frames']:9d} {row['bytes'] / 1e6:10.1f}"
               for (task, kind), row in sorted(rows.items())]
-    versions = total["versions"]
     span = f"policy versions {versions[0]} to {versions[-1]}" if versions else "no rollouts"
     return "\n".join([*lines, f"{len(episodes)} episodes, {total['bytes'] / 1e6:.1f} MB, {packed} of them in packs; {span}; "
                               f"{total['quarantined']} files were quarantined so far"]), 0
@@ -214,6 +215,48 @@ def _evict(options: argparse.Namespace) -> tuple[str, int]:
     return f"{len(names)} of {len(summaries)} episodes, {size:.1f} MB, deleted", 0
 
 
+def _export(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts
+    from cosmos_ray.replay.exchange.lerobot import export_lerobot
+    from cosmos_ray.replay.exchange.parquet import export_parquet
+
+    store = _open(options)
+    episodes, progress = _chosen(store, options), _progress(options, "export", "episodes")
+    renderer = None
+    if options.render:
+        from cosmos_ray.sim.state_render import StateRenderer
+
+        renderer = StateRenderer()
+    if options.format == "lerobot":
+        done = export_lerobot(store, episodes, options.to, frames=options.frames, render=renderer, progress=progress)
+    elif options.format == "cosmos":
+        done = export_rollouts(store, episodes, options.to, render=renderer, progress=progress)
+    else:
+        done = export_parquet(store, episodes, options.to, progress=progress)
+    return _exchanged(f"{done.episodes} of {len(episodes)} episodes written to {options.to}", done.skipped)
+
+
+def _import(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.exchange.cosmos_hdf5 import import_rollouts
+    from cosmos_ray.replay.exchange.robomimic import import_demonstrations
+
+    store, progress = _open(options, create=True), _progress(options, "import", "episodes")
+    if options.format == "cosmos":
+        results = [import_rollouts(options.paths, store, progress=progress)]
+    else:
+        flip = None if options.flip == "auto" else options.flip == "yes"
+        results = [import_demonstrations(path, store, task=options.task, instruction=options.instruction, flip=flip, progress=progress)
+                   for path in options.paths]
+    episodes, known = sum(done.episodes for done in results), sum(done.known for done in results)
+    return _exchanged(f"{episodes} episodes imported into {store.root}, {known} of them were there before",
+                      [entry for done in results for entry in done.skipped])
+
+
+def _exchanged(text: str, skipped: Sequence[tuple[str, str]]) -> tuple[str, int]:
+    """The result with what was left out; exit code 1 if anything was."""
+    return "\n".join([*(f"skipped {which}: {why}" for which, why in skipped), text]), 1 if skipped else 0
+
+
 def _resimulate(options: argparse.Namespace) -> tuple[str, int]:
     from cosmos_ray.sim.resimulate import resimulate
 
@@ -229,7 +272,6 @@ _CHOOSE = (
 _THREADS = (("--threads",), {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "threads that read [the machine's]"})
 _JSON = (("--json",), {"action": "store_true", "help": "machine-readable"})
 _EPISODE = (("episode",), {"metavar": "EPISODE", "help": "name of the episode, or a part of it that no other has"})
-_TO = (("--to",), {"required": True, "metavar": "PATH", "help": "folder or file to write; it must not exist yet"})
 
 VERBS = {
     "ls": Verb("list episodes, oldest first", _ls,
@@ -244,10 +286,24 @@ VERBS = {
         (("--pack-mb",), {"type": float, "default": 256.0, "metavar": "MB", "help": "size of a pack [256]"}),
         (("--min-age-s",), {"type": float, "default": 0.0, "metavar": "S", "help": "leave younger episodes as they are [0]"}))),
     "evict": Verb("delete episodes by a retention policy; their keys stay taken", _evict, (
-        (("--keep",), {"nargs": "*", "default": ("demo", "eval"), "choices": retention.KINDS, "help": "kinds that stay for ever [demo eval]"}),
+        (("--keep",), {"nargs": "*", "default": ("demo", "eval"), "choices": retention.KINDS,
+                       "help": "kinds that stay for ever [demo eval]"}),
         (("--newest",), {"type": int, "metavar": "M", "help": "of the others keep the newest M"}),
         (("--max-staleness",), {"type": int, "metavar": "V", "help": "of the others keep those at most V policy versions old"}),
         (("--max-gb",), {"type": float, "metavar": "GB", "help": "of the others keep, newest first, what fits"}),
         (("--dry-run",), {"action": "store_true", "help": "only list them"}))),
+    "export": Verb("write episodes in another project's format", _export, (
+        (("--format",), {"required": True, "choices": EXPORTS, "help": "LeRobot v3, HDF5 of cosmos-policy, or Parquet"}),
+        (("--to",), {"required": True, "metavar": "FOLDER", "help": "folder to write; it must not exist yet"}),
+        (("--frames",), {"default": "h264", "choices": ("h264", "av1", "image"), "help": "lerobot: videos, or the stored JPEGs [h264]"}),
+        (("--render",), {"action": "store_true", "help": "render the frames that are not stored from the simulator states"}), *_CHOOSE)),
+    "import": Verb("commit episodes of another project's files", _import, (
+        (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files; for cosmos also folders of them"}),
+        (("--format",), {"required": True, "choices": IMPORTS,
+                         "help": "demonstrations of LIBERO and robomimic, or rollouts of cosmos-policy"}),
+        (("--task",), {"default": "", "help": "robomimic: name of the task [as the file says]"}),
+        (("--instruction",), {"default": "", "help": "robomimic: instruction [as the file says]"}),
+        (("--flip",), {"default": "auto", "choices": ("auto", "yes", "no"),
+                       "help": "robomimic: turn pictures upside down [as the file says]"}))),
     "replay-episode": Verb("simulate an episode again and compare it bit for bit", _resimulate, (_EPISODE,)),
 }

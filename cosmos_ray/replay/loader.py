@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cosmos_ray.errors import ConfigError
+from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.replay.sampler import Empty, Source, Unusable
 
 
@@ -26,8 +26,10 @@ class PrefetchLoader:
     """Iterates over the batches of ``source`` for ever, ``depth`` of them being made ahead by ``threads`` threads.
 
     Changes of the source (new episodes after a refresh, another selection) show after the ``depth`` batches that are planned
-    already; :meth:`restart` plans these anew. Sources that render frames need the one thread that holds the GL context:
-    ConfigError if ``threads`` is more. ``pin`` needs torch and a GPU. Use it as a context manager, or :meth:`close` it.
+    already; :meth:`restart` plans these anew. An error is raised where the batch would have come, and the next call tries that
+    batch again. A source that renders frames draws on the one thread that holds the GL context, which is the loader's then:
+    ConfigError if ``threads`` is more than one. ``pin`` needs torch and a GPU, ConfigError where there is none. One thread uses
+    a loader, as a context manager or with :meth:`close`; a closed one raises StoreError.
     """
 
     def __init__(self, source: Source, *, threads: int = 1, depth: int = 2, pin: bool = False) -> None:
@@ -35,9 +37,11 @@ class PrefetchLoader:
             raise ConfigError(f"a loader needs at least one thread and one batch ahead, not {threads} and {depth}")
         if threads > 1 and getattr(getattr(source, "sampler", None), "render", None) is not None:
             raise ConfigError(f"frames are rendered in one thread only: load with one thread, not {threads}")
+        if pin:
+            _check_pinning()
         self.source, self.depth = source, depth
         self._empty: Empty = _pinned if pin else np.empty
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="replay-loader")
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="replay-loader")
         self._ahead: deque[_Ahead] = deque()
 
     def __iter__(self) -> Iterator[Any]:
@@ -45,26 +49,24 @@ class PrefetchLoader:
 
     def __next__(self) -> Any:
         while True:
-            while len(self._ahead) < self.depth:
-                before = self.source.snapshot()
-                self._ahead.append(_Ahead(before, self._pool.submit(self.source.build, self.source.plan(), self._empty)))
-            first = self._ahead[0]
+            self._plan()
             try:
-                batch = first.future.result()
+                batch = self._ahead[0].future.result()
             except Unusable as unusable:
                 self.restart()  # as if the episode had never been there
                 self.source.forget(unusable)
-                continue
-            self._ahead.popleft()
-            return batch
+            except Exception:
+                self.restart()  # the fault may be over by the next call: it starts from the same state
+                raise
+            else:
+                self._ahead.popleft()
+                return batch
 
     def restart(self) -> None:
         """Give up the batches that are being made; the next ones are planned from where the last one returned left off."""
         for ahead in self._ahead:
             ahead.future.cancel()
-        for ahead in self._ahead:
-            if not ahead.future.cancelled():
-                ahead.future.exception()  # wait: nobody may read while the source changes
+        wait([ahead.future for ahead in self._ahead if not ahead.future.cancelled()])  # nobody may read while the source changes
         if self._ahead:
             self.source.restore(self._ahead[0].before)
         self._ahead.clear()
@@ -76,13 +78,40 @@ class PrefetchLoader:
     def close(self) -> None:
         """Stop the threads; the source is as after the last batch returned."""
         self.restart()
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     def __enter__(self) -> PrefetchLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _plan(self) -> None:
+        """Plan ahead as far as it goes. What cannot be planned is an error once everything before it was returned."""
+        if self._pool is None:
+            raise StoreError("this loader is closed: make another one")
+        while len(self._ahead) < self.depth:
+            before = self.source.snapshot()
+            try:
+                plan = self.source.plan()
+            except StoreError:
+                self.source.restore(before)
+                if self._ahead:
+                    return
+                raise
+            self._ahead.append(_Ahead(before, self._pool.submit(self.source.build, plan, self._empty)))
+
+
+def _check_pinning() -> None:
+    """ConfigError where there is nothing to pin memory for."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigError("pinned batches need torch, which is not installed: load with pin=False") from error
+    if not torch.cuda.is_available():
+        raise ConfigError("pinned batches need a GPU and torch finds none: load with pin=False")
 
 
 def _pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

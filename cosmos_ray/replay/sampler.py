@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.codec import decode_jpeg
+from cosmos_ray.replay.codec import decode_into, decode_jpeg
 from cosmos_ray.replay.episode import SOURCES
 from cosmos_ray.replay.frames import HotFrames
 from cosmos_ray.replay.schema import DamagedEpisode
@@ -114,6 +115,7 @@ class WindowSampler:
         self._rng = np.random.default_rng(seed)
         self._windows = Windows(store.index, chunk, everywhere=render is not None)
         self._layout: tuple | None = None  # cameras, frame, action and proprio shape of every window
+        self._layout_lock = threading.Lock()
         self.refresh()
 
     def refresh(self) -> int:
@@ -256,16 +258,23 @@ class WindowSampler:
         """Cameras, frame shape and vector sizes, from the first window ever read."""
         try:
             view = self.store.view(name)
-            images = [self._decode(view, camera, step, jpeg) for camera, jpeg in self._jpegs(view, step)]
-            if any(image.shape != images[0].shape for image in images):
+            shapes = []
+            for camera, jpeg in self._jpegs(view, step):
+                try:
+                    shapes.append(decode_jpeg(jpeg).shape)
+                except StoreError as error:
+                    raise _undecodable(view, camera, step, error) from error
+            if len(set(shapes)) > 1:
                 raise DamagedEpisode(f"{view.path}: the cameras differ in image size at step {step}")
-            frame = (len(images), *images[0].shape)
-            self._layout = (view.cameras, frame, view.column("action").shape[1], view.column("proprio").shape[1])
+            frame = (len(shapes), *shapes[0])
+            layout = (view.cameras, frame, view.column("action").shape[1], view.column("proprio").shape[1])
         except FileNotFoundError as error:
             raise Unusable(name) from error
         except DamagedEpisode as error:
             raise Unusable(name, str(error)) from error
-        return self._layout
+        with self._layout_lock:  # threads may have begun with different episodes: the first one's counts for all
+            self._layout = self._layout or layout
+            return self._layout
 
     def _fill(self, out: dict[str, np.ndarray], i: int, view: EpisodeView, now: int, future: int) -> None:
         """Write window ``now`` of an episode into row ``i`` of the batch."""
@@ -284,15 +293,17 @@ class WindowSampler:
     def _fill_frames(self, out: np.ndarray, view: EpisodeView, step: int) -> None:
         """Decode the frames of one step into ``out``, ``(C, H, W, 3)`` uint8, or copy them from where they are kept."""
         summary = view.summary
-        hot = self.hot.get(summary.name, step)
+        hot = self.hot.get(summary.name, step, summary.created)
         if hot is not None:
             out[...] = hot
             return
         for number, (camera, jpeg) in enumerate(self._jpegs(view, step)):
-            image = self._decode(view, camera, step, jpeg)
-            if image.shape != out.shape[1:]:
-                self._check_layout(view, (len(out), *image.shape), view.column("action"), view.column("proprio"))
-            out[number] = image
+            try:
+                shape = decode_into(jpeg, out[number])
+            except StoreError as error:
+                raise _undecodable(view, camera, step, error) from error
+            if shape != out.shape[1:]:
+                self._check_layout(view, (len(out), *shape), view.column("action"), view.column("proprio"))
         if self.hot.limit:
             steps = np.arange(view.length + 1) if self.render is not None else summary.frame_steps
             self.hot.put(summary.name, summary.created, steps, step, out)
@@ -313,12 +324,6 @@ class WindowSampler:
                 f"episode {view.summary.name} has cameras, frames, actions and proprio of {layout}, other episodes "
                 f"{self._layout}: keep one robot and image size to a store"
             )
-
-    def _decode(self, view: EpisodeView, camera: str, step: int, jpeg: Any) -> np.ndarray:
-        try:
-            return decode_jpeg(jpeg)
-        except StoreError as error:
-            raise DamagedEpisode(f"{view.path}: frame of {camera} at step {step}: {error}") from error
 
 
 class Source(Protocol):
@@ -358,6 +363,10 @@ def draw_from(source: Source) -> Any:
         except Unusable as unusable:
             source.restore(state)
             source.forget(unusable)
+
+
+def _undecodable(view: EpisodeView, camera: str, step: int, error: StoreError) -> DamagedEpisode:
+    return DamagedEpisode(f"{view.path}: frame of {camera} at step {step}: {error}")
 
 
 def _locate(ends: np.ndarray, where: np.ndarray) -> np.ndarray:

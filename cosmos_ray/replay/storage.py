@@ -90,7 +90,7 @@ class LocalStorage:
         self.name = str(root)
 
     def where(self, path: str) -> str:
-        return str(self.root / path)
+        return f"{self.name}/{path}"
 
     def publish(self, path: str, write: Callable[[BinaryIO], object], note: bytes = b"") -> bool:
         file = self.root / path

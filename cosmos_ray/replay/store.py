@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cosmos_ray.errors import StoreError, StoreUnavailable
 from cosmos_ray.replay import manifest, removals, schema
 from cosmos_ray.replay.cache import LeastRecentlyUsed
@@ -134,8 +136,10 @@ class ReplayStore:
 
         For readers that follow the store one by one; does not look for new files, see :meth:`refresh`.
         """
-        rows = range(cursor, len(self.index.names))
-        return [self._summary(row) for row in rows if self.index.alive[row]], len(self.index.names)
+        rows = cursor + np.flatnonzero(self.index.alive[cursor:])
+        missing = np.array([row for row in rows.tolist() if row not in self._summaries], np.int64)
+        self._summaries.update(zip(missing.tolist(), self.index.summaries(missing, self._where), strict=True))
+        return [self._summaries[row] for row in rows.tolist()], len(self.index.names)
 
     def summaries(self) -> list[EpisodeSummary]:
         """Every known episode (as of the last :meth:`refresh` and this instance's commits)."""
@@ -342,13 +346,12 @@ class ReplayStore:
             self._members.get(self.path(name).rpartition("/")[0], set()).discard(name)
 
     def _summary(self, row: int) -> EpisodeSummary:
-        summary = self._summaries.get(row)
-        if summary is None:
-            name = self.index.names[row]
-            place = self.index.place(name)
-            path = place[0] if place else self.path(name)
-            summary = self._summaries[row] = self.index.summary(row, self.storage.where(path))
-        return summary
+        if row not in self._summaries:
+            (self._summaries[row],) = self.index.summaries(np.array([row]), self._where)
+        return self._summaries[row]
+
+    def _where(self, name: str, pack: str) -> str:
+        return self.storage.where(pack or self.path(name))
 
     def _opened(self, name: str) -> EpisodeView:
         """The episode, freshly opened: where it was known to be, or in the pack it has moved to since."""

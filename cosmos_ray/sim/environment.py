@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import platform
 import re
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 
 from cosmos_ray.config import SimConfig
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 SUCCESS_HOLD = 3
 """Consecutive control steps on which the task's success check must hold before the episode counts as a success."""
+
+SIMD = ("avx", "fma", "avx2", "avx512f", "avx512dq", "avx512vl", "asimd", "sve")
+"""Vector instruction sets by which math libraries choose their code, as /proc/cpuinfo names them."""
 
 
 @dataclass(frozen=True)
@@ -256,13 +261,18 @@ class Environment:
             raise SimulationError(f"unstable physics at step {self.step_index} of {self.task} ({', '.join(names)})")
 
     def _fingerprint(self, robosuite: Any, make_seed: int) -> dict[str, str]:
-        """What a replay of this environment depends on; equal fingerprints make equal episodes and pictures."""
+        """What a replay of this environment depends on; equal fingerprints make equal episodes and pictures.
+
+        Episodes of earlier versions lack the entries ``robots``, ``numba``, ``gl``, ``cpu``, ``simd`` and ``platform``.
+        """
         xml = re.sub(r'file="[^"]*/', 'file="', self.sim_env.model.get_xml())  # asset paths differ between machines
         return {
             "task": self.task,
+            "robots": ",".join(self.config.robots),
             "robosuite": robosuite.__version__,
             "mujoco": self.mujoco.__version__,
             "numpy": np.__version__,
+            "numba": numba.__version__,
             "model": hashlib.sha256(xml.encode()).hexdigest()[:16],
             "make_seed": str(make_seed),
             "stepping": self._stepper.name,
@@ -271,6 +281,8 @@ class Environment:
             "placement": str(self.config.placement),
             "cameras": ",".join(self.cameras),
             "render": f"{self.config.image_size}px cell {self.config.mesh_cell} no-shadow no-reflection no-msaa",
+            "gl": gl.choose_backend(),
+            **_machine(),
         }
 
 
@@ -282,6 +294,24 @@ def start(env: Environment, seed: int) -> Trajectory:
     trajectory.states.append(env.state())
     trajectory.frames[0] = env.render_state(trajectory.states[0])
     return trajectory
+
+
+def _machine() -> dict[str, str]:
+    """The processor and C library. The last bit of sin, exp and matrix products depends on both: libm, BLAS and the compiler
+    pick their code by the vector instructions they find."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:  # not Linux, or a container that hides it
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    found = set(flags.group(1).split()) if flags else set()
+    return {
+        "cpu": model.group(1).strip() if model else platform.processor() or platform.machine(),
+        "simd": ",".join(name for name in SIMD if name in found) or "unknown",
+        "platform": " ".join(part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part),
+    }
 
 
 def _controllers(config: SimConfig) -> list[dict]:

@@ -7,6 +7,8 @@ episodes against the pool, and the pool serves whatever weights were pushed last
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import ray
 
@@ -16,7 +18,9 @@ from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.learner.actor import LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
+from cosmos_ray.replay.files import make_directory, replace
 from cosmos_ray.replay.limiter import SamplesPerInsert
+from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.ticket import own_rollouts
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import rollout_ticket, start_fleet
@@ -76,10 +80,11 @@ class _RefineLoop:
         self.first_step = learner.step
         store = run.folder.store()
         goal = run.config.rollouts + run.config.refine_rollouts
-        self.to_run = [t for t in (rollout_ticket(run, i) for i in range(run.config.rollouts, goal)) if t.key.name not in store]
+        tickets = [rollout_ticket(run, i) for i in range(run.config.rollouts, goal)]
+        self.to_run = [t for t in tickets if t.key.name not in store]
         self.to_run.reverse()
         self.planned = len(self.to_run)
-        self.limiter = self._make_limiter(mean_length)
+        self.limiter = self._make_limiter(mean_length, steps_stored(store, [t.key.name for t in tickets]))
         self.mean_length = mean_length
 
     def run_to_end(self) -> dict:
@@ -145,18 +150,52 @@ class _RefineLoop:
             self.run.tracker.log("refine_episode", success=int(episode.success), length=episode.length, version=episode.policy_version,
                                  step=self.learner.step, name=episode.name)
 
-    def _make_limiter(self, mean_length: float) -> SamplesPerInsert | None:
-        """The limiter, or None when nothing is collected. A ratio of 0 is chosen so that learning and collecting end together."""
-        config = self.config
+    def _make_limiter(self, mean_length: float, stored: int) -> SamplesPerInsert | None:
+        """The limiter, or None when nothing is collected. A ratio of 0 is chosen so that learning and collecting end together.
+
+        ``stored`` are the control steps of this refinement's episodes that the store has already.
+        """
+        config, batch = self.config, self.config.learner.batch_size
         if not self.to_run:
             return None
-        expected = self.planned * mean_length
-        windows = (config.refine_steps - self.learner.step) * config.learner.batch_size
+        counters = resume_counters(self.learner.folder / "limiter.json", stored, self.learner.step, batch)
+        expected = counters["inserted"] + self.planned * mean_length
+        windows = counters["sampled"] + (config.refine_steps - self.learner.step) * batch
         ratio = config.replay.samples_per_insert or max(windows / expected, 1e-3)
         horizon = 2 * mean_length * self.fleet.capacity
-        return SamplesPerInsert(ratio, min_inserts=1, error_buffer=max(ratio * horizon + BURST * config.learner.batch_size, 1.0))
+        limiter = SamplesPerInsert(ratio, min_inserts=1, error_buffer=max(ratio * horizon + BURST * batch, 1.0))
+        limiter.load_state_dict(counters)
+        return limiter
 
     def _note(self) -> str:
         wins = sum(e.success for e in self.finished)
         loss = f"loss {self.metrics['loss']:.3f}  " if "loss" in self.metrics else ""
         return f"{loss}version {self.version}  episodes {len(self.finished)}/{self.planned} ({wins} succeeded)"
+
+
+def steps_stored(store: ReplayStore, names: list[str]) -> int:
+    """Control steps of those of the episodes that were ever committed, evicted ones included."""
+    rows = [(store.index.row(name), store.evicted(name)) for name in names]
+    return sum(int(store.index["length"][row]) if row is not None else gone["length"] if gone else 0 for row, gone in rows)
+
+
+def resume_counters(file: Path, stored: int, step: int, batch: int) -> dict[str, int]:
+    """The limiter's ``inserted`` and ``sampled`` for a refinement that goes on at learner ``step`` with ``stored`` control steps.
+
+    What survives a crash are the store and the learner's last state, not what the driver counted: an episode may have been
+    committed unseen, steps may have been lost. So the counters follow from these two, and ``file``, beside the learner's state,
+    says what they were when the process before this one began; it is replaced by what they are now. ConfigError if it is unreadable.
+    """
+    known = {"inserted": 0, "sampled": 0, "stored": stored, "step": step, "batch": batch}
+    try:
+        before = {name: int(value) for name, value in json.loads(file.read_text()).items()}
+        if before["step"] <= step:  # else the learner's state was lost, and it begins again
+            known["inserted"] = max(0, before["inserted"] + stored - before["stored"])
+            known["sampled"] = before["sampled"] + (step - before["step"]) * before["batch"]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"cannot read {file}: {error!r}; delete it, and learning and collecting are paced from now on") from error
+    make_directory(file.parent)
+    replace(json.dumps(known).encode(), file)
+    return {name: known[name] for name in ("inserted", "sampled")}

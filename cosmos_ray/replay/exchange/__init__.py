@@ -1,0 +1,13 @@
+"""Episodes in other projects' formats, in and out.
+
+=====================  ===========================================================================================
+``robomimic``          demonstrations of LIBERO and robomimic (HDF5, ``data/demo_i``) into a store
+``cosmos_hdf5``        rollouts of the public cosmos-policy code (HDF5, a file per episode) into a store, and episodes of a
+                       store as such files
+``lerobot``            episodes of a store as a LeRobot v3 dataset
+``parquet``            episodes of a store as Parquet, for everything else
+``ray_data``           the store as a Ray Data dataset, read where it lies
+=====================  ===========================================================================================
+
+Each function returns an :class:`~cosmos_ray.replay.exchange.exchanged.Exchanged` that names what was left out and why.
+"""

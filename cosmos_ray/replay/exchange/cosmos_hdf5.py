@@ -1,0 +1,117 @@
+"""Rollouts as the public cosmos-policy code writes and reads them: one HDF5 file per episode.
+
+``{primary,secondary,wrist}_images_jpeg`` (JPEG bytes per step) or the same without ``_jpeg`` (pixels), ``proprio`` (T, 9), ``actions``
+(T, 7), attributes ``success`` and ``task_description``. There are ``T`` observations and ``T`` actions; the state after the last action is
+not part of the format. So an export leaves out the last state, and an import the last action.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.exchange import hdf5
+from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
+from cosmos_ray.replay.sampler import Render
+from cosmos_ray.replay.store import ReplayStore
+
+#: The format's name of a view, and the camera it is of here. Wrist first, as in a latent sequence.
+VIEWS = {"wrist": "robot0_eye_in_hand", "primary": "agentview", "secondary": "secondary"}
+THIRD_PERSON = ("primary", "secondary")
+
+
+def import_rollouts(
+    paths: Iterable[str | Path], store: ReplayStore, *, policy_version: int = 0, progress: Progress | None = None
+) -> Exchanged:
+    """Commit the episodes of files or of folders of files as rollouts of ``policy_version``; importing again finds them known.
+
+    A file that cannot be read is skipped and named. StoreError if there is no file at all.
+    """
+    files = sorted(file for path in map(Path, paths) for file in (path.rglob("*.hdf5") if path.is_dir() else [path]))
+    if not files:
+        raise StoreError("there is no .hdf5 file to import: give files, or a folder that has some")
+    done = known = 0
+    skipped: list[tuple[str, str]] = []
+    for number, file in enumerate(files):
+        try:
+            episode = _read(file, policy_version)
+        except (StoreError, ValueError) as error:
+            skipped.append((str(file), str(error)))
+        else:
+            known += not store.commit(episode)
+            done += 1
+        if progress:
+            progress(number + 1, len(files))
+    return Exchanged(done, known, tuple(skipped))
+
+
+def export_rollouts(
+    store: ReplayStore, summaries: Iterable[EpisodeSummary], target: str | Path, *, render: Render | None = None,
+    progress: Progress | None = None,
+) -> Exchanged:  # fmt: skip
+    """Write each episode as a file of the new folder ``target``, stored JPEGs taken over as they are.
+
+    Episodes whose frames are not all stored are skipped and named, unless ``render`` makes them. StoreError if ``target`` exists.
+    """
+    skipped: list[tuple[str, str]] = []
+    count = 0
+    with new_folder(target) as folder:
+        for view, frames in whole_episodes(store, summaries, skipped, render, progress):
+            s = view.summary
+            name = f"episode_data--suite={s.task}--ep={s.key.seed}--success={s.success}--{s.name}.hdf5"
+            _write(folder / name.replace("/", "_"), view, frames[:-1])
+            count += 1
+        if not count:
+            raise nothing_to_write(skipped)
+    return Exchanged(count, 0, tuple(skipped))
+
+
+def _read(file: Path, policy_version: int) -> Episode:
+    with hdf5.opened(file) as source:
+        actions = hdf5.array(source, "actions", np.float32, 2)
+        steps = len(actions) - 1
+        if steps < 1:
+            raise StoreError(f"{file} has {len(actions)} actions, at least two are needed")
+        proprio = hdf5.array(source, "proprio", np.float32, 2)
+        found = {camera: images for view, camera in VIEWS.items() if (images := hdf5.images(source, f"{view}_images", False)) is not None}
+        if not found:
+            raise StoreError(f"{file} has no pictures (primary_images, wrist_images, with or without _jpeg)")
+        wrong = {name: len(rows) for name, rows in {"proprio": proprio, **found}.items() if len(rows) != steps + 1}
+        if wrong:
+            raise StoreError(f"{file} has {steps + 1} actions and {wrong} of others")
+        success = bool(hdf5.attribute(source, "success", False))
+        instruction = str(hdf5.attribute(source, "task_description", ""))
+    said = dict(re.findall(r"--(suite|task|ep)=([^-]+)", f"--{file.stem}"))
+    task = "_".join(said[name] for name in ("suite", "task") if name in said) or re.sub(r"\W+", "_", instruction) or "cosmos"
+    key = EpisodeKey(f"import:{file.stem}", task, "rollout", int(said["ep"]) if said.get("ep", "").isdigit() else 0)
+    rewards = np.zeros(steps, np.float32)
+    rewards[-1] = float(success)
+    return Episode(
+        key=key, instruction=instruction, cameras=tuple(found), success=success, episode_return=float(success), timed_out=not success,
+        invalid="", policy_version=policy_version, actions=actions[:steps], labels=actions[:steps],
+        rewards=rewards, proprio=proprio, states=np.full((steps + 1, 1), np.nan), step_versions=np.full(steps, policy_version),
+        predicted_values=np.full(steps, np.nan), frames={t: [images[t] for images in found.values()] for t in range(steps + 1)},
+        info={"imported": file.name},
+    )  # fmt: skip
+
+
+def _write(file: Path, view, frames: list[list[bytes]]) -> None:
+    cameras = [c for c in view.cameras if not third_person(c)][:1], [c for c in view.cameras if third_person(c)][: len(THIRD_PERSON)]
+    names = {**{c: "wrist" for c in cameras[0]}, **dict(zip(cameras[1], THIRD_PERSON, strict=False))}
+    with h5py.File(file, "w") as target:
+        for index, camera in enumerate(view.cameras):
+            if camera in names:
+                column = target.create_dataset(f"{names[camera]}_images_jpeg", (len(frames),), dtype=h5py.vlen_dtype(np.dtype(np.uint8)))
+                for t, images in enumerate(frames):
+                    column[t] = np.frombuffer(images[index], np.uint8)
+        target.create_dataset("proprio", data=view.column("proprio")[:-1])
+        target.create_dataset("actions", data=view.column("action"))
+        target.attrs["success"] = view.summary.success
+        target.attrs["success_score"] = view.summary.score
+        target.attrs["task_description"] = view.instruction

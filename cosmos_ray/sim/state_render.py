@@ -1,0 +1,135 @@
+"""Frames of a stored episode made again from its simulator states, so that an episode need not store every frame."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cosmos_ray.config import SimConfig
+from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.replay.codec import decode_jpeg, encode_cameras
+from cosmos_ray.replay.episode import Episode
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.resimulate import compare_fingerprints, config_from_fingerprint, make_seed_of, stored_fingerprint
+
+if TYPE_CHECKING:
+    from cosmos_ray.replay.schema import EpisodeView
+
+DECISIVE = ("task", "robots", "robosuite", "mujoco", "model", "cameras", "render", "gl")
+"""Fingerprint entries that decide what a state looks like."""
+
+
+
+class StateRenderer:
+    """Renders states of stored episodes as JPEG, exactly as the store would have kept the frames of a live episode.
+
+    Call it as ``renderer(view, steps)``. One environment per configuration is built on first use (about two seconds) and the
+    ``environments`` used last are kept. Like every renderer of this package it belongs to the thread of its process that renders first.
+
+    With ``strict``, episodes are refused whose pictures may come out differently here: a decisive entry of their fingerprint differs (task,
+    robots, model, cameras, picture size, versions of MuJoCo and robosuite, OpenGL backend), or, for the first episode of each fingerprint,
+    a stored frame does not come out byte for byte, as with another graphics driver. Without it they are rendered as they come.
+    """
+
+    def __init__(self, strict: bool = True, environments: int = 4):
+        if environments < 1:
+            raise ConfigError(f"environments = {environments}: a state renderer needs at least 1")
+        self.strict, self.limit = strict, environments
+        self._environments: OrderedDict[tuple[SimConfig, int], Environment] = OrderedDict()
+        self._proven: set[tuple] = set()  # fingerprints of which a stored frame came out the same
+
+    def __call__(self, view: EpisodeView | Episode, steps: Iterable[int]) -> dict[int, list[bytes]]:
+        """:meth:`render`."""
+        return self.render(view, steps)
+
+    def render(self, view: EpisodeView | Episode, steps: Iterable[int]) -> dict[int, list[bytes]]:
+        """One JPEG per camera, in the order of ``view.cameras``, for each of ``steps`` (0..T).
+
+        Raises:
+            StoreError: the episode cannot be rendered here (one line that says why), or has no such step.
+            SimulationError: no usable OpenGL, or the call comes from another thread than the first.
+        """
+        steps = [int(step) for step in steps]
+        name, info, states = _parts(view)
+        for step in steps:
+            if not 0 <= step <= view.length:
+                raise StoreError(f"episode {name} has no step {step}: its steps are 0..{view.length}")
+        try:
+            fingerprint = stored_fingerprint(info, name)
+            env = self._environment(config_from_fingerprint(fingerprint, name), make_seed_of(fingerprint, name))
+        except ConfigError as error:
+            raise StoreError(f"cannot render from states: {error}") from error
+        self._check(name, view.cameras, states, env)
+        if self.strict:
+            self._compare(view, name, fingerprint, states, env)
+        # Copied, because a view's rows are read-only, which MuJoCo's bindings refuse.
+        return {step: encode_cameras(env.render_state(states[step].copy())) for step in steps}
+
+    def close(self) -> None:
+        """Release the simulators; the next call makes them again."""
+        while self._environments:
+            self._environments.popitem()[1].close()
+        self._proven.clear()
+
+    def _environment(self, config: SimConfig, make_seed: int) -> Environment:
+        key = config, make_seed
+        env = self._environments.get(key)
+        if env is None:
+            env = self._environments[key] = Environment(config, make_seed)
+        self._environments.move_to_end(key)
+        while len(self._environments) > self.limit:
+            self._environments.popitem(last=False)[1].close()
+        return env
+
+    def _check(self, name: str, cameras: tuple[str, ...], states: np.ndarray, env: Environment) -> None:
+        """StoreError when the episode cannot be rendered by ``env``, strictly or not."""
+        if cameras != env.cameras:
+            raise StoreError(
+                f"episode {name} stores cameras {', '.join(cameras)} but was simulated with {', '.join(env.cameras)}: it cannot be "
+                "rendered from its states"
+            )
+        if states.shape[1] != env.state_dim:
+            raise StoreError(
+                f"episode {name} has {states.shape[1]} numbers per state, the environment of {env.task} here {env.state_dim}: it was "
+                "recorded with another task, robot or version, and cannot be rendered"
+            )
+
+    def _compare(self, view: EpisodeView | Episode, name: str, fingerprint: dict[str, str], states: np.ndarray, env: Environment) -> None:
+        """StoreError when the fingerprint, or a stored frame of the first episode that has it, says that pictures differ here."""
+        kind = env.config, *(fingerprint.get(entry) for entry in (*DECISIVE, "make_seed"))
+        if kind in self._proven:
+            return
+        differing = [item for item in compare_fingerprints(fingerprint, env.fingerprint)[0].items() if item[0] in DECISIVE]
+        if differing:
+            text = ", ".join(f"{entry} was {stored}, here {here}" for entry, (stored, here) in differing)
+            raise StoreError(
+                f"episode {name} would look different rendered here ({text}): render it where it was recorded, or not strictly"
+            )
+        episode = view if isinstance(view, Episode) else view.episode()  # a copy of it all, but once per fingerprint
+        if not episode.frames:
+            return
+        step, stored = min(episode.frames.items())
+        made = encode_cameras(env.render_state(states[step].copy()))
+        if made != stored:
+            changed = max(_changed(a, b) for a, b in zip(made, stored, strict=True))
+            raise StoreError(
+                f"episode {name} looks different rendered here: at step {step}, {100 * changed:.2g} % of the pixels differ from the stored "
+                "frame (another graphics driver?); render it where it was recorded, or not strictly"
+            )
+        self._proven.add(kind)
+
+
+def _changed(made: bytes, stored: bytes) -> float:
+    """Share of the pixels that differ between two JPEGs."""
+    left, right = decode_jpeg(made), decode_jpeg(stored)
+    return float(np.any(left != right, axis=-1).mean()) if left.shape == right.shape else 1.0
+
+
+def _parts(view: EpisodeView | Episode) -> tuple[str, dict, np.ndarray]:
+    """Name, ``info`` and states (T + 1, S) float64 of an episode in memory or in the store."""
+    if isinstance(view, Episode):
+        return view.key.name, view.info, view.states
+    return view.summary.name, view.header.get("info"), view.column("state")

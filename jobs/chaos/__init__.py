@@ -1,0 +1,1 @@
+"""Fault injection for the replay store: processes killed at random instants, files damaged in every way known."""

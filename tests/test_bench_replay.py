@@ -1,0 +1,102 @@
+"""The replay benchmark at toy size: every format returns the same windows, and the figures it promises are written."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+JOBS = Path(__file__).parent.parent / "jobs"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The script as a module; in ``sys.modules``, where the processes it starts look for their function."""
+    sys.path.insert(0, str(JOBS))
+    try:
+        import bench_replay
+
+        yield bench_replay
+    finally:
+        sys.path.remove(str(JOBS))
+
+
+@pytest.fixture(scope="module")
+def written(bench, tmp_path_factory):
+    """Three short episodes in our store and in every format, at 32 pixels."""
+    folder = tmp_path_factory.mktemp("formats")
+    episodes = [bench.formats.make_episode(seed, 32, length, 5.0) for seed, length in enumerate((20, 24, 30))]
+    store = bench.ReplayStore(folder / "store")
+    for episode in episodes:
+        assert store.commit(episode)
+    bench.formats.write_all(folder, episodes, 32)
+    return folder, episodes
+
+
+@pytest.mark.parametrize("key", ["vs_hdf5_episode_jpeg", "vs_h5py_frame_jpeg", "vs_lance", "vs_lerobot_v3", "vs_lerobot_v3_h264"])
+def test_both_sides_return_the_same_windows(bench, written, key):
+    reader, part, module = bench.formats.COMPETITORS[key]
+    if not bench.formats.installed(module):
+        pytest.skip(bench.MISSING)
+    folder, episodes = written
+    ours = bench.draw(bench.sampler_of(folder / "store"), 40)
+    windows = bench.windows_of(ours)
+    assert {(number, t + bench.CHUNK > episodes[number].length) for number, t in windows} >= {(0, True), (1, True), (2, True), (2, False)}
+    theirs = reader(folder / part, bench.formats.Vectors(episodes, 32))
+    batch = theirs.read(windows)
+    psnr = bench.check_same(key, ours, batch)
+    assert np.isinf(psnr) != ("lerobot" in key)
+    shifted = theirs.read([(number, (t + 5) % episodes[number].length) for number, t in windows])
+    with pytest.raises(SystemExit, match=f"{key} returns other"):
+        bench.check_same(key, ours, shifted)
+    theirs.close()
+
+
+def test_other_frames_of_a_video_are_noticed(bench, written):
+    """Everything else is right but the frames are of another episode: their distance has to show it."""
+    if not bench.formats.installed("av"):
+        pytest.skip(bench.MISSING)
+    folder, episodes = written
+    ours = bench.draw(bench.sampler_of(folder / "store"), 10)
+    theirs = bench.formats.LeRobot(folder / "h264", bench.formats.Vectors(episodes, 32))
+    right = theirs.read(bench.windows_of(ours))
+    wrong = theirs.read([((number + 1) % 3, min(t, 19)) for number, t in bench.windows_of(ours)])
+    theirs.close()
+    with pytest.raises(SystemExit, match="returns other frames"):
+        bench.check_same("vs_lerobot_v3_h264", ours, right | {name: wrong[name] for name in ("images", "future_images")})
+
+
+def test_the_figures_are_written(bench, tmp_path, monkeypatch, capsys):
+    """The whole script, with Lance missing: that is said, and everything else is measured."""
+    monkeypatch.setattr(bench.formats, "installed", lambda module: module != "lance" and importlib.util.find_spec(module) is not None)
+    for name, value in (("WRITERS", 2), ("SHARDS", 4), ("SETTLE_SECONDS", 0)):
+        monkeypatch.setattr(bench, name, value)
+    path = tmp_path / "replay.json"
+    arguments = (f"--size 32,16 --episodes 2 --length 18 --batch 4 --rounds 1 --seconds 0.01 --commits 2 --per-writer 2 --open-100k "
+                 f"--open-episodes 20 --folder {tmp_path} --json {path}")  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["bench_replay.py", *arguments.split()])
+    bench.main()
+    results = json.loads(path.read_text())
+    names = ["vs_hdf5_episode_jpeg", "vs_h5py_frame_jpeg", "over_jpeg_decode", "commit_over_write_fsync", "commit_over_durable_write",
+             "threads_two_over_one", "eight_writers_of_fsync"]  # fmt: skip
+    if bench.formats.installed("av"):
+        names += ["vs_lerobot_v3", "vs_lerobot_v3_h264"]
+    expected = {*names, *(f"{name}_16" for name in names), *(f"open_20_episodes{how}_s" for how in ("", "_without_manifest", "_to_sample"))}
+    assert set(results) == expected
+    assert all(value > 0 for value in results.values())
+    output = capsys.readouterr()
+    assert f"{'vs_lance':<28} {bench.MISSING}" in output.out
+    assert "4 commits, none lost" in output.out  # 2 writers, 2 episodes each, 1 round
+    assert [entry.name for entry in tmp_path.iterdir()] == ["replay.json"]
+
+
+def test_a_lost_episode_is_no_figure(bench, written, tmp_path, monkeypatch):
+    """A writer whose commits do not arrive ends the benchmark."""
+    monkeypatch.setattr(bench, "WRITERS", 1)
+    monkeypatch.setattr(bench, "SHARDS", 4)
+    monkeypatch.setattr(bench.ReplayStore, "refresh", lambda store: None)
+    options = type("Options", (), {"rounds": 1, "per_writer": 1})
+    with pytest.raises(SystemExit, match="are missing of those that were acknowledged"):
+        bench.bench_writers(options, bench.Report(None), tmp_path, written[1][0], "")
