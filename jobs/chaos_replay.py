@@ -9,6 +9,7 @@ Prints a tally; the exit status is 1 if anything was lost, doubled, torn, wrong,
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -64,6 +65,7 @@ def main() -> int:
         return 0
     kills = arguments.kills if arguments.kills is not None else 0 if arguments.only else 500
     corruptions = arguments.corruptions if arguments.corruptions is not None else 1 if arguments.only else 200
+    logging.getLogger().addHandler(logging.NullHandler())  # the store's warnings are counted, not shown
     cv2.setNumThreads(1)  # children are forked: the parent must have no threads
     result, violations = {"seed": arguments.seed}, 0
     if kills:

@@ -1,11 +1,14 @@
 """The ratio between learner and collectors."""
 
+import json
 import math
 
 import pytest
 
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.replay.limiter import SamplesPerInsert
+from cosmos_ray.replay.limiter import SamplesPerInsert, resume_counters, steps_stored
+from cosmos_ray.replay.store import ReplayStore
+from tests.test_replay_episode import make_episode
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,83 @@ def test_counters_resume():
     resumed = SamplesPerInsert(2.0, 100, 50.0)
     resumed.load_state_dict(limiter.state_dict())
     assert resumed == limiter
+
+
+def test_a_limiter_restored_in_the_middle_decides_as_one_that_never_stopped():
+    """Stopped at every second step of a run, and continued from what JSON keeps of it."""
+
+    def run(stops: bool) -> list[tuple[bool, bool, float]]:
+        limiter, decisions = SamplesPerInsert(3.3, 100, 800.0), []
+        for step in range(400):
+            if stops and step % 2:
+                state = json.loads(json.dumps(limiter.state_dict()))
+                limiter = SamplesPerInsert(3.3, 100, 800.0)
+                limiter.load_state_dict(state)
+            decisions.append((limiter.can_sample(64), limiter.can_insert(37), limiter.owed))
+            if decisions[-1][0]:
+                limiter.count_sample(64)
+            else:
+                limiter.count_insert(37)
+        return decisions
+
+    decisions = run(stops=True)
+    assert decisions == run(stops=False)
+    assert {decision[0] for decision in decisions} == {True, False} and (False, True) in {d[:2] for d in decisions}
+
+
+# ---------------------------------------------------------------- a refinement that goes on
+
+
+def counters(inserted, sampled):
+    return {"inserted": inserted, "sampled": sampled}
+
+
+def test_a_refinement_counts_from_its_first_start(tmp_path):
+    """What other refinements left in the store, or this one trained before it collected anything, is not its account."""
+    assert resume_counters(tmp_path / "new" / "limiter.json", stored=0, step=0, batch=8) == counters(0, 0)
+    assert resume_counters(tmp_path / "old" / "limiter.json", stored=450, step=20, batch=8) == counters(0, 0)
+
+
+def test_the_counters_go_on_over_interruptions_lost_steps_and_another_batch_size(tmp_path):
+    file = tmp_path / "refined_from_1" / "limiter.json"
+    for stored, step, batch, expected in [
+        (100, 0, 8, (0, 0)),  # the first start, with 100 steps of before
+        (100, 0, 8, (0, 0)),  # stopped before anything was done
+        (340, 10, 8, (240, 80)),  # 240 steps were committed, the learner's state is of step 10
+        (400, 10, 16, (300, 80)),  # killed: steps trained after the state are lost, the windows they drew do not count
+        (400, 15, 16, (300, 160)),  # five of 16 since
+        (700, 40, 8, (600, 560)),
+    ]:
+        assert resume_counters(file, stored, step, batch) == counters(*expected)
+    assert [path.name for path in file.parent.iterdir()] == ["limiter.json"]
+
+
+def test_a_learner_that_lost_its_state_begins_a_new_account(tmp_path):
+    file = tmp_path / "limiter.json"
+    resume_counters(file, 0, 0, 8)
+    resume_counters(file, 300, 30, 8)
+    assert resume_counters(file, 500, 0, 8) == counters(0, 0)
+    assert resume_counters(file, 600, 10, 8) == counters(100, 80)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"step": "x"}', '{"inserted": 1, "sampled": 2, "stored": null}'])
+def test_counters_that_cannot_be_read_are_one_clear_line(tmp_path, content):
+    file = tmp_path / "limiter.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="limiter.json: .* delete it") as caught:
+        resume_counters(file, 100, 10, 8)
+    assert "\n" not in str(caught.value) and file.read_text() == content
+
+
+def test_stored_steps_are_those_of_every_episode_ever_committed(tmp_path):
+    store = ReplayStore(tmp_path / "store")
+    episodes = [make_episode(seed, "rollout", length=length) for seed, length in ((1, 5), (2, 7), (3, 11))]
+    for episode in episodes[:2]:
+        store.commit(episode)
+    names = [episode.key.name for episode in episodes]
+    assert steps_stored(store, names) == 12
+    store.evict(names[:1], "test")
+    assert steps_stored(store, names) == 12
+    again = ReplayStore(tmp_path / "store", create=False)
+    again.refresh()
+    assert steps_stored(again, names) == 12

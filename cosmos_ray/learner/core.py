@@ -103,8 +103,10 @@ class LearnerCore:
         return {"loss": float(loss.detach()), **errors}
 
     def refresh(self) -> None:
-        """Take in episodes that were committed since; batches that were made ahead without them are made again."""
-        if self.source.sampler.refresh() and self.loader:
+        """Take in which episodes came and went since; batches that were made ahead without knowing are made again."""
+        index = self.source.sampler.store.index
+        removed = index.removed
+        if (self.source.sampler.refresh() or index.removed != removed) and self.loader:
             self.loader.restart()
 
     def train(self, steps: int) -> dict[str, float]:

@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay import manifest, schema
+from cosmos_ray.replay import manifest, removals, schema
+from cosmos_ray.replay.catalog import EPISODES, PACKS, SUFFIX, episode_path
 from cosmos_ray.replay.codec import decode_jpeg
 from cosmos_ray.replay.episode import Episode
 from cosmos_ray.replay.files import explained
 from cosmos_ray.replay.pack import Pack, recover
 from cosmos_ray.replay.quarantine import FOLDER as QUARANTINE
+from cosmos_ray.replay.quarantine import LOG
 from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
-from cosmos_ray.replay.store import EPISODES, PACKS, SUFFIX, ReplayStore
+from cosmos_ray.replay.storage import Listing
+from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.view import EpisodeView
 
 Progress = Callable[[int, int], None]
@@ -28,7 +31,7 @@ class Problem:
     """Something that is not as it should be."""
 
     path: str  #: in the store; ``pack#slot`` for an episode of a pack
-    kind: str  #: damaged, newer, misplaced, doubled, stray or foreign
+    kind: str  #: damaged, newer, misplaced, doubled, evicted, stray or foreign
     reason: str
 
 
@@ -49,19 +52,21 @@ class Repair:
     quarantined: list[Problem] = field(default_factory=list)
     restored: list[str] = field(default_factory=list)  #: episodes that were in quarantine and are whole
     salvaged: dict[str, int] = field(default_factory=dict)  #: episode -> steps whose damaged frames were dropped
-    doubles: int = 0  #: files deleted because their episode is in a pack too
+    doubles: int = 0  #: files deleted because their episode is in a pack too, or evicted
 
 
 def verify(store: ReplayStore, *, decode: bool = False, threads: int = 1, progress: Progress | None = None) -> Audit:
     """Read everything and change nothing. With ``decode`` every JPEG is decoded too. StoreError if the store cannot be listed."""
-    store.look_for_removals()
-    files = _files(store)
-    problems = [problem for listing in files.listings for problem in _misfits(listing)]
+    with explained("list", store.storage.name):
+        store.catalog.look_for_removals()
+        listings = [listing for folder in (PACKS, EPISODES) for listing in store.storage.scan(folder, {}, store.stray_seconds)]
+        problems = [problem for listing in listings for problem in _misfits(listing)] + list(_removal_problems(store))
+    paths = [f"{listing.folder}/{file}" for listing in listings for file in listing.files]
     seen: dict[str, str] = {}
     size = done = 0
 
     with ThreadPoolExecutor(max(1, threads)) as pool, explained("verify", store.storage.name):
-        for read, names, found in pool.map(lambda path: _check_file(store, path, decode), files.paths):
+        for read, names, found in pool.map(lambda path: _check_file(store, path, decode), paths):
             size += read
             problems += found
             for name, where in names:
@@ -70,7 +75,7 @@ def verify(store: ReplayStore, *, decode: bool = False, threads: int = 1, progre
                 seen.setdefault(name, where)
             done += 1
             if progress:
-                progress(done, len(files.paths))
+                progress(done, len(paths))
     with explained("list", store.storage.where(QUARANTINE)):
         quarantined = sum(1 for _ in _quarantined(store))
     return Audit(len(seen), size, quarantined, tuple(problems))
@@ -87,34 +92,38 @@ def repair(root: str | Path, *, threads: int = 1, progress: Progress | None = No
     with explained("repair", store.storage.name):
         store.storage.remove(manifest.FILE)
         problems = verify(store, decode=True, threads=threads, progress=progress).problems
-        for problem in (p for p in problems if "#" not in p.path):
-            _put_away(store, problem, done)
+        for problem in problems:
+            if problem.path.startswith((f"{PACKS}/", f"{EPISODES}/")) and "#" not in problem.path:
+                _put_away(store, problem, done)
         store.update()
         for problem in (p for p in problems if "#" in p.path and p.kind == "damaged"):
             _put_away_packed(store, problem, done)
+        for path, name in sorted(store.catalog.removals.damaged):
+            if name not in store:
+                _salvage_packed(store, path, name, done)
         for path in list(_quarantined(store)):
-            _bring_back(store, path, done)
+            if path.endswith(SUFFIX):
+                _bring_back(store, path, done)
     store.save_manifest()
     return done
 
 
-@dataclass
-class _Files:
-    listings: list
-    paths: list[str]
-
-
-def _files(store: ReplayStore) -> _Files:
-    with explained("list", store.storage.name):
-        listings = [listing for folder in (PACKS, EPISODES) for listing in store.storage.scan(folder, {}, store.stray_seconds)]
-    return _Files(listings, [f"{listing.folder}/{file}" for listing in listings for file in listing.files])
-
-
-def _misfits(listing) -> Iterator[Problem]:
+def _misfits(listing: Listing) -> Iterator[Problem]:
     for name in listing.strays:
         yield Problem(f"{listing.folder}/{name}", "stray", "temporary file left behind, its writer is gone")
     for name in listing.others:
         yield Problem(f"{listing.folder}/{name}", "foreign", "neither a file nor a directory")
+
+
+def _removal_problems(store: ReplayStore) -> Iterator[Problem]:
+    """What is wrong with the records of removed episodes. Nothing can mend them; what they say still counts where it can be read."""
+    for listing in store.storage.scan(removals.FOLDER, {}, store.stray_seconds):
+        yield from _misfits(listing)
+        for name in listing.files:
+            path = f"{listing.folder}/{name}"
+            damaged = removals.read_records(store.storage.read(path))[1]
+            if damaged:
+                yield Problem(path, "damaged", f"{damaged} lines cannot be read: what was evicted there may be collected again")
 
 
 def _check_file(store: ReplayStore, path: str, decode: bool) -> tuple[int, list[tuple[str, str]], list[Problem]]:
@@ -128,8 +137,10 @@ def _check_file(store: ReplayStore, path: str, decode: bool) -> tuple[int, list[
         if not path.startswith(PACKS + "/"):
             view = EpisodeView(file, where)
             name = path.rpartition("/")[2].removesuffix(SUFFIX)
-            if view.summary.name != name or store.path(name) != path:
+            if view.summary.name != name or episode_path(name) != path:
                 return size, [], [Problem(path, "misplaced", f"{where} holds episode {view.summary.name}")]
+            if store.catalog.is_removed(name, path):
+                return size, [], [Problem(path, "evicted", "evicted before, its file was left behind")]
             views = [(0, view)]
         else:
             views = list(Pack(file, where).views())
@@ -145,7 +156,7 @@ def _check_file(store: ReplayStore, path: str, decode: bool) -> tuple[int, list[
         try:
             if not isinstance(view, EpisodeView):
                 raise view
-            if store.is_removed(view.summary.name, path):
+            if store.catalog.is_removed(view.summary.name, path):
                 continue
             view.check()
             if decode:
@@ -169,7 +180,7 @@ def _decode(view: EpisodeView) -> None:
 
 def _put_away(store: ReplayStore, problem: Problem, done: Repair) -> None:
     """Take a file out of the store."""
-    if problem.kind == "doubled":  # packs are read first, so this is the file of its own
+    if problem.kind in ("doubled", "evicted"):  # packs are read first, so a double is the file of its own
         store.storage.remove(problem.path)
         done.doubles += 1
     elif problem.kind != "newer" and store.quarantine.take(problem.path, problem.reason):
@@ -177,70 +188,87 @@ def _put_away(store: ReplayStore, problem: Problem, done: Repair) -> None:
 
 
 def _put_away_packed(store: ReplayStore, problem: Problem, done: Repair) -> None:
-    """Stop reading a damaged episode of a pack; what is left of it is saved at once, because the pack stays where it is."""
+    """Stop reading a damaged episode of a pack, which stays where it is."""
     path, _, slot = problem.path.partition("#")
     try:
-        view = store.pack(path).view(int(slot))
-    except StoreError:
+        summary = store.catalog.pack(path).view(int(slot)).summary
+    except (StoreError, FileNotFoundError):
         return  # not even its header: it is not in the index
-    name, saved = view.summary.name, salvage(view)
-    store.discard(name, problem.reason)
+    if store.index.place(summary.name) == (path, int(slot)):
+        store.discard(summary.name, problem.reason)
+    else:
+        store.catalog.strike(summary, path, problem.reason)  # another copy of it is the one that counts
     done.quarantined.append(problem)
-    if saved is not None and store.commit(saved):
-        done.salvaged[name] = len(view.summary.frame_steps) - len(saved.frames)
+
+
+def _salvage_packed(store: ReplayStore, path: str, name: str, done: Repair) -> None:
+    """Commit again what can be read of a damaged episode of a pack."""
+    try:
+        views = [view for _, view in store.catalog.pack(path).views() if isinstance(view, EpisodeView)]
+    except (StoreError, FileNotFoundError):
+        return
+    for view in (view for view in views if view.summary.name == name):
+        _commit_again(store, view, done)
 
 
 def _quarantined(store: ReplayStore) -> Iterator[str]:
-    for listing in store.storage.scan(QUARANTINE, {}, float("inf")):
-        if not listing.folder.startswith(f"{QUARANTINE}/"):
-            yield from (f"{listing.folder}/{file}" for file in listing.files if file.endswith(SUFFIX))
+    for listing in store.storage.scan(QUARANTINE, {}, 0.0):
+        if listing.folder == QUARANTINE:
+            yield from (path for file in (*listing.files, *listing.strays, *listing.others) if (path := f"{QUARANTINE}/{file}") != LOG)
 
 
 def _bring_back(store: ReplayStore, path: str, done: Repair) -> None:
     """Commit again what a file in quarantine still has, unless it is there."""
     for view in _readable(store, path):
-        name = view.summary.name
-        episode = None if name in store else salvage(view)
-        if episode is None or not store.commit(episode):
-            continue
-        dropped = len(view.summary.frame_steps) - len(episode.frames)
-        if dropped:
-            done.salvaged[name] = dropped
-        else:
-            done.restored.append(name)
+        if view.summary.name not in store:
+            _commit_again(store, view, done)
+
+
+def _commit_again(store: ReplayStore, view: EpisodeView, done: Repair) -> None:
+    episode = salvage(view)
+    if episode is None or not store.commit(episode, created=view.summary.created):
+        return
+    dropped = len(view.summary.frame_steps) - len(episode.frames)
+    if dropped:
+        done.salvaged[view.summary.name] = dropped
+    else:
+        done.restored.append(view.summary.name)
 
 
 def _readable(store: ReplayStore, path: str) -> Iterator[EpisodeView]:
     """The episodes of a file in quarantine, as far as they have a header."""
     where = store.storage.where(path)
     try:
-        yield EpisodeView(store.storage.open(path), where)
+        file = store.storage.open(path)
+    except OSError:
+        return  # not a file, or gone
+    try:
+        yield EpisodeView(file, where)
         return
-    except (StoreError, FileNotFoundError):
+    except StoreError:
         pass  # a pack, or nothing that can be read
     try:
-        views = [view for _, view in Pack(store.storage.open(path), where).views()]
-    except (StoreError, FileNotFoundError):
-        views = recover(store.storage.open(path), where)
+        views = [view for _, view in Pack(file, where).views()]
+    except StoreError:
+        views = recover(file, where)
     yield from (view for view in views if isinstance(view, EpisodeView))
 
 
 def salvage(view: EpisodeView) -> Episode | None:
     """The episode without the steps of which a frame is damaged; None where more than frames is damaged."""
+    summary, info = view.summary, dict(view.header["info"])
     try:
         columns = {a: view.column(c).copy() for c, a in {**schema.STATE_COLUMNS, **schema.STEP_COLUMNS}.items()}
-        frames = {step: images for step in map(int, view.summary.frame_steps) if (images := _whole_frames(view, step))}
+        frames = {step: images for step in map(int, summary.frame_steps) if (images := _whole_frames(view, step)) is not None}
+        if len(frames) < len(summary.frame_steps):
+            info["dropped_frames"] = len(summary.frame_steps) - len(frames)
+        return Episode(
+            key=summary.key, instruction=view.instruction, cameras=view.cameras, success=summary.success,
+            episode_return=summary.episode_return, timed_out=summary.timed_out, invalid=summary.invalid,
+            policy_version=summary.policy_version, frames=frames, info=info, score=view.header.get("score"), **columns,
+        )  # fmt: skip
     except StoreError:
         return None
-    summary = view.summary
-    info = dict(view.header["info"])
-    if len(frames) < len(summary.frame_steps):
-        info["dropped_frames"] = int(len(summary.frame_steps) - len(frames))
-    return Episode(
-        key=summary.key, instruction=view.instruction, cameras=view.cameras, success=summary.success,
-        episode_return=summary.episode_return, timed_out=summary.timed_out, invalid=summary.invalid,
-        policy_version=summary.policy_version, frames=frames, info=info, score=view.header.get("score"), **columns,
-    )  # fmt: skip
 
 
 def _whole_frames(view: EpisodeView, step: int) -> list[bytes] | None:

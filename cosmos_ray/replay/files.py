@@ -109,7 +109,7 @@ def _publish_unnamed(write: Callable[[BinaryIO], object], path: Path, parent: in
     """Through a file that has no name until it is complete, so that a killed writer leaves nothing; None where the file
     system has no such files."""
     try:
-        handle = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o666)
+        handle = os.open(".", os.O_WRONLY | os.O_TMPFILE, 0o666, dir_fd=parent)
     except OSError as error:
         if error.errno in _NO_UNNAMED:
             return None
@@ -117,11 +117,12 @@ def _publish_unnamed(write: Callable[[BinaryIO], object], path: Path, parent: in
     with open(handle, "wb") as file:
         _fill(file, write)
         try:
-            # The directory handle is there to have linkat(2), which follows the link in /proc, instead of link(2).
-            os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=parent, follow_symlinks=True)
+            # With a directory handle this is linkat(2), which follows the link in /proc, instead of link(2). It is the handle
+            # the file was made through: should another file system appear under the path meanwhile, it stays where it is.
+            os.link(f"/proc/self/fd/{handle}", path.name, dst_dir_fd=parent, follow_symlinks=True)
             return True
         except FileExistsError:
-            return False
+            return os.fstat(handle).st_nlink == 1  # see _link: it was our own
         except OSError as error:
             if error.errno in _NO_UNNAMED:
                 return None
@@ -167,7 +168,7 @@ def _link(temporary: Path, path: Path) -> bool:
             raise
     # Without hard links a writer that loses the race below replaces the winner's file by its own. Both hold the
     # episode of one key, so readers cannot tell; only the count of "new" commits is one too high.
-    if path.exists():
+    if os.path.lexists(path):
         return False
     os.rename(temporary, path)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -90,6 +91,7 @@ class EpisodeIndex:
         if row is None:
             row = self._append(summary)
         self._columns["place"][row], self._columns["slot"][row] = self.tables["place"].number(place), slot
+        self._columns["size"][row] = summary.size  # of version 1, a file of its own counts with its footer
         return new
 
     def remove(self, name: str) -> None:
@@ -122,15 +124,9 @@ class EpisodeIndex:
         return out
 
     def load(self, names: list[str], columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
-        """Become an index of these episodes, all there. ValueError if they do not fit together."""
-        if len(set(names)) != len(names) or any(len(columns[name]) != len(names) for name in COLUMNS):
-            raise ValueError("columns of different lengths")
-        for name in TABLES:
-            if len(names) and not 0 <= columns[name].min() <= columns[name].max() < len(tables[name]):
-                raise ValueError(f"{name} outside of its table")
-        if len(names) and (not 0 <= columns["source"].min() <= columns["source"].max() < len(SOURCES) or columns["length"].min() < 1):
-            raise ValueError("impossible values")
-        self.names = names
+        """Become an index of these episodes, all there. ValueError or TypeError, and no change, if that is no index."""
+        _check(names, columns, tables)
+        self.names = list(names)
         self.tables = {name: Table(tables[name]) for name in TABLES}
         self._rows = dict(zip(names, range(len(names)), strict=True))
         self._columns = {name: np.array(columns[name], dtype) for name, dtype in COLUMNS.items()}
@@ -162,3 +158,48 @@ class EpisodeIndex:
 def sort_key(summary: EpisodeSummary) -> int:
     """A 64-bit number from the key alone, by which episodes are ordered wherever the order of their commits must not matter."""
     return int(summary.name[-8:], 16) << 32 | (summary.key.seed * 31 + summary.key.attempt) & 0xFFFFFFFF
+
+
+_NAME = re.compile(r"([a-z]+)-[A-Za-z0-9_]{0,80}-(\d{8,19})-a(\d{1,19})-([0-9a-f]{8})")
+_PLACE = re.compile(r"packs(?:/(?!\.\.?(?:/|$))[^/\0]+)+")  # no part is . or ..
+
+
+def _check(names: list[str], columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
+    """ValueError or TypeError unless these can be the parts of an index: they may come from anywhere."""
+    if len(set(names)) != len(names) or any(len(columns[name]) != len(names) for name in COLUMNS):
+        raise ValueError("columns of different lengths")
+    for name in TABLES:
+        values, empty = tables[name], () if name == "frames" else ""
+        if not values or values[0] != empty or any(type(v) is not type(empty) for v in values) or len(set(values)) != len(values):
+            raise ValueError(f"the table of {name} is none")
+    if not all(map(_PLACE.fullmatch, tables["place"][1:])):
+        raise ValueError("a pack outside of the store")
+    if not names:
+        return
+    for name, most in {"source": len(SOURCES), **{name: len(tables[name]) for name in TABLES}}.items():
+        if not 0 <= columns[name].min() <= columns[name].max() < most:
+            raise ValueError(f"{name} outside of its table")
+    if columns["length"].min() < 1 or columns["slot"].min() < 0:
+        raise ValueError("impossible values")
+    if not ((columns["score"] >= 0) & (columns["score"] <= 1)).all():
+        raise ValueError("scores outside of [0, 1]")
+    last = np.array([ranges[-1][1] - 1 if ranges else 0 for ranges in tables["frames"]])
+    if (last[columns["frames"]] > columns["length"]).any():
+        raise ValueError("frames behind the end of an episode")
+    _check_names(names, columns)
+
+
+def _check_names(names: list[str], columns: dict[str, np.ndarray]) -> None:
+    """ValueError unless the names are those of keys with these columns, as far as they tell."""
+    matches = [_NAME.fullmatch(name) for name in names]
+    if not all(matches):
+        raise ValueError("names that are none of episodes")
+    sources, seeds, attempts, digests = zip(*(match.groups() for match in matches), strict=True)
+    same = [SOURCES[number] for number in columns["source"].tolist()] == list(sources)
+    same = same and columns["seed"].tolist() == list(map(int, seeds)) and columns["attempt"].tolist() == list(map(int, attempts))
+    if not same:
+        raise ValueError("names that do not fit their columns")
+    seeds, attempts = columns["seed"].astype(np.uint64), columns["attempt"].astype(np.uint64)
+    low = (seeds * np.uint64(31) + attempts) & np.uint64(0xFFFFFFFF)
+    if not np.array_equal(columns["order"], np.array([int(d, 16) for d in digests], np.uint64) << np.uint64(32) | low):
+        raise ValueError("an order that is not that of the keys")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.replay.files import make_directory, replace
+from cosmos_ray.replay.store import ReplayStore
 
 
 @dataclass
@@ -75,3 +79,31 @@ class SamplesPerInsert:
         """Continue from the counters of :meth:`state_dict`."""
         self.inserted = int(state["inserted"])
         self.sampled = int(state["sampled"])
+
+
+def steps_stored(store: ReplayStore, names: list[str]) -> int:
+    """Control steps of those of the episodes that were ever committed, evicted ones included."""
+    rows = [(store.index.row(name), store.evicted(name)) for name in names]
+    return sum(int(store.index["length"][row]) if row is not None else gone["length"] if gone else 0 for row, gone in rows)
+
+
+def resume_counters(file: Path, stored: int, step: int, batch: int) -> dict[str, int]:
+    """The limiter's ``inserted`` and ``sampled`` for a refinement that goes on at learner ``step`` with ``stored`` control steps.
+
+    What survives a crash are the store and the learner's last state, not what the driver counted: an episode may have been
+    committed unseen, steps may have been lost. So the counters follow from these two, and ``file``, beside the learner's state,
+    says what they were when the process before this one began; it is replaced by what they are now. ConfigError if it is unreadable.
+    """
+    known = {"inserted": 0, "sampled": 0, "stored": stored, "step": step, "batch": batch}
+    try:
+        before = {name: int(value) for name, value in json.loads(file.read_text()).items()}
+        if before["step"] <= step:  # else the learner's state was lost, and it begins again
+            known["inserted"] = max(0, before["inserted"] + stored - before["stored"])
+            known["sampled"] = before["sampled"] + (step - before["step"]) * before["batch"]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"cannot read {file}: {error!r}; delete it, and learning and collecting are paced from now on") from error
+    make_directory(file.parent)
+    replace(json.dumps(known).encode(), file)
+    return {name: known[name] for name in ("inserted", "sampled")}

@@ -22,12 +22,12 @@ VERSION = 1
 _HEADER = b"cosmos_ray.manifest"
 
 
-def save_manifest(storage: Storage, index: EpisodeIndex, scanned: dict[str, Any]) -> None:
-    """Write the episodes of ``index`` and the state of the scan that found them. OSError where that cannot be done."""
+def save_manifest(storage: Storage, store_id: str, index: EpisodeIndex, scanned: dict[str, dict[str, Any]]) -> None:
+    """Write the episodes of ``index`` and the states of the scans that found them. OSError where that cannot be done."""
     rows = np.flatnonzero(index.alive)
     names = [index.names[row] for row in rows]
     columns = {name: index[name][rows] for name in COLUMNS}
-    header = {"version": VERSION, "scanned": scanned, "crc32": _checksum(names, columns),
+    header = {"version": VERSION, "store": store_id, "scanned": scanned, "crc32": _checksum(names, columns),
               "tables": {name: index.tables[name].values for name in TABLES}}
     batch = pa.RecordBatch.from_pydict({"name": pa.array(names, pa.string()), **{name: pa.array(c) for name, c in columns.items()}})
     text = json.dumps(header).encode()
@@ -38,8 +38,8 @@ def save_manifest(storage: Storage, index: EpisodeIndex, scanned: dict[str, Any]
     storage.replace(FILE, memoryview(sink.getvalue()))
 
 
-def load_manifest(storage: Storage, index: EpisodeIndex) -> dict[str, Any] | None:
-    """Fill the empty ``index`` and return the state of the scan; None, and no change, where there is no usable manifest."""
+def load_manifest(storage: Storage, store_id: str, index: EpisodeIndex) -> dict[str, dict[str, Any]] | None:
+    """Fill the empty ``index`` and return the states of the scans; None, and no change, where there is no usable manifest."""
     try:
         if not storage.exists(FILE):
             return None
@@ -52,6 +52,8 @@ def load_manifest(storage: Storage, index: EpisodeIndex) -> dict[str, Any] | Non
             raise ValueError("its header does not match its checksum")
         if header["version"] != VERSION:
             raise ValueError(f"it is of version {header['version']}")
+        if header["store"] != store_id:
+            raise ValueError("it is another store's")
         names = batch.column("name").to_pylist()
         columns = {name: batch.column(name).to_numpy(zero_copy_only=False).astype(dtype) for name, dtype in COLUMNS.items()}
         if _checksum(names, columns) != header["crc32"]:
@@ -59,10 +61,11 @@ def load_manifest(storage: Storage, index: EpisodeIndex) -> dict[str, Any] | Non
         tables = {name: list(header["tables"][name]) for name in TABLES}
         longest = int(columns["length"].max()) if batch.num_rows else 0
         tables["frames"] = [checked_ranges(ranges, longest) for ranges in tables["frames"]]
+        scanned = {area: dict(state) for area, state in header["scanned"].items()}
         index.load(names, columns, tables)
-        return dict(header["scanned"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
-        logger.warning("ignoring the manifest %s, every episode is opened instead: %s", storage.where(FILE), error)
+        return scanned
+    except (OSError, pa.ArrowException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        logger.warning("ignoring the manifest %s, every episode is opened instead: %s", storage.where(FILE), str(error).partition("\n")[0])
         return None
 
 

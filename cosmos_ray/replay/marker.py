@@ -46,7 +46,7 @@ class Marker:
             raise StoreUnavailable(f"the replay store in {self.storage.name} has vanished ({FILE} is gone or another one): mount it again")
 
     def upgrade(self) -> None:
-        """From now on older versions of this package must refuse the store: they would miss packs and removals."""
+        """Before the first pack or removal: older versions of this package, which would miss these, must refuse the store."""
         self.check_present()
         if self._read()[0] < LAYOUT_VERSION:
             self.storage.replace(FILE, self._text(self.id))
@@ -57,6 +57,9 @@ class Marker:
     def _read(self) -> tuple[int, str]:
         try:
             content = json.loads(self.storage.read(FILE))
-            return int(content["version"]), str(content.get("id", ""))
+            version, name = content["version"], content.get("id", "")
+            if type(version) is not int or version < 1 or not isinstance(name, str):
+                raise ValueError(f"version {version!r}, id {name!r}")
+            return version, name
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise StoreError(f"{self.storage.where(FILE)} does not describe a replay store: restore it or choose another root") from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -47,7 +48,7 @@ class ObjectStorage:
     mapped = mountable = False
 
     def __init__(self, name: str, cache: str | Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
-        self.name = name.partition("?")[0].rstrip("/")
+        self.name = re.sub(r"://[^/@]*@", "://", name.partition("?")[0]).rstrip("/")  # without what nobody should read
         self.uri = name
         try:
             self.fs, root = pa.fs.FileSystem.from_uri(name)
@@ -75,7 +76,7 @@ class ObjectStorage:
 
     def replace(self, path: str, data: bytes | memoryview) -> None:
         self._put(path, data)
-        (self.cache / path).unlink(missing_ok=True)
+        self.forget_copy(path)
 
     def open(self, path: str) -> pa.NativeFile:
         local = self.cache / path
@@ -91,6 +92,13 @@ class ObjectStorage:
         os.utime(local)
         return pa.memory_map(str(local))
 
+    def forget_copy(self, path: str) -> bool:
+        """Delete the local copy of an object, which may be damaged; whether there was one."""
+        local = self.cache / path
+        there = local.exists()
+        local.unlink(missing_ok=True)
+        return there
+
     def peek(self, path: str) -> pa.NativeFile:
         return self.fs.open_input_file(self._full(path))
 
@@ -105,7 +113,7 @@ class ObjectStorage:
     def remove(self, path: str) -> None:
         if self.exists(path):
             self.fs.delete_file(self._full(path))
-        (self.cache / path).unlink(missing_ok=True)
+        self.forget_copy(path)
 
     def move(self, path: str, target: str) -> None:
         self._size(path)

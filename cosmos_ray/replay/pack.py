@@ -1,12 +1,13 @@
 """Many episodes in one file: what compaction makes of small ones.
 
 A pack is an Arrow IPC file with one record batch per episode, each as it stood in its own file; the metadata of an episode's
-schema travels as the metadata of its batch. The schema's own metadata has ``cosmos_ray.pack``, the number of episodes.
+schema travels as the metadata of its batch. The schema's own metadata has ``cosmos_ray.pack``, the version of this layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -54,24 +55,26 @@ class Pack:
 
 
 def recover(file: pa.NativeFile, where: str) -> Iterator[EpisodeView]:
-    """The episodes at the front of a pack whose end is lost: behind its first 8 bytes the file is a stream of batches."""
+    """The readable episodes at the front of a pack, or of a file of one episode, whose end is lost: behind its first 8 bytes
+    such a file is a stream of batches."""
     try:
         reader = pa.ipc.open_stream(pa.py_buffer(file.read_buffer()).slice(8))
         while True:
             batch, metadata = reader.read_next_batch_with_custom_metadata()
-            yield EpisodeView.of_batch(batch, dict(metadata.items()) if metadata is not None else None, batch.nbytes, where)
-    except (pa.ArrowException, OSError, ValueError, StopIteration, DamagedEpisode, NewerSchema):
+            fields = dict(metadata.items()) if metadata is not None else reader.schema.metadata
+            with suppress(DamagedEpisode, NewerSchema):
+                yield EpisodeView.of_batch(batch, fields, batch.nbytes, where)
+    except (pa.ArrowException, OSError, ValueError, StopIteration):
         return
 
 
-def same_pack(left: EpisodeView, right: EpisodeView) -> bool:
+def same_pack(left: pa.Schema, right: pa.Schema) -> bool:
     """Whether two episodes can be in one pack: the same columns of the same types."""
-    return left.batch.schema.equals(right.batch.schema, check_metadata=False)
+    return left.equals(right, check_metadata=False)
 
 
-def write_pack(views: list[EpisodeView], sink: BinaryIO) -> None:
-    """Write the episodes, which all fit into one pack, byte for byte as they are stored."""
-    schema = views[0].batch.schema.remove_metadata()
-    with pa.ipc.new_file(sink, schema.with_metadata({_PACK: str(len(views)).encode()})) as writer:
+def write_pack(views: Iterable[EpisodeView], types: pa.Schema, sink: BinaryIO) -> None:
+    """Write episodes of one schema, byte for byte as they are stored, one after the other."""
+    with pa.ipc.new_file(sink, types.with_metadata({_PACK: b"1"})) as writer:
         for view in views:
             writer.write_batch(view.batch.replace_schema_metadata(None), custom_metadata=view.metadata)

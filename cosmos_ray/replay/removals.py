@@ -48,19 +48,19 @@ class Removals:
         self._take(records)
 
     def take_in(self, listing: Listing) -> list[dict]:
-        """Read the files of a listing that were not read before; their records."""
+        """Read the files of a listing that were not read before; their records. Lines that are none are left out, with a warning."""
         records = []
         for name in sorted(set(listing.files) - self._read):
             path = f"{listing.folder}/{name}"
             try:
-                fresh = [json.loads(line) for line in self.storage.read(path).decode().splitlines()]
-                self._take(fresh)
-                records += fresh
+                fresh, damaged = read_records(self.storage.read(path))
             except FileNotFoundError:
                 continue
-            except (KeyError, TypeError, ValueError, RecursionError) as error:
-                logger.warning("ignoring %s, it does not list removed episodes: %s", self.storage.where(path), error)
+            if damaged:
+                logger.warning("ignoring %d lines of %s that do not say what was removed", damaged, self.storage.where(path))
+            self._take(fresh)
             self._read.add(name)
+            records += fresh
         return records
 
     def _take(self, records: list[dict]) -> None:
@@ -69,3 +69,22 @@ class Removals:
                 self.evicted[record["name"]] = record
             else:
                 self.damaged.add((record["pack"], record["name"]))
+
+
+def read_records(data: bytes) -> tuple[list[dict], int]:
+    """The records in a file of removals, and how many of its lines are none."""
+    lines = data.decode(errors="replace").split("\n")
+    records = [record for line in lines[:-1] if (record := _record(line)) is not None]
+    return records, len(lines) - 1 - len(records) + bool(lines[-1])
+
+
+_FIELDS = {"name": str, "kind": str, "pack": str, "success": bool, "length": int, "invalid": str, "policy_version": int}
+
+
+def _record(line: str) -> dict | None:
+    try:
+        record = json.loads(line)
+        whole = all(type(record[name]) is kind for name, kind in _FIELDS.items()) and record["kind"] in (EVICTED, DAMAGED)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return record if whole else None

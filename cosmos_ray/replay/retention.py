@@ -20,11 +20,11 @@ def kind_of(summary: EpisodeSummary) -> str:
 
 @dataclass(frozen=True)
 class Retention:
-    """A policy: episodes of the kinds in ``keep`` stay for ever; of the others stay
+    """A policy: episodes of the kinds in ``keep`` stay for ever; another one goes as soon as one of these bounds says so:
 
-    * the ``newest`` by time of commit,
-    * those whose policy version is at most ``max_staleness`` behind the newest rollout's,
-    * as many, newest first, as fit into ``max_bytes`` together with all that is kept for ever.
+    * it is not among the ``newest`` of these others by time of commit,
+    * its policy version is more than ``max_staleness`` behind the newest rollout's (demonstrations have no version),
+    * it does not fit into ``max_bytes`` together with all that is kept for ever and with the newer ones that stay.
 
     None sets no such bound. StoreError for unknown kinds, impossible numbers and a policy without any bound.
     """
@@ -52,7 +52,8 @@ class Retention:
         latest = max((s.policy_version for s in episodes if s.source == "rollout"), default=-1)
         out = []
         for rank, summary in enumerate(rest):
-            stale = self.max_staleness is not None and summary.policy_version < latest - self.max_staleness
+            versioned = summary.source != "demo"
+            stale = versioned and self.max_staleness is not None and summary.policy_version < latest - self.max_staleness
             beyond = self.newest is not None and rank >= self.newest
             too_much = self.max_bytes is not None and used + summary.size > self.max_bytes
             if stale or beyond or too_much:

@@ -15,7 +15,7 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.codec import decode_into, decode_jpeg
 from cosmos_ray.replay.episode import SOURCES
 from cosmos_ray.replay.frames import HotFrames
-from cosmos_ray.replay.schema import DamagedEpisode
+from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.view import EpisodeView
 from cosmos_ray.replay.windows import STRATA, Selection, Windows
@@ -197,6 +197,8 @@ class WindowSampler:
                 raise Unusable(name) from error
             except DamagedEpisode as error:
                 raise Unusable(name, str(error)) from error
+            except NewerSchema as error:
+                raise Unusable(name) from error
             instructions.append(view.instruction)
         for field, step in (("value", future), ("value_now", picks.offsets)):
             out[field] = (2.0 * self.gamma ** (lengths - step).astype(np.float64) * scores - 1.0).astype(np.float32)  # replay.returns
@@ -208,7 +210,7 @@ class WindowSampler:
         if unusable.damage:
             self.store.discard(unusable.name, unusable.damage)
         else:
-            logger.warning("episode %s is gone from the store, dropping it", unusable.name)
+            logger.warning("episode %s is gone from the store or of a newer schema, dropping it", unusable.name)
             self.store.index.remove(unusable.name)
         self.hot.drop(unusable.name)
         self._windows.update()
@@ -269,6 +271,8 @@ class WindowSampler:
             frame = (len(shapes), *shapes[0])
             layout = (view.cameras, frame, view.column("action").shape[1], view.column("proprio").shape[1])
         except FileNotFoundError as error:
+            raise Unusable(name) from error
+        except NewerSchema as error:
             raise Unusable(name) from error
         except DamagedEpisode as error:
             raise Unusable(name, str(error)) from error

@@ -18,6 +18,7 @@ from cosmos_ray.replay.files import TEMPORARY, make_directory, publish_with, rep
 # A directory whose last change is younger than this is listed again at the next scan, because a file added within
 # one tick of the clock that stamped it would leave the stamp as it was. Generous, for servers whose clock is off.
 SETTLED_SECONDS = 10.0
+ABANDONED_SECONDS = 3600.0  # age at which the temporary file of a replacement must be that of a killed process
 
 
 @dataclass
@@ -28,7 +29,8 @@ class Listing:
     files: list[str]
     strays: list[str] = field(default_factory=list)  #: temporary files whose writer must be gone
     others: list[str] = field(default_factory=list)  #: neither file nor folder: links, pipes
-    complete: bool = True  #: whether ``files`` are all there are in ``folder``
+    folders: list[str] = field(default_factory=list)  #: subdirectories, where there are such things
+    complete: bool = True  #: whether ``files`` and ``folders`` are all there are in ``folder``
     entries: dict[str, bytes] = field(default_factory=dict)  #: what the writer noted about a file, where it noted something
 
 
@@ -53,6 +55,9 @@ class Storage(Protocol):
 
     def open(self, path: str) -> pa.NativeFile:
         """The file for reading in place."""
+
+    def forget_copy(self, path: str) -> bool:
+        """Delete what is kept of the file on this machine, if it is a copy; whether there was one."""
 
     def peek(self, path: str) -> pa.NativeFile:
         """The file for reading a little of it."""
@@ -98,13 +103,20 @@ class LocalStorage:
         return publish_with(write, file)
 
     def replace(self, path: str, data: bytes | memoryview) -> None:
-        make_directory((self.root / path).parent)
-        replace(data, self.root / path)
+        file = self.root / path
+        make_directory(file.parent)
+        replace(data, file)
+        for stray in file.parent.glob(f".{file.name}.*{TEMPORARY}"):  # of killed processes that wanted to replace it
+            if _age(stray) >= ABANDONED_SECONDS:
+                stray.unlink(missing_ok=True)
 
     def open(self, path: str) -> pa.NativeFile:
         return pa.memory_map(os.fsencode(self._regular(path)))
 
     peek = open
+
+    def forget_copy(self, path: str) -> bool:
+        return False
 
     def read(self, path: str) -> bytes:
         return self._regular(path).read_bytes()
@@ -122,9 +134,11 @@ class LocalStorage:
     def append(self, path: str, line: str) -> None:
         make_directory((self.root / path).parent)
         # One write to a file opened for appending: lines of several processes do not mix.
-        handle = os.open(self.root / path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        handle = os.open(self.root / path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
         try:
-            os.write(handle, line.encode() + b"\n")
+            end = os.fstat(handle).st_size
+            torn = end and os.pread(handle, 1, end - 1) != b"\n"  # a line torn by a crash costs only itself
+            os.write(handle, (b"\n" if torn else b"") + line.encode() + b"\n")
         finally:
             os.close(handle)
 
@@ -134,22 +148,20 @@ class LocalStorage:
     def scan(self, folder: str, state: dict[str, Any], stray_seconds: float) -> Iterator[Listing]:
         """``state`` maps a directory that has settled to its stamp when it was listed and its subdirectories: only the
         others are listed, all are looked at."""
-        path = self.root / folder
         try:
-            stamp = os.stat(path).st_mtime_ns  # before listing: a later change shows as another stamp
+            stamp = os.stat(self.root / folder).st_mtime_ns  # before listing: a later change shows as another stamp
+            seen = _remembered(state.get(folder))
+            listing, waiting = self._list(folder, stray_seconds) if seen is None or seen[0] != stamp else (None, False)
         except FileNotFoundError:
             state.pop(folder, None)
             return
-        if (seen := state.get(folder)) is not None and seen[0] == stamp:
-            directories = seen[1]
-        else:
-            listing, directories, waiting = self._list(folder, stray_seconds)
+        if listing is not None:
             yield listing
             if not waiting and time.time() - stamp / 1e9 > SETTLED_SECONDS:
-                state[folder] = [stamp, directories]
+                state[folder] = [stamp, listing.folders]
             else:
                 state.pop(folder, None)
-        for name in directories:
+        for name in listing.folders if listing is not None else seen[1]:
             yield from self.scan(f"{folder}/{name}", state, stray_seconds)
 
     def _regular(self, path: str) -> Path:
@@ -159,13 +171,13 @@ class LocalStorage:
             raise OSError(errno.EINVAL, "not a regular file", str(file))
         return file
 
-    def _list(self, folder: str, stray_seconds: float) -> tuple[Listing, list[str], bool]:
-        """One directory: its files, its subdirectories, and whether it holds a temporary file that may still be in use."""
-        listing, directories, waiting = Listing(folder, []), [], False
+    def _list(self, folder: str, stray_seconds: float) -> tuple[Listing, bool]:
+        """One directory, and whether it holds a temporary file that may still be in use."""
+        listing, waiting = Listing(folder, []), False
         with os.scandir(self.root / folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    directories.append(entry.name)
+                    listing.folders.append(entry.name)
                 elif not entry.is_file(follow_symlinks=False):
                     listing.others.append(entry.name)
                 elif not entry.name.endswith(TEMPORARY):
@@ -174,10 +186,23 @@ class LocalStorage:
                     listing.strays.append(entry.name)
                 else:
                     waiting = True
-        return listing, directories, waiting
+        return listing, waiting
 
 
-def _age(entry: os.DirEntry) -> float:
+def _remembered(entry: Any) -> tuple[int, list[str]] | None:
+    """Stamp and subdirectories from the state of a scan; None where it has no such thing. A state comes from a file: a name
+    that leads elsewhere must not be followed."""
+    match entry:
+        case [int(stamp), list(names)] if all(map(_is_plain, names)):
+            return stamp, names
+    return None
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _age(entry: os.DirEntry | Path) -> float:
     """Seconds since the last change; 0 when it is gone, which is as good as in use."""
     try:
         return time.time() - entry.stat(follow_symlinks=False).st_mtime

@@ -7,8 +7,6 @@ episodes against the pool, and the pool serves whatever weights were pushed last
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import ray
 
@@ -18,9 +16,7 @@ from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.learner.actor import LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
-from cosmos_ray.replay.files import make_directory, replace
-from cosmos_ray.replay.limiter import SamplesPerInsert
-from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.limiter import SamplesPerInsert, resume_counters, steps_stored
 from cosmos_ray.rollout.ticket import own_rollouts
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import rollout_ticket, start_fleet
@@ -171,31 +167,3 @@ class _RefineLoop:
         wins = sum(e.success for e in self.finished)
         loss = f"loss {self.metrics['loss']:.3f}  " if "loss" in self.metrics else ""
         return f"{loss}version {self.version}  episodes {len(self.finished)}/{self.planned} ({wins} succeeded)"
-
-
-def steps_stored(store: ReplayStore, names: list[str]) -> int:
-    """Control steps of those of the episodes that were ever committed, evicted ones included."""
-    rows = [(store.index.row(name), store.evicted(name)) for name in names]
-    return sum(int(store.index["length"][row]) if row is not None else gone["length"] if gone else 0 for row, gone in rows)
-
-
-def resume_counters(file: Path, stored: int, step: int, batch: int) -> dict[str, int]:
-    """The limiter's ``inserted`` and ``sampled`` for a refinement that goes on at learner ``step`` with ``stored`` control steps.
-
-    What survives a crash are the store and the learner's last state, not what the driver counted: an episode may have been
-    committed unseen, steps may have been lost. So the counters follow from these two, and ``file``, beside the learner's state,
-    says what they were when the process before this one began; it is replaced by what they are now. ConfigError if it is unreadable.
-    """
-    known = {"inserted": 0, "sampled": 0, "stored": stored, "step": step, "batch": batch}
-    try:
-        before = {name: int(value) for name, value in json.loads(file.read_text()).items()}
-        if before["step"] <= step:  # else the learner's state was lost, and it begins again
-            known["inserted"] = max(0, before["inserted"] + stored - before["stored"])
-            known["sampled"] = before["sampled"] + (step - before["step"]) * before["batch"]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"cannot read {file}: {error!r}; delete it, and learning and collecting are paced from now on") from error
-    make_directory(file.parent)
-    replace(json.dumps(known).encode(), file)
-    return {name: known[name] for name in ("inserted", "sampled")}

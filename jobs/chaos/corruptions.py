@@ -32,7 +32,7 @@ EVICTED = 2  # beyond these, where a store can evict
 MEMORY = 4 << 30  # bytes of address space a reader may take
 SECONDS = 30  # of its own computing
 WALL_SECONDS = 120.0  # and of waiting for something: long, because a machine may be busy with other work
-DRAWS = 5
+DRAWS = 3
 LONGEST = 2000  # characters of one error or reason
 #: Kinds that need no file with one episode: for packs too.
 FOR_PACKS = {
