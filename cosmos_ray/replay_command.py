@@ -19,8 +19,8 @@ from cosmos_ray.replay.episode import EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.settings import stored_config
 
-EXPORTS = ("lerobot", "cosmos", "parquet")
-IMPORTS = ("robomimic", "cosmos")
+EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "parquet")
+IMPORTS = ("robomimic", "cosmos", "lerobot")
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ def _evict(options: argparse.Namespace) -> tuple[str, int]:
 
 
 def _export(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
     from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts
     from cosmos_ray.replay.exchange.lerobot import export_lerobot
     from cosmos_ray.replay.exchange.parquet import export_parquet
@@ -231,6 +232,8 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
         done = export_lerobot(store, episodes, options.to, frames=options.frames, render=renderer, progress=progress)
     elif options.format == "cosmos":
         done = export_rollouts(store, episodes, options.to, render=renderer, progress=progress)
+    elif options.format == "cosmos-demos":
+        done = export_demonstrations(store, episodes, options.to, suite=options.suite, render=renderer, progress=progress)
     else:
         done = export_parquet(store, episodes, options.to, progress=progress)
     return _exchanged(f"{done.episodes} of {len(episodes)} episodes written to {options.to}", done.skipped)
@@ -238,11 +241,14 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
 
 def _import(options: argparse.Namespace) -> tuple[str, int]:
     from cosmos_ray.replay.exchange.cosmos_hdf5 import import_rollouts
+    from cosmos_ray.replay.exchange.lerobot_import import import_lerobot
     from cosmos_ray.replay.exchange.robomimic import import_demonstrations
 
     store, progress = _open(options, create=True), _progress(options, "import", "episodes")
     if options.format == "cosmos":
         results = [import_rollouts(options.paths, store, progress=progress)]
+    elif options.format == "lerobot":
+        results = [import_lerobot(path, store, progress=progress) for path in options.paths]
     else:
         flip = None if options.flip == "auto" else options.flip == "yes"
         results = [import_demonstrations(path, store, task=options.task, instruction=options.instruction, flip=flip, progress=progress)
@@ -293,14 +299,16 @@ VERBS = {
         (("--max-gb",), {"type": float, "metavar": "GB", "help": "of the others keep, newest first, what fits"}),
         (("--dry-run",), {"action": "store_true", "help": "only list them"}))),
     "export": Verb("write episodes in another project's format", _export, (
-        (("--format",), {"required": True, "choices": EXPORTS, "help": "LeRobot v3, HDF5 of cosmos-policy, or Parquet"}),
+        (("--format",), {"required": True, "choices": EXPORTS, 
+                         "help": "LeRobot v3, rollouts or demonstrations (HDF5) for cosmos-policy, or Parquet"}),
         (("--to",), {"required": True, "metavar": "FOLDER", "help": "folder to write; it must not exist yet"}),
         (("--frames",), {"default": "h264", "choices": ("h264", "av1", "image"), "help": "lerobot: videos, or the stored JPEGs [h264]"}),
+        (("--suite",), {"default": "libero_goal", "help": "cosmos-demos: name of the suite's folder [libero_goal]"}),
         (("--render",), {"action": "store_true", "help": "render the frames that are not stored from the simulator states"}), *_CHOOSE)),
     "import": Verb("commit episodes of another project's files", _import, (
-        (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files; for cosmos also folders of them"}),
+        (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files; for cosmos also folders of them; for lerobot dataset folders"}),
         (("--format",), {"required": True, "choices": IMPORTS,
-                         "help": "demonstrations of LIBERO and robomimic, or rollouts of cosmos-policy"}),
+                         "help": "demonstrations of LIBERO and robomimic, rollouts of cosmos-policy, or LeRobot v3"}),
         (("--task",), {"default": "", "help": "robomimic: name of the task [as the file says]"}),
         (("--instruction",), {"default": "", "help": "robomimic: instruction [as the file says]"}),
         (("--flip",), {"default": "auto", "choices": ("auto", "yes", "no"),

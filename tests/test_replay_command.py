@@ -114,6 +114,27 @@ def test_evict_and_compact_shrink_the_store(replay, root):
     assert code == 1 and "was evicted (retention:" in errors[0]
 
 
+@pytest.mark.parametrize("format, back", [("lerobot", "lerobot"), ("cosmos", "cosmos"), ("cosmos-demos", "robomimic"), ("parquet", None)])
+def test_export_and_import_again(replay, tmp_path, format, back):
+    out, other = tmp_path / "out", tmp_path / "other"
+    code, lines, _ = replay("export", "--format", format, "--kind", "demo", "--frames", "image", "--to", str(out))
+    assert code == 0 and lines == [f"3 of 3 episodes written to {out}"]
+    code, _, errors = replay("export", "--format", format, "--to", str(out))
+    assert code == 1 and "exists: give another path" in errors[0]
+    if back:
+        paths = [str(out)] if back != "robomimic" else sorted(map(str, out.rglob("*.hdf5")))
+        code, lines, _ = replay("import", *paths, "--format", back, store=other)
+        assert code == 0 and lines == [f"3 episodes imported into {other}, 0 of them were there before"]
+        assert replay("import", *paths, "--format", back, store=other)[1][0].endswith("3 of them were there before")
+        assert json.loads(replay("stats", "--json", store=other)[1][0])["steps"] == 3 * 11  # the last action is not in these formats
+
+
+def test_what_an_export_leaves_out_is_named_and_the_exit_code_says_so(replay, tmp_path):
+    code, lines, _ = replay("export", "--format", "cosmos", "--to", str(tmp_path / "out"))
+    assert code == 1 and len(lines) == 7 and all(line.startswith("skipped rollout-Lift") for line in lines[:6])
+    assert lines[-1] == f"3 of 9 episodes written to {tmp_path / 'out'}"
+
+
 @pytest.mark.parametrize("words, code, message", [
     (["evict"], 1, "needs a bound"),
     (["verify", "--thread", "2"], 2, "unknown flag --thread; did you mean --threads?"),

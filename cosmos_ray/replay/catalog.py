@@ -170,7 +170,13 @@ class Catalog:
             self.know(found[1], place[0], found[0])
             return
         self.strike(summary, place[0], reason)
-        self._state(EPISODES).pop(_folder(episode_path(name)), None)  # a killed compaction may have left a file of its own there
+        self.doubt(place[0])  # a killed compaction may have left a file of its own
+
+    def doubt(self, pack: str = "") -> None:
+        """List everything again at the next update: an episode was not where the index has it, which may come from a manifest."""
+        self._state(EPISODES).clear()
+        self._state(PACKS).clear()
+        self._listed_packs.discard(pack)
 
     def strike(self, summary: EpisodeSummary, pack: str, reason: str) -> None:
         """Record that a pack's episode is damaged; a warning where that cannot be written."""

@@ -225,6 +225,7 @@ class ReplayStore:
                     self.marker.check_present()
                     self.catalog.look_for_packs()
                     if self.index.place(name) == place:
+                        self.catalog.doubt(place[0] if place else "")
                         raise
         raise FileNotFoundError(self.path(name))
 

@@ -4,7 +4,9 @@
 ``robomimic``          demonstrations of LIBERO and robomimic (HDF5, ``data/demo_i``) into a store
 ``cosmos_hdf5``        rollouts of the public cosmos-policy code (HDF5, a file per episode) into a store, and episodes of a
                        store as such files
+``cosmos_demos``       successful episodes as the demonstration files of the public cosmos-policy trainer
 ``lerobot``            episodes of a store as a LeRobot v3 dataset
+``lerobot_import``     LeRobot v3 datasets into a store
 ``parquet``            episodes of a store as Parquet, for everything else
 ``ray_data``           the store as a Ray Data dataset, read where it lies
 =====================  ===========================================================================================
