@@ -35,6 +35,7 @@ import pyarrow as pa  # noqa: E402
 from bench_replay_formats import CHUNK, GAMMA, Batch, Window, write_durable, write_fsync  # noqa: E402
 
 from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore, WindowBatch, WindowSampler, schema  # noqa: E402
+from cosmos_ray.replay.codec import decode_into, decode_jpeg  # noqa: E402
 from cosmos_ray.replay.loader import PrefetchLoader  # noqa: E402
 from cosmos_ray.replay.sampler import WindowStream  # noqa: E402
 
@@ -168,11 +169,13 @@ def bench_samples(options, report: Report, folder: Path, episodes: list[Episode]
         report.add(key + suffix, other, mine, f"{per_sample(mine, n)} to {per_sample(other, n)} us, "
                    + ("the same pixels" if np.isinf(psnr) else f"{psnr:.1f} dB, by PyAV"))
 
+    memory = np.empty((size, size, 3), np.uint8)
+
     def decode_alone() -> None:
         for number, t in windows_of(last["batch"]):
             frames, future = episodes[number].frames, min(t + CHUNK, episodes[number].length)
             for jpeg in (*frames[t], *frames[future]):
-                formats.decode(np.frombuffer(jpeg, np.uint8))
+                decode_into(jpeg, memory)
 
     progress(f"{size} px: decoding alone")
     ours()
@@ -383,8 +386,13 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true",
                         help="count the CPU seconds of this process in place of the clock's where one thread reads, for a machine that "
                              "others use at the same time")
+    parser.add_argument("--same-decoder", action="store_true",
+                        help="let every JPEG reader but the public loader's use our JPEG decoder in place of OpenCV's, so that only "
+                             "storage differs")
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    if options.same_decoder:
+        formats.decode = decode_jpeg
     report = Report(options.json)
     with tempfile.TemporaryDirectory(prefix="bench-replay-", dir=options.folder) as name:
         print(machine(Path(name)), flush=True)

@@ -176,7 +176,10 @@ class Catalog:
         """List everything again at the next update: an episode was not where the index has it, which may come from a manifest."""
         self._state(EPISODES).clear()
         self._state(PACKS).clear()
-        self._listed_packs.discard(pack)
+        if pack and not self.storage.exists(pack):
+            self._drop_packs({pack})
+        else:
+            self._listed_packs.discard(pack)
 
     def strike(self, summary: EpisodeSummary, pack: str, reason: str) -> None:
         """Record that a pack's episode is damaged; a warning where that cannot be written."""
