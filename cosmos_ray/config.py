@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.uri import without_credentials
 
 
 def option(default: Any, help: str, choices: tuple | None = None, low: float | None = None, high: float | None = None):
@@ -73,8 +74,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """How stored episodes become training samples."""
+    """Where episodes are stored and how they become training samples."""
 
+    store: str = option("", "where the replay store lies: a folder or an s3:// or gs:// URI; empty: in the run's folder")
     gamma: float = option(0.98, "discount of the Monte-Carlo return per control step", low=0.5, high=1.0)
     success_share: float = option(0.5, "share of successful episodes among rollout samples", low=0, high=1)
     rollout_frame_stride: int = option(4, "also store a rendered frame every this many steps of a rollout; 0 keeps chunk ends",
@@ -248,6 +250,9 @@ def _check_together(config: RunConfig) -> None:
                           "inference.gpus, or take 'compile'")
     if config.rollout.execute > config.model.chunk:
         raise ConfigError(f"rollout.execute = {config.rollout.execute} is longer than the chunk, model.chunk = {config.model.chunk}")
+    scheme, mark, _ = config.replay.store.partition("://")
+    if mark and scheme not in ("s3", "gs"):
+        raise ConfigError(f"replay.store = {without_credentials(config.replay.store)!r} is neither a folder nor an s3:// or gs:// URI")
     if not config.sim.cameras:
         raise ConfigError("sim.wrist_cameras and sim.third_cameras are both empty: the policy needs at least one camera")
     if len(set(config.sim.cameras)) != len(config.sim.cameras):

@@ -13,6 +13,7 @@ from typing import Any
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.uri import is_uri, without_credentials
 
 
 class RunFolder:
@@ -26,6 +27,7 @@ class RunFolder:
         self.path = Path(config.root).expanduser().resolve() / config.name
         if not create and not (self.path / "config.json").exists():
             raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` first, or give --root and --name")
+        self._elsewhere = config.replay.store
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -33,6 +35,7 @@ class RunFolder:
         self._lock = self._take_lock()
         try:
             if fresh and (self.path / "config.json").exists():
+                self._check_store_moves_too()
                 self._move_aside()
             self._check_config(config)
         except BaseException:
@@ -40,9 +43,11 @@ class RunFolder:
             raise
 
     @property
-    def replay(self) -> Path:
-        """The replay store."""
-        return self.path / "replay"
+    def replay(self) -> Path | str:
+        """The replay store: a folder, or the URI of an object store, credentials included."""
+        if is_uri(self._elsewhere):
+            return self._elsewhere
+        return Path(self._elsewhere).expanduser().resolve() if self._elsewhere else self.path / "replay"
 
     @property
     def report(self) -> Path:
@@ -87,10 +92,12 @@ class RunFolder:
                 out.append(row)
         return out
 
-    def write_json(self, name: str, data: Any) -> None:
-        """Replace a JSON file of the run, whole or not at all."""
+    def write_json(self, name: str, data: Any, mode: int = 0o666) -> None:
+        """Replace a JSON file of the run, whole or not at all. ``mode`` are its permissions, less what the umask takes."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(data, indent=1))
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "x", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            file.write(json.dumps(data, indent=1))
         os.replace(temporary, self.path / name)
 
     def read_json(self, name: str) -> Any | None:
@@ -121,6 +128,12 @@ class RunFolder:
         lock.flush()
         return lock
 
+    def _check_store_moves_too(self) -> None:
+        before = self.read_json("config.json").get("replay", {}).get("store")
+        if before and before == self._elsewhere:
+            raise ConfigError(f"--fresh cannot move the replay store {without_credentials(before)} aside, and the new run would go on "
+                              "with its episodes: give another --replay.store")
+
     def _move_aside(self) -> None:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
@@ -138,4 +151,5 @@ class RunFolder:
                 if before.get(section, {}).get(key, value) != value:
                     raise ConfigError(f"run {self.path} was made with {section}.{key} = {before[section][key]!r}, not {value!r}: "
                                       "give another --name, or --fresh to move it aside")
-        self.write_json("config.json", own)
+        secret = without_credentials(config.replay.store) != config.replay.store
+        self.write_json("config.json", own, mode=0o600 if secret else 0o666)

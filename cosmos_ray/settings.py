@@ -14,6 +14,7 @@ from typing import Any
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.presets import preset_settings
+from cosmos_ray.uri import is_uri
 
 
 def fields_of(config_class: type, prefix: str = "") -> dict[str, tuple[dataclasses.Field, type]]:
@@ -92,7 +93,10 @@ def make_config(base: RunConfig, file: str | None, flags: dict[str, str | None],
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The files a run refers to, wherever a later command or another process is started."""
     paths = {name: str(Path(path).expanduser().resolve()) for name in PATHS if (path := getattr(config.model, name))}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **paths))
+    replay = config.replay
+    if replay.store and not is_uri(replay.store):
+        replay = dataclasses.replace(replay, store=str(Path(replay.store).expanduser().resolve()))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **paths), replay=replay)
 
 
 def stored_config(config: RunConfig) -> RunConfig | None:

@@ -19,7 +19,9 @@ from cosmos_ray.replay.sampler import WindowSampler
 from cosmos_ray.replay.storage import LocalStorage
 from cosmos_ray.replay.store import ReplayStore
 from tests.test_replay_episode import assert_same, make_episode
-from tests.test_replay_storage import die, fill, in_child, opened, settle, snapshot, tiny
+from tests.test_replay_storage import die, fill, in_child, opened, scratch_folder, settle, snapshot, tiny
+
+in_memory = pytest.fixture(scratch_folder, name="tmp_path")
 
 
 def write_version_1(root, episode):
@@ -97,9 +99,9 @@ def forge(root, change):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made():
     """A mixed store. Do not change it."""
-    return mixed_store(tmp_path_factory.mktemp("made") / "store")
+    yield from (mixed_store(folder / "store") for folder in scratch_folder())
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """Files that appear whole or not at all, the marker of a store, and the scan of a directory. Also the helpers of the other tests."""
 
 import errno
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +17,14 @@ from cosmos_ray.errors import StoreError, StoreUnavailable
 from cosmos_ray.replay import files, storage
 from cosmos_ray.replay.compaction import compact
 from cosmos_ray.replay.store import ReplayStore
+from jobs.chaos.corruptions import scratch_directory
 from tests.test_replay_episode import assert_same, make_episode
 
 
+@functools.cache
 def tiny(seed, **trajectory):
-    return make_episode(seed, **{"length": 2, "size": 8, **trajectory})
+    """A very small episode, always the same one: do not change it."""
+    return make_episode(seed, **{"length": 2, "size": 32, **trajectory})
 
 
 def fill(root, seeds, **trajectory):
@@ -104,6 +110,15 @@ def half_then_die(file):
     file.write(b"half")
     file.flush()
     die()
+
+
+def scratch_folder():
+    """In memory where there is such a file system: nothing here depends on the disk, and its syncs would take most of the time."""
+    with tempfile.TemporaryDirectory(dir=scratch_directory()) as folder:
+        yield Path(folder)
+
+
+in_memory = pytest.fixture(scratch_folder, name="tmp_path")
 
 
 # ---------------------------------------------------------------- files

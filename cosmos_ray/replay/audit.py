@@ -132,6 +132,7 @@ def _check_file(store: ReplayStore, path: str, decode: bool) -> tuple[int, list[
     if not path.endswith(SUFFIX):
         return 0, [], [Problem(path, "foreign", f"{where} is no file of a replay store")]
     try:
+        store.storage.forget_copy(path)  # the file itself is to be checked
         file = store.storage.open(path)
         size = file.size()
         if not path.startswith(PACKS + "/"):

@@ -81,7 +81,12 @@ class Catalog:
         """A pack of this store, from a bounded cache of open ones. DamagedEpisode or OSError."""
         pack = self._packs.get(path)
         if pack is None:
-            pack = Pack(self.storage.open(path), self.storage.where(path))
+            try:
+                pack = Pack(self.storage.open(path), self.storage.where(path))
+            except DamagedEpisode:
+                if not self.storage.refetch(path):
+                    raise
+                pack = Pack(self.storage.open(path), self.storage.where(path))  # it was only our copy
             self._packs.put(path, pack)
         return pack
 
@@ -93,7 +98,7 @@ class Catalog:
             try:
                 view = EpisodeView(self.storage.open(path), self.storage.where(path))
             except DamagedEpisode:
-                if not self.storage.forget_copy(path):
+                if not self.storage.refetch(path):
                     raise
                 view = EpisodeView(self.storage.open(path), self.storage.where(path))  # it was only our copy
         else:
@@ -151,13 +156,16 @@ class Catalog:
             if self._members is not None:
                 self._members.get(_folder(episode_path(name)), set()).discard(name)
 
-    def discard(self, name: str, reason: str) -> None:
-        """Put a damaged episode away and forget it."""
+    def discard(self, name: str, reason: str) -> bool:
+        """Put a damaged episode away and forget it; False if it was not the file that is damaged but a copy of it on this
+        machine, which is a fresh one now."""
         place, row = self.index.place(name), self.index.row(name)
+        if self._fetch_again(name):
+            return False
         if place is None or row is None:
             self.forget(name)
             self.take(episode_path(name), reason)
-            return
+            return True
         summary = self.summary(row)
         self.forget(name)
         try:
@@ -165,12 +173,13 @@ class Catalog:
         except DamagedEpisode as error:
             self.take(place[0], str(error))
             self._drop_packs({place[0]})
-            return
+            return True
         if found is not None and found[0] != place[1]:  # the manifest was wrong, not the pack
             self.know(found[1], place[0], found[0])
-            return
+            return True
         self.strike(summary, place[0], reason)
         self.doubt(place[0])  # a killed compaction may have left a file of its own
+        return True
 
     def doubt(self, pack: str = "") -> None:
         """List everything again at the next update: an episode was not where the index has it, which may come from a manifest."""
@@ -236,7 +245,7 @@ class Catalog:
             self._scanned.pop(removals.FOLDER, None)  # read anew: the manifest does not hold what they say
             self._in_manifest = len(self.index)
             places = self.index.tables["place"].values
-            self._listed_packs = {places[number] for number in set(self.index["place"].tolist())} - {""}
+            self._listed_packs = {places[number] for number in np.unique(self.index["place"])} - {""}
         return self._scanned.setdefault(area, {})
 
     def _look_through_packs(self, state: dict[str, Any]) -> set[str]:
@@ -259,7 +268,11 @@ class Catalog:
             self.take(path, str(error))
             return
         self._listed_packs.add(path)
-        for slot, view in pack.views():
+        views = list(pack.views())
+        if any(isinstance(view, DamagedEpisode) for _, view in views) and self.storage.refetch(path):
+            self._packs.drop(path)
+            views = list(self.pack(path).views())
+        for slot, view in views:
             if isinstance(view, EpisodeView):
                 if not self.is_removed(view.summary.name, path):
                     self.know(view.summary, path, slot)
@@ -282,6 +295,20 @@ class Catalog:
             self._listed_packs.clear()
             self._state(EPISODES).clear()
             self._look_through_packs({})
+
+    def _fetch_again(self, name: str) -> bool:
+        """Replace a damaged copy that this machine keeps of the episode's file; whether it was that."""
+        place = self.index.place(name)
+        path = place[0] if place else episode_path(name)
+        try:
+            if not self.storage.refetch(path):
+                return False
+        except FileNotFoundError:
+            return False
+        logger.warning("the copy of %s on this machine was damaged; it was fetched again", self.storage.where(path))
+        self._packs.drop(path)
+        self._moved(name)
+        return True
 
     def _find_in(self, path: str, name: str) -> tuple[int, EpisodeSummary] | None:
         """Number and summary of an episode in a pack. DamagedEpisode if that is no pack."""

@@ -58,6 +58,7 @@ def compact(
             work.pack(names)
             work.retire(path)
         work.remove_leftovers()
+        store.storage.tidy()
     store.save_manifest()
     return Compacted(work.packed, work.packs, work.removed, tuple(work.damaged))
 
@@ -193,7 +194,8 @@ class _Compaction:
         except (FileNotFoundError, NewerSchema):
             return None
         except DamagedEpisode as error:
-            self.store.discard(name, str(error))
+            if not self.store.discard(name, str(error)):
+                return self._checked(name)
             self.damaged.append(name)
             return None
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cosmos_ray.replay.episode import SOURCES, EpisodeKey, EpisodeSummary
 
@@ -160,7 +162,7 @@ def sort_key(summary: EpisodeSummary) -> int:
     return int(summary.name[-8:], 16) << 32 | (summary.key.seed * 31 + summary.key.attempt) & 0xFFFFFFFF
 
 
-_NAME = re.compile(r"([a-z]+)-[A-Za-z0-9_]{0,80}-(\d{8,19})-a(\d{1,19})-([0-9a-f]{8})")
+_NAME = r"^(?P<source>[a-z]+)-[A-Za-z0-9_]*-(?P<seed>[0-9]{8,19})-a(?P<attempt>[0-9]{1,19})-(?P<digest>[0-9a-f]{8})$"
 _PLACE = re.compile(r"packs(?:/(?!\.\.?(?:/|$))[^/\0]+)+")  # no part is . or ..
 
 
@@ -191,15 +193,16 @@ def _check(names: list[str], columns: dict[str, np.ndarray], tables: dict[str, l
 
 def _check_names(names: list[str], columns: dict[str, np.ndarray]) -> None:
     """ValueError unless the names are those of keys with these columns, as far as they tell."""
-    matches = [_NAME.fullmatch(name) for name in names]
-    if not all(matches):
+    parts = pc.extract_regex(pa.array(names, pa.string()), _NAME)
+    if parts.null_count:
         raise ValueError("names that are none of episodes")
-    sources, seeds, attempts, digests = zip(*(match.groups() for match in matches), strict=True)
-    same = [SOURCES[number] for number in columns["source"].tolist()] == list(sources)
-    same = same and columns["seed"].tolist() == list(map(int, seeds)) and columns["attempt"].tolist() == list(map(int, attempts))
-    if not same:
-        raise ValueError("names that do not fit their columns")
-    seeds, attempts = columns["seed"].astype(np.uint64), columns["attempt"].astype(np.uint64)
-    low = (seeds * np.uint64(31) + attempts) & np.uint64(0xFFFFFFFF)
-    if not np.array_equal(columns["order"], np.array([int(d, 16) for d in digests], np.uint64) << np.uint64(32) | low):
+    columns = {**columns, "source": np.array(SOURCES)[columns["source"]]}
+    for name in ("source", "seed", "attempt"):
+        if not np.array_equal(parts.field(name).cast(pa.array(columns[name]).type).to_numpy(zero_copy_only=False), columns[name]):
+            raise ValueError("names that do not fit their columns")
+    letters = np.frombuffer("".join(parts.field("digest").to_pylist()).encode(), np.uint8).reshape(-1, 8)
+    digits = np.where(letters >= ord("a"), letters - ord("a") + 10, letters - ord("0")).astype(np.uint64)
+    high = digits @ (np.uint64(16) ** np.arange(7, -1, -1, dtype=np.uint64))
+    low = (columns["seed"].astype(np.uint64) * np.uint64(31) + columns["attempt"].astype(np.uint64)) & np.uint64(0xFFFFFFFF)
+    if not np.array_equal(columns["order"], high << np.uint64(32) | low):
         raise ValueError("an order that is not that of the keys")

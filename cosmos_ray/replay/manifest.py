@@ -55,7 +55,7 @@ def load_manifest(storage: Storage, store_id: str, index: EpisodeIndex) -> dict[
         if header["store"] != store_id:
             raise ValueError("it is another store's")
         names = batch.column("name").to_pylist()
-        columns = {name: batch.column(name).to_numpy(zero_copy_only=False).astype(dtype) for name, dtype in COLUMNS.items()}
+        columns = {name: batch.column(name).to_numpy(zero_copy_only=False).astype(dtype, copy=False) for name, dtype in COLUMNS.items()}
         if _checksum(names, columns) != header["crc32"]:
             raise ValueError("its columns do not match their checksum")
         tables = {name: list(header["tables"][name]) for name in TABLES}

@@ -15,6 +15,7 @@ from cosmos_ray.replay.store import ReplayStore
 logger = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
+PAUSE_S = 0.05  # for who has nothing to do but call flush() again
 
 
 class Outbox:
@@ -35,6 +36,11 @@ class Outbox:
         """Episodes that are in memory only."""
         return len(self._waiting)
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last try failed."""
+        return self._failing_since is not None
+
     def put(self, episode: Episode, tag: Any = None) -> None:
         """Take an episode over; ``tag`` comes back with it once it is stored."""
         self._waiting.append((episode, tag))
@@ -42,36 +48,38 @@ class Outbox:
     def flush(self) -> list[tuple[Any, bool]]:
         """Commit what can be committed now: (tag, whether it was new) of each."""
         done: list[tuple[Any, bool]] = []
-        while self._waiting and self._clock() >= self._next:
+        while self._waiting:
             episode, tag = self._waiting[0]
-            try:
-                new = self.store.commit(episode)
-            except StoreUnavailable as error:
-                self._fail(error)
+            reached, new = self.attempt(lambda episode=episode: self.store.commit(episode))
+            if not reached:
                 break
             self._waiting.popleft()
             done.append((tag, new))
-            if self._failing_since is not None:
-                logger.warning("the replay store can be written again; %d episodes are waiting", len(self._waiting))
-            self._failing_since, self._wait, self._next = None, FIRST_WAIT_S, 0.0
         return done
 
-    def deliver(self, episode: Episode) -> bool:
-        """Commit one episode, waiting as long as it takes or patience lasts; whether it was new."""
-        self.put(episode, episode.key.name)
-        while True:
-            for tag, new in self.flush():
-                if tag == episode.key.name:
-                    return new
-            time.sleep(max(0.01, self._next - self._clock()))
+    def attempt(self, action: Callable[[], Any]) -> tuple[bool, Any]:
+        """(True, what ``action`` returns), or (False, None) while the store, which it needs, is unavailable or it is too early
+        to try again. Raises as :meth:`flush` does."""
+        if self._failing_since is not None and self._clock() < self._next:
+            return False, None
+        try:
+            result = action()
+        except StoreUnavailable as error:
+            self._fail(error)
+            return False, None
+        if self._failing_since is not None:
+            logger.warning("the replay store %s can be used again", self.store.root)
+        self._failing_since, self._wait = None, FIRST_WAIT_S
+        return True, result
 
     def _fail(self, error: StoreUnavailable) -> None:
-        now = self._clock()
+        now, held = self._clock(), len(self._waiting)
         if self._failing_since is None:
             self._failing_since = now
-            logger.warning("%s; %d episodes are kept in memory and tried again for %g s", error, len(self._waiting), self.patience_s)
-        if now - self._failing_since >= self.patience_s:
-            count, passed = len(self._waiting), now - self._failing_since
-            raise StoreUnavailable(f"{error} (tried for {passed:.0f} s; {count} finished episodes are lost with this process)") from error
+            if self.patience_s > 0:
+                logger.warning("%s; this is tried again for %g s, %d finished episodes are kept in memory", error, self.patience_s, held)
+        passed = now - self._failing_since
+        if passed >= self.patience_s:
+            raise StoreUnavailable(f"{error} (tried for {passed:.0f} s; {held} finished episodes are lost with this process)") from error
         self._next = now + self._wait
         self._wait = min(2 * self._wait, LONGEST_WAIT_S)

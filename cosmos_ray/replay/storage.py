@@ -56,8 +56,11 @@ class Storage(Protocol):
     def open(self, path: str) -> pa.NativeFile:
         """The file for reading in place."""
 
-    def forget_copy(self, path: str) -> bool:
-        """Delete what is kept of the file on this machine, if it is a copy; whether there was one."""
+    def refetch(self, path: str) -> bool:
+        """Fetch anew what is kept of the file on this machine, if it is a copy; whether that was another than the file."""
+
+    def forget_copy(self, path: str) -> None:
+        """Delete what is kept of the file on this machine, if it is a copy."""
 
     def peek(self, path: str) -> pa.NativeFile:
         """The file for reading a little of it."""
@@ -83,6 +86,9 @@ class Storage(Protocol):
 
         ``state`` is plain JSON, empty for everything there is.
         """
+
+    def tidy(self) -> None:
+        """Delete what :meth:`publish` noted and nobody needs any more."""
 
 
 class LocalStorage:
@@ -115,8 +121,14 @@ class LocalStorage:
 
     peek = open
 
-    def forget_copy(self, path: str) -> bool:
+    def refetch(self, path: str) -> bool:
         return False
+
+    def forget_copy(self, path: str) -> None:
+        pass
+
+    def tidy(self) -> None:
+        pass
 
     def read(self, path: str) -> bytes:
         return self._regular(path).read_bytes()
@@ -149,7 +161,7 @@ class LocalStorage:
         """``state`` maps a directory that has settled to its stamp when it was listed and its subdirectories: only the
         others are listed, all are looked at."""
         try:
-            stamp = os.stat(self.root / folder).st_mtime_ns  # before listing: a later change shows as another stamp
+            stamp = os.stat(f"{self.name}/{folder}").st_mtime_ns  # before listing: a later change shows as another stamp
             seen = _remembered(state.get(folder))
             listing, waiting = self._list(folder, stray_seconds) if seen is None or seen[0] != stamp else (None, False)
         except FileNotFoundError:

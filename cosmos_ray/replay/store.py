@@ -70,7 +70,8 @@ class ReplayStore:
             summary = schema.summarise(header, batch.num_rows, batch.nbytes, self.storage.where(path))
             note = batch.schema.metadata[schema.HEADER_FIELD]
             self.marker.check_present()
-            catalog.look_for_packs()
+            if self.storage.mapped:  # elsewhere the look takes requests, and the one below is what counts
+                catalog.look_for_packs()
             if name in catalog.removals.evicted or self._is_packed(episode):
                 return False
             written = self.storage.publish(path, lambda file: schema.write(batch, file), note)
@@ -157,8 +158,9 @@ class ReplayStore:
             with explained("read", self.storage.where(self.path(name))):
                 return self.view(name).episode()
         except DamagedEpisode as error:
-            self.discard(name, str(error))
-            raise
+            if self.discard(name, str(error)):
+                raise
+        return self.read(name)  # only this machine's copy was damaged
 
     def view(self, name: str) -> EpisodeView:
         """The episode mapped into memory, from a bounded cache of open ones.
@@ -172,10 +174,11 @@ class ReplayStore:
             self._open.put(name, view)
         return view
 
-    def discard(self, name: str, reason: str) -> None:
-        """Move a damaged episode to quarantine and forget it."""
+    def discard(self, name: str, reason: str) -> bool:
+        """Move a damaged episode to quarantine and forget it. False, and it stays, if only a copy of its file on this machine
+        was damaged, which was fetched again."""
         with self._lock, explained("discard an episode of", self.storage.name):
-            self.catalog.discard(name, reason)
+            return self.catalog.discard(name, reason)
 
     def evict(self, names: Iterable[str], reason: str) -> int:
         """Delete episodes for good; returns how many. Their keys stay taken: committing one of them again is a no-op.
@@ -226,6 +229,7 @@ class ReplayStore:
                     self.catalog.look_for_packs()
                     if self.index.place(name) == place:
                         self.catalog.doubt(place[0] if place else "")
+                    if self.index.place(name) == place:
                         raise
         raise FileNotFoundError(self.path(name))
 

@@ -10,6 +10,7 @@ import shlex
 import cosmos_ray
 from cosmos_ray.config import RunConfig
 from cosmos_ray.settings import FIELDS, format_value
+from cosmos_ray.uri import without_credentials
 
 PACKAGES = ("torch", "deepspeed", "ray", "robosuite", "mujoco", "numpy", "pyarrow")
 
@@ -18,7 +19,7 @@ def settings_table(config: RunConfig) -> list[dict]:
     """Every setting as {name, value, default, changed, help}, sections together."""
     default, rows = RunConfig(), []
     for name, (item, _) in FIELDS.items():
-        value, usual = (format_value(_get(c, name)) for c in (config, default))
+        value, usual = (without_credentials(format_value(_get(c, name))) for c in (config, default))
         rows.append({"name": name, "value": value, "default": usual, "changed": value != usual, "help": item.metadata["help"]})
     return rows
 
@@ -26,8 +27,11 @@ def settings_table(config: RunConfig) -> list[dict]:
 def commands(config: RunConfig) -> list[dict]:
     """Command lines {what, command} that repeat the evaluation, with every setting that is not the default."""
     flags = [f"--name {shlex.quote(config.name)}", f"--root {shlex.quote(config.root)}"]
+    left_out = ["name", "root", "verify", "plan_seed", "address", "wandb"]
+    if without_credentials(config.replay.store) != config.replay.store:
+        left_out.append("replay.store")  # the run has it; without its credentials it would be another one
     for row in settings_table(config):
-        if row["changed"] and row["name"] not in ("name", "root", "verify", "plan_seed", "address", "wandb"):
+        if row["changed"] and row["name"] not in left_out:
             flags.append(f"--{row['name'].replace('_', '-')} {shlex.quote(row['value'])}")
     tail = " ".join(flags)
     lines = (("Count again from the stored episodes, running what is missing", "evaluate", ""),

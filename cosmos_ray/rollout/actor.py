@@ -48,7 +48,7 @@ class DemonstratorActor:
         self._core = None
 
     def advance(self, tickets: list[EpisodeKey], seconds: float) -> list[Finished]:
-        """Record all of ``tickets``; ``seconds`` is ignored: a demonstration takes less than one."""
+        """Record all of ``tickets``, which takes less than a second each; see :meth:`DemonstratorCore.advance`."""
         from cosmos_ray.replay.store import ReplayStore
         from cosmos_ray.rollout.demonstrator import DemonstratorCore
         from cosmos_ray.sim.environment import Environment
@@ -56,7 +56,7 @@ class DemonstratorActor:
         if self._core is None:
             self._core = DemonstratorCore(Environment(self._config.sim), ReplayStore(self._store, create=False),
                                           self._config.replay.patience_s)
-        return [self._core.record(key) for key in tickets]
+        return self._core.advance(tickets, seconds)
 
     def pid(self) -> int:
         return os.getpid()

@@ -14,7 +14,7 @@ import numpy as np
 from cosmos_ray.inference.core import ActReply, ActRequest
 from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import Episode
-from cosmos_ray.replay.outbox import Outbox
+from cosmos_ray.replay.outbox import PAUSE_S, Outbox
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, stored_result
 from cosmos_ray.sim.environment import Environment, start
@@ -59,8 +59,8 @@ class _Half:
 class RolloutCore:
     """Runs tickets to their end and commits each episode to the store before reporting it.
 
-    While the store cannot be written, finished episodes wait in memory and are tried again for ``patience_s`` seconds; no new
-    episode begins before they are stored.
+    While the store cannot be written, finished episodes wait in memory and are tried again for ``patience_s`` seconds; those
+    that are running go on, no new one begins before they are stored. StoreUnavailable after that.
 
     Args:
         make_env: builds one environment; called ``envs`` times.
@@ -88,9 +88,9 @@ class RolloutCore:
             busy = [self._turn(half) for half in self._halves]
             self._store_finished()
             if not any(busy):
-                if not self.outbox:
+                if not self.outbox and not self._queue:
                     break
-                time.sleep(0.05)
+                time.sleep(PAUSE_S)
         finished, self._finished = self._finished, []
         return finished
 
@@ -102,8 +102,8 @@ class RolloutCore:
             for row, slot in enumerate(half.asked):
                 self._act(slot, reply, row)
         for slot in half.slots:
-            while slot.ticket is None and self._queue and not self.outbox:
-                self._begin(slot, self._queue.popleft())
+            while slot.ticket is None and self._queue and not self.outbox and self._begin(slot, self._queue[0]):
+                self._queue.popleft()
         # One request carries one setting: the episodes that share it with the first, the others wait for their turn.
         active = [slot for slot in half.slots if slot.ticket is not None]
         half.asked = [s for s in active if (s.ticket.planner, s.ticket.version) == (active[0].ticket.planner, active[0].ticket.version)]
@@ -111,11 +111,14 @@ class RolloutCore:
             half.pending = self.client.submit(self._request(half.asked))
         return bool(half.asked)
 
-    def _begin(self, slot: _Slot, ticket: EpisodeTicket) -> None:
-        if (known := stored_result(self.store, ticket.key.name)) is not None:
+    def _begin(self, slot: _Slot, ticket: EpisodeTicket) -> bool:
+        """Begin an episode or find it stored; False if the store cannot tell at the moment."""
+        reached, known = self.outbox.attempt(lambda: stored_result(self.store, ticket.key.name))
+        if known is not None:
             self._finished.append(known)
-        else:
+        elif reached:
             slot.begin(ticket)
+        return reached
 
     def _request(self, slots: list[_Slot]) -> ActRequest:
         return ActRequest(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 
 from cosmos_ray.replay.episode import Episode, EpisodeKey
-from cosmos_ray.replay.outbox import Outbox
+from cosmos_ray.replay.outbox import PAUSE_S, Outbox
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.ticket import Finished, stored_result
 from cosmos_ray.sim.demonstration import demonstrate
@@ -24,22 +25,51 @@ class DemonstratorCore:
     def __init__(self, env: Environment, store: ReplayStore, patience_s: float = 120.0):
         self.env, self.store = env, store
         self.outbox = Outbox(store, patience_s)
+        self._queue: deque[EpisodeKey] = deque()
+
+    def advance(self, keys: list[EpisodeKey], seconds: float) -> list[Finished]:
+        """Run and commit the demonstrations of ``keys`` (source "demo") that the store lacks; returns what finished since.
+
+        While the store is unavailable it comes back after ``seconds``: call it again, for up to ``patience_s`` seconds. No
+        demonstration begins before the one that waits is stored. StoreUnavailable after that.
+        """
+        self._queue.extend(keys)
+        until, finished = time.perf_counter() + seconds, []
+        while self._queue or self.outbox:
+            if not self.outbox:
+                reached, known = self.outbox.attempt(lambda: self._known(self._queue[0]))
+                if reached:
+                    finished += [known] if known is not None else self._run(self._queue[0])
+                    self._queue.popleft()
+            finished += [dataclasses.replace(tag, new=new) for tag, new in self.outbox.flush()]
+            if self.outbox.failing:
+                if time.perf_counter() >= until:
+                    break
+                time.sleep(PAUSE_S)
+        return finished
 
     def record(self, key: EpisodeKey) -> Finished:
-        """Run and commit the demonstration of ``key`` (source "demo"), unless the store has it."""
-        failed = failure_key(key)
-        for known in (key, failed):
-            if (result := stored_result(self.store, known.name)) is not None:
-                return result
+        """:meth:`advance` with one demonstration, until it is stored."""
+        finished = self.advance([key], PAUSE_S)
+        while not finished:
+            finished = self.advance([], PAUSE_S)
+        return finished[0]
+
+    def _known(self, key: EpisodeKey) -> Finished | None:
+        return next((known for k in (key, failure_key(key)) if (known := stored_result(self.store, k.name)) is not None), None)
+
+    def _run(self, key: EpisodeKey) -> list[Finished]:
+        """Run a demonstration and put it into the outbox; itself if there is nothing of it to store."""
         began = time.perf_counter()
         trajectory = demonstrate(self.env, key.seed)
         seconds = time.perf_counter() - began
-        actual = key if trajectory.success else failed
-        new = False
+        actual = key if trajectory.success else failure_key(key)
+        finished = Finished(actual.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, -1)
         if trajectory.length:
             info = {"arm": "expert", "seconds": round(seconds, 3), "horizon": self.env.horizon, "fingerprint": self.env.fingerprint}
-            new = self.outbox.deliver(Episode.from_trajectory(trajectory, actual, policy_version=-1, info=info))
-        return Finished(actual.name, trajectory.success, trajectory.length, trajectory.invalid, new, seconds, -1)
+            self.outbox.put(Episode.from_trajectory(trajectory, actual, policy_version=-1, info=info), finished)
+            return []
+        return [finished]
 
 
 def failure_key(key: EpisodeKey) -> EpisodeKey:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cosmos_ray.config import PlannerConfig
-from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.errors import ConfigError, StoreError, StoreUnavailable
 from cosmos_ray.replay.episode import EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 
@@ -55,6 +55,8 @@ def stored_result(store: ReplayStore, name: str) -> Finished | None:
         return Finished(name, gone["success"], gone["length"], gone["invalid"], False, 0.0, gone["policy_version"])
     try:
         episode = store.read(name)
+    except StoreUnavailable:
+        raise
     except StoreError:
         return None
     return Finished(name, episode.success, episode.length, episode.invalid, False, 0.0, episode.policy_version)

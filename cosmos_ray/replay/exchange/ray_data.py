@@ -13,6 +13,7 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.episode import EpisodeSummary
 from cosmos_ray.replay.exchange.parquet import episode_row, step_table
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.uri import without_credentials
 
 if TYPE_CHECKING:
     import ray.data
@@ -37,7 +38,7 @@ def read_episodes(
         summaries = store.refresh()
     names = [summary.name for summary in summaries]
     if not names:
-        raise StoreError(f"{root} has no episode to read")
+        raise StoreError(f"{without_credentials(str(root))} has no episode to read")
     groups = [{"names": names[i : i + per_task]} for i in range(0, len(names), per_task)]
     dataset = ray.data.from_items(groups, override_num_blocks=len(groups))
     return dataset.map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs={"root": str(root), "rows": rows})
