@@ -229,18 +229,22 @@ def test_an_error_that_passes_costs_no_batch(filled):
         assert_same_stream(loader, reference, 4)
 
 
-def test_a_selection_without_windows_is_an_error_only_after_the_batches_before_it(filled):
+@pytest.mark.parametrize(
+    "nothing, message",
+    [(Selection(tasks={"Nothing": 1.0}), "of task 'Nothing': the tasks are Lift"), ("failure", "'failure' of .* has no window")],
+)
+def test_a_selection_without_windows_is_an_error_only_after_the_batches_before_it(tmp_path, nothing, message):
     """And the one that replaces it continues the stream, as if nothing had been asked for in between."""
-    made, reference = stream_of(filled), stream_of(filled)
+    store = fill(tmp_path / "store", EPISODES[:6])
+    made, reference = stream_of(store), stream_of(store)
     with PrefetchLoader(made, threads=2, depth=4) as loader:
         assert_same_stream(loader, reference, 1)
-        made.what = Selection(tasks={"Nothing": 1.0})
+        made.what = nothing
         assert_same_stream(loader, reference, 3)
         for _ in range(2):
-            with pytest.raises(StoreError, match="no episode is of task 'Nothing': the tasks are Lift"):
+            with pytest.raises(StoreError, match=message):
                 next(loader)
-        made.what = "demo"
-        reference.what = "demo"
+        made.what = reference.what = "demo"
         assert_same_stream(loader, reference, 5)
 
 
