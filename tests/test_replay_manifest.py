@@ -4,7 +4,10 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +122,14 @@ def test_another_process_opens_from_the_manifest_without_opening_an_episode(made
         assert len(store.refresh()) == 18 and store.keys() == made.keys()
 
     assert in_child(look) == 0
+
+
+def test_opening_needs_neither_pandas_nor_torch(made):
+    """Which would take longer than the opening."""
+    code = ("import sys; from cosmos_ray.replay import ReplayStore; store = ReplayStore(sys.argv[1], create=False); store.update()\n"
+            "assert len(store) == 18 and not {'pandas', 'torch', 'ray'} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, made.root], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_index_from_the_manifest_is_that_from_the_files(made, copy):

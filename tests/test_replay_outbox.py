@@ -164,7 +164,7 @@ def test_without_patience_the_first_failure_is_the_error(trouble, store, caplog)
     trouble.end()
 
 
-def test_tries_become_rarer_and_a_second_trouble_has_a_patience_of_its_own(store, monkeypatch):
+def test_tries_become_rarer_and_a_second_trouble_has_a_patience_of_its_own(store):
     clock, tries = Clock(), []
     outbox = Outbox(store, 60.0, clock)
 
@@ -173,13 +173,13 @@ def test_tries_become_rarer_and_a_second_trouble_has_a_patience_of_its_own(store
         raise StoreUnavailable("down")
 
     def hold(seconds):
-        for _ in range(int(10 * seconds)):
-            assert outbox.attempt(down) == (False, None) or clock.now in tries
-            clock.now += 0.1
+        for _ in range(4 * seconds):
+            assert outbox.attempt(down) == (False, None)
+            clock.now += 0.25
 
     hold(59)
     gaps = [b - a for a, b in zip(tries, tries[1:], strict=False)]
-    assert gaps == sorted(gaps) and gaps[0] < 0.4 and gaps[-1] == pytest.approx(LONGEST_WAIT_S, abs=0.2)
+    assert gaps == sorted(gaps) and gaps[0] == 0.25 and gaps[-1] == LONGEST_WAIT_S
     clock.now = tries[-1] + LONGEST_WAIT_S
     assert outbox.attempt(lambda: "up") == (True, "up")
     hold(59)  # raises if the first trouble counted
@@ -206,7 +206,7 @@ def test_an_error_that_no_later_try_can_mend_is_raised_at_once(tmp_path, caplog)
 @pytest.fixture(scope="module")
 def short_and_long():
     """Two simulators, whose episodes take one chunk and many."""
-    made = [Environment(SimConfig(horizon=8)), Environment(SimConfig(horizon=200))]
+    made = [Environment(SimConfig(horizon=8)), Environment(SimConfig(horizon=40))]
     yield made
     for env in made:
         env.close()
@@ -216,7 +216,9 @@ def ticket(index):
     return EpisodeTicket(EpisodeKey("run", "Lift", "rollout", state_seed("rollout", 0, index)), noise_seed=index)
 
 
-def test_a_worker_runs_on_without_new_episodes_and_reports_one_once_it_is_durable(trouble, store, short_and_long, caplog):
+def test_a_worker_runs_on_without_new_episodes_and_reports_one_once_it_is_durable(store, tiny_disk, short_and_long, caplog):  # noqa: F811
+    trouble = ReadOnly(tiny_disk)
+    mount("-o", "remount,size=8m", tiny_disk)
     torch.set_num_threads(1)
     pool = iter(short_and_long)
     core = RolloutCore(lambda: next(pool), 2, store, LocalClient(InferenceCore(demo_policy(), 1)), steps=1, patience_s=1e6)
@@ -241,18 +243,19 @@ def test_a_worker_runs_on_without_new_episodes_and_reports_one_once_it_is_durabl
         reported += core.advance([], 0.2)  # comes back although it has not stored anything
     held = [steps for waiting, idle, steps in outbox_turns if waiting == 1 and idle and steps is not None]
     assert reported == [] and len(core.outbox) == 2  # the long one ended while the short one waited
-    assert min(held) < 50 and max(held) >= 150 and len(core._queue) == 1
+    assert min(held) <= 16 and max(held) >= 32 and len(core._queue) == 1
     assert core.advance([], 0.2) == [] and short.ticket is None  # still no new episode
     assert len(caplog.records) == 1
     trouble.end()
     for _ in range(1000):
         reported += core.advance([], 0.2)
+        assert len(caplog.records) <= 2
         if len(reported) == 3:
             break
     assert [done.name for done in reported] == [ticket(i).key.name for i in range(3)] and all(done.new for done in reported)
     kept = ReplayStore(store.root, create=False)
     assert sorted(s.name for s in kept.refresh()) == sorted(done.name for done in reported)
-    assert [kept.read(done.name).length for done in reported] == [8, 200, 8]
+    assert [kept.read(done.name).length for done in reported] == [8, 40, 8]
 
 
 def test_a_worker_whose_store_is_away_when_it_wants_to_begin_waits_too(store, tiny_disk, short_and_long):  # noqa: F811
@@ -272,8 +275,9 @@ def test_a_worker_whose_store_is_away_when_it_wants_to_begin_waits_too(store, ti
         subprocess.run(["umount", "--lazy", trouble.kept], check=True)
 
 
-def test_a_demonstrator_comes_back_in_time_and_reports_once_it_is_durable(trouble, store):
-    env = Environment(SimConfig(horizon=5))  # every demonstration fails, in a moment
+def test_a_demonstrator_comes_back_in_time_and_reports_once_it_is_durable(store, tiny_disk):  # noqa: F811
+    trouble = Full(tiny_disk)
+    env = Environment(SimConfig(horizon=5, image_size=16))  # every demonstration fails, in a moment
     core = DemonstratorCore(env, store, patience_s=1e6)
     keys = [EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, index)) for index in range(3)]
     names = [failure_key(key).name for key in keys]
@@ -294,7 +298,7 @@ def test_a_demonstrator_comes_back_in_time_and_reports_once_it_is_durable(troubl
 
 def test_the_fleet_keeps_a_worker_that_waits_for_the_store(tiny_disk, store, local_ray):  # noqa: F811
     """The outage lasts for longer than a worker may be silent."""
-    config = dataclasses.replace(RunConfig(), sim=SimConfig(horizon=5))
+    config = dataclasses.replace(RunConfig(), sim=SimConfig(horizon=5, image_size=16))
     keys = [EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, index)) for index in range(3)]
     fleet = Fleet(lambda i: DemonstratorActor.options(num_cpus=1).remote(config, str(store.root)), 1, 2,
                   lambda key: (key.name, failure_key(key).name), deadline_s=8.0, turn_s=0.5)  # fmt: skip

@@ -378,3 +378,34 @@ def test_many_rows_at_once_count_as_one_by_one():
     windows = Windows(index, 3)
     windows.update()
     assert windows.counts.tolist() == [len(window_offsets(s.frame_steps, s.length, 3)) for s in summaries]
+
+
+def test_shares_of_any_size_multiply(filled):
+    huge = Selection({"demo": 1e300, "success": 3e300}, {"Lift": 1e300, "Door": 1e300})
+    small = Selection({"demo": 1.0, "success": 3.0}, {"Lift": 1.0, "Door": 1.0})
+    picks = [sampler_of(filled, 3).pick(50, selection) for selection in (huge, small)]
+    assert np.array_equal(picks[0].rows, picks[1].rows) and np.array_equal(picks[0].offsets, picks[1].offsets)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_windows_are_no_draw(filled, n):
+    with pytest.raises(StoreError, match=f"^{n} windows cannot be drawn"):
+        sampler_of(filled).draw(n, "all")
+
+
+def test_a_draw_that_fails_is_as_if_it_had_not_been_tried(tmp_path, filled):
+    root = filled.root
+    plain, tried = sampler_of(filled, 5), sampler_of(ReplayStore(root), 5)
+    with pytest.raises(StoreError, match=r"^Selection\(.*has no window"):
+        tried.draw(8, Selection({"failure": 1.0}, {"Lift": 1.0}, max_staleness=0))
+    assert_batches_equal(plain.draw(8), tried.draw(8))
+
+
+def test_a_draw_that_breaks_off_while_reading_is_as_if_it_had_not_been_tried(tmp_path):
+    store = fill(tmp_path, EPISODES[:3])
+    store.commit(make_episode(7, length=9, size=16))  # of another picture size
+    plain, tried = sampler_of(store, 5), sampler_of(store, 5)
+    state = tried.snapshot()
+    with pytest.raises(StoreError, match="keep one robot and image size"):
+        tried.draw(64)
+    assert tried.snapshot() == state and np.array_equal(plain.pick(8).rows, tried.pick(8).rows)

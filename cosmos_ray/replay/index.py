@@ -125,14 +125,16 @@ class EpisodeIndex:
             ))  # fmt: skip
         return out
 
-    def load(self, names: list[str], columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
+    def load(self, names: pa.StringArray, columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
         """Become an index of these episodes, all there. ValueError or TypeError, and no change, if that is no index."""
-        _check(names, columns, tables)
-        self.names = list(names)
+        known = names.to_pylist()
+        _check(known, columns, tables)
+        _check_names(names, columns)
+        self.names = known
         self.tables = {name: Table(tables[name]) for name in TABLES}
-        self._rows = dict(zip(names, range(len(names)), strict=True))
+        self._rows = dict(zip(known, range(len(known)), strict=True))
         self._columns = {name: np.array(columns[name], dtype) for name, dtype in COLUMNS.items()}
-        self._alive = np.ones(len(names), bool)
+        self._alive = np.ones(len(known), bool)
 
     def _append(self, summary: EpisodeSummary) -> int:
         row = len(self.names)
@@ -162,6 +164,17 @@ def sort_key(summary: EpisodeSummary) -> int:
     return int(summary.name[-8:], 16) << 32 | (summary.key.seed * 31 + summary.key.attempt) & 0xFFFFFFFF
 
 
+def numbers(array: pa.Array, dtype: type) -> np.ndarray:
+    """The values of an Arrow array in place. ValueError if they are of another type or some are missing.
+
+    Like ``to_numpy``, which imports pandas where that is installed: that takes longer than to open a store.
+    """
+    if array.null_count or array.type != pa.from_numpy_dtype(dtype):
+        raise ValueError(f"a column of {array.type} instead of {np.dtype(dtype)}")
+    at = array.offset * np.dtype(dtype).itemsize
+    return np.frombuffer(array.buffers()[1], dtype, len(array), at) if len(array) else np.zeros(0, dtype)
+
+
 _NAME = r"^(?P<source>[a-z]+)-[A-Za-z0-9_]*-(?P<seed>[0-9]{8,19})-a(?P<attempt>[0-9]{1,19})-(?P<digest>[0-9a-f]{8})$"
 _PLACE = re.compile(r"packs(?:/(?!\.\.?(?:/|$))[^/\0]+)+")  # no part is . or ..
 
@@ -188,18 +201,18 @@ def _check(names: list[str], columns: dict[str, np.ndarray], tables: dict[str, l
     last = np.array([ranges[-1][1] - 1 if ranges else 0 for ranges in tables["frames"]])
     if (last[columns["frames"]] > columns["length"]).any():
         raise ValueError("frames behind the end of an episode")
-    _check_names(names, columns)
 
 
-def _check_names(names: list[str], columns: dict[str, np.ndarray]) -> None:
+def _check_names(names: pa.StringArray, columns: dict[str, np.ndarray]) -> None:
     """ValueError unless the names are those of keys with these columns, as far as they tell."""
-    parts = pc.extract_regex(pa.array(names, pa.string()), _NAME)
+    parts = pc.extract_regex(names, _NAME)
     if parts.null_count:
         raise ValueError("names that are none of episodes")
-    columns = {**columns, "source": np.array(SOURCES)[columns["source"]]}
-    for name in ("source", "seed", "attempt"):
-        if not np.array_equal(parts.field(name).cast(pa.array(columns[name]).type).to_numpy(zero_copy_only=False), columns[name]):
-            raise ValueError("names that do not fit their columns")
+    same = parts.field("source").to_pylist() == [SOURCES[number] for number in columns["source"].tolist()]
+    for name in ("seed", "attempt"):
+        same = same and np.array_equal(numbers(parts.field(name).cast(pa.int64()), np.int64), columns[name])
+    if not same:
+        raise ValueError("names that do not fit their columns")
     letters = np.frombuffer("".join(parts.field("digest").to_pylist()).encode(), np.uint8).reshape(-1, 8)
     digits = np.where(letters >= ord("a"), letters - ord("a") + 10, letters - ord("0")).astype(np.uint64)
     high = digits @ (np.uint64(16) ** np.arange(7, -1, -1, dtype=np.uint64))

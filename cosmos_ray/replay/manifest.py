@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from cosmos_ray.replay.checksum import crc32
-from cosmos_ray.replay.index import COLUMNS, TABLES, EpisodeIndex
+from cosmos_ray.replay.index import COLUMNS, TABLES, EpisodeIndex, numbers
 from cosmos_ray.replay.schema import checked_ranges
 from cosmos_ray.replay.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 FILE = "manifest.arrow"
-VERSION = 1
+VERSION = 2
 
 _HEADER = b"cosmos_ray.manifest"
 
@@ -29,7 +29,8 @@ def save_manifest(storage: Storage, store_id: str, index: EpisodeIndex, scanned:
     columns = {name: index[name][rows] for name in COLUMNS}
     header = {"version": VERSION, "store": store_id, "scanned": scanned, "crc32": _checksum(names, columns),
               "tables": {name: index.tables[name].values for name in TABLES}}
-    batch = pa.RecordBatch.from_pydict({"name": pa.array(names, pa.string()), **{name: pa.array(c) for name, c in columns.items()}})
+    arrays = {name: pa.array(column.astype(_stored(column.dtype))) for name, column in columns.items()}
+    batch = pa.RecordBatch.from_pydict({"name": pa.array(names, pa.string()), **arrays})
     text = json.dumps(header).encode()
     batch = batch.replace_schema_metadata({_HEADER: text, _HEADER + b".crc32": str(crc32(text)).encode()})
     sink = pa.BufferOutputStream()
@@ -55,18 +56,23 @@ def load_manifest(storage: Storage, store_id: str, index: EpisodeIndex) -> dict[
         if header["store"] != store_id:
             raise ValueError("it is another store's")
         names = batch.column("name").to_pylist()
-        columns = {name: batch.column(name).to_numpy(zero_copy_only=False).astype(dtype, copy=False) for name, dtype in COLUMNS.items()}
+        columns = {name: numbers(batch.column(name), _stored(dtype)) for name, dtype in COLUMNS.items()}
         if _checksum(names, columns) != header["crc32"]:
             raise ValueError("its columns do not match their checksum")
         tables = {name: list(header["tables"][name]) for name in TABLES}
         longest = int(columns["length"].max()) if batch.num_rows else 0
         tables["frames"] = [checked_ranges(ranges, longest) for ranges in tables["frames"]]
         scanned = {area: dict(state) for area, state in header["scanned"].items()}
-        index.load(names, columns, tables)
+        index.load(batch.column("name"), columns, tables)
         return scanned
     except (OSError, pa.ArrowException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         logger.warning("ignoring the manifest %s, every episode is opened instead: %s", storage.where(FILE), str(error).partition("\n")[0])
         return None
+
+
+def _stored(dtype: type) -> type:
+    """Truth values as bytes, because Arrow's are bits."""
+    return np.uint8 if dtype == np.bool_ else dtype
 
 
 def _checksum(names: list[str], columns: dict[str, np.ndarray]) -> int:

@@ -98,10 +98,11 @@ class ObjectStorage:
         size, local = file.size(), self._copy(path, _state(file))
         if not size:
             return pa.BufferReader(b"")
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a cache that cannot be used costs speed only
             copy = pa.memory_map(str(local))
             if copy.size() == size:
-                os.utime(local)
+                with suppress(OSError):
+                    os.utime(local)
                 return copy
         content = self._content(file, path)
         try:

@@ -148,14 +148,17 @@ class WindowSampler:
         """Decide on ``n`` windows: the random part, without reading anything."""
         if isinstance(what, str) and what not in self._words:
             raise StoreError(f"stratum {what!r} is unknown: use one of {', '.join(self._words)}, or a Selection")
+        if n < 1:
+            raise StoreError(f"{n} windows cannot be drawn: at least one")
         selection = self._words[what] if isinstance(what, str) else what
         cells, shares = self._cells(selection)
         wanted = self._rng.random(n), self._rng.random(n), self._rng.random(n)  # cell, episode, window
         full = np.array([bool(len(cell.rows)) for cell in cells])
         if not (full & (shares > 0)).any():
             if what != "rollout" or not full.any():
+                asked = f"stratum {what!r}" if isinstance(what, str) else f"{what}"
                 raise StoreError(
-                    f"stratum {what!r} of {self.store.root} has no window of {self.chunk} steps to draw "
+                    f"{asked} of {self.store.root} has no window of {self.chunk} steps to draw "
                     f"({self._episodes(what)} episodes): collect episodes and refresh first"
                 )
             shares = full.astype(np.float64)
@@ -247,7 +250,8 @@ class WindowSampler:
         """Where a selection draws from, and the share of each."""
         strata, tasks = selection.strata or {None: 1.0}, selection.tasks or {None: 1.0}
         cells = [self._windows.cell(stratum, task, selection) for stratum in strata for task in tasks]
-        return cells, np.array([s * t for s in strata.values() for t in tasks.values()])
+        shares = (np.array(list(weights.values())) / max(weights.values()) for weights in (strata, tasks))  # products stay finite
+        return cells, np.outer(*shares).reshape(-1)
 
     def _episodes(self, what: str | Selection) -> int:
         """How many episodes there are where a draw found no window, for the message."""
@@ -359,7 +363,8 @@ class WindowStream:
 
 
 def draw_from(source: Source) -> Any:
-    """The next batch of ``source``, made at once. An episode that cannot be read is forgotten, as if it had never been there."""
+    """The next batch of ``source``, made at once. An episode that cannot be read is forgotten, as if it had never been there; a draw
+    that fails is as if it had not been tried."""
     state = source.snapshot()
     while True:
         try:
@@ -367,6 +372,9 @@ def draw_from(source: Source) -> Any:
         except Unusable as unusable:
             source.restore(state)
             source.forget(unusable)
+        except StoreError:
+            source.restore(state)
+            raise
 
 
 def _undecodable(view: EpisodeView, camera: str, step: int, error: StoreError) -> DamagedEpisode:

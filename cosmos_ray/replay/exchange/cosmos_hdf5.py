@@ -7,6 +7,7 @@ not part of the format. So an export leaves out the last state, and an import th
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,8 +42,8 @@ def import_rollouts(
     for number, file in enumerate(files):
         try:
             episode = _read(file, policy_version)
-        except (StoreError, ValueError) as error:
-            skipped.append((str(file), str(error)))
+        except (StoreError, TypeError, ValueError) as error:
+            skipped.append((str(file), str(error).partition("\n")[0]))
         else:
             known += not store.commit(episode)
             done += 1
@@ -52,20 +53,27 @@ def import_rollouts(
 
 
 def export_rollouts(
-    store: ReplayStore, summaries: Iterable[EpisodeSummary], target: str | Path, *, render: Render | None = None,
+    store: ReplayStore, summaries: Iterable[EpisodeSummary], target: str | Path, *, suite: str = "", render: Render | None = None,
     progress: Progress | None = None,
 ) -> Exchanged:  # fmt: skip
     """Write each episode as a file of the new folder ``target``, stored JPEGs taken over as they are.
 
-    Episodes whose frames are not all stored are skipped and named, unless ``render`` makes them. StoreError if ``target`` exists.
+    ``suite`` goes into the file names, by default the task; the trainer's option to take successes as demonstrations wants one of
+    ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``. Episodes whose frames are not all stored are skipped and
+    named, unless ``render`` makes them; so are those without a camera of either kind, which the trainer cannot read. StoreError if
+    ``target`` exists.
     """
     skipped: list[tuple[str, str]] = []
     count = 0
     with new_folder(target) as folder:
         for view, frames in whole_episodes(store, summaries, skipped, render, progress):
             s = view.summary
-            name = f"episode_data--suite={s.task}--ep={s.key.seed}--success={s.success}--{s.name}.hdf5"
-            _write(folder / name.replace("/", "_"), view, frames[:-1])
+            if len({third_person(camera) for camera in view.cameras}) != 2:
+                skipped.append((s.name, f"cameras {', '.join(view.cameras)}: the format needs a third-person and a wrist camera"))
+                continue
+            of = re.sub(r"[^A-Za-z0-9_]", "_", suite or s.task)[:80]
+            name = f"episode_data--suite={of}--ep={s.key.seed}--success={s.success}--{s.name}.hdf5"
+            _write(folder / name, view, frames[:-1])
             count += 1
         if not count:
             raise nothing_to_write(skipped)
@@ -79,17 +87,18 @@ def _read(file: Path, policy_version: int) -> Episode:
         if steps < 1:
             raise StoreError(f"{file} has {len(actions)} actions, at least two are needed")
         proprio = hdf5.array(source, "proprio", np.float32, 2)
-        found = {camera: images for view, camera in VIEWS.items() if (images := hdf5.images(source, f"{view}_images", False)) is not None}
+        read = {camera: hdf5.images(source, f"{view}_images", False, steps + 1) for view, camera in VIEWS.items()}
+        found = {camera: images for camera, images in read.items() if images is not None}
         if not found:
             raise StoreError(f"{file} has no pictures (primary_images, wrist_images, with or without _jpeg)")
-        wrong = {name: len(rows) for name, rows in {"proprio": proprio, **found}.items() if len(rows) != steps + 1}
-        if wrong:
-            raise StoreError(f"{file} has {steps + 1} actions and {wrong} of others")
-        success = bool(hdf5.attribute(source, "success", False))
+        if len(proprio) != steps + 1:
+            raise StoreError(f"{file} has {steps + 1} actions and {len(proprio)} rows of proprio")
+        success = _success(file, hdf5.attribute(source, "success"))
         instruction = str(hdf5.attribute(source, "task_description", ""))
     said = dict(re.findall(r"--(suite|task|ep)=([^-]+)", f"--{file.stem}"))
     task = "_".join(said[name] for name in ("suite", "task") if name in said) or re.sub(r"\W+", "_", instruction) or "cosmos"
-    key = EpisodeKey(f"import:{file.stem}", task, "rollout", int(said["ep"]) if said.get("ep", "").isdigit() else 0)
+    key = EpisodeKey(f"import:{file.stem}", task, "rollout", int(said["ep"]) if said.get("ep", "").isdecimal() else 0,
+                     initial_state=hashlib.sha256(proprio.tobytes() + actions.tobytes()).hexdigest()[:16])
     rewards = np.zeros(steps, np.float32)
     rewards[-1] = float(success)
     return Episode(
@@ -99,6 +108,19 @@ def _read(file: Path, policy_version: int) -> Episode:
         predicted_values=np.full(steps, np.nan), frames={t: [images[t] for images in found.values()] for t in range(steps + 1)},
         info={"imported": file.name},
     )  # fmt: skip
+
+
+def _success(file: Path, said: object) -> bool:
+    """By the attribute and the file's name, of which old files have only one. StoreError if they differ or neither says it."""
+    named = re.search(r"--success=(True|False)(?=--|$)", file.stem)
+    claims = {named[1] == "True"} if named else set()
+    if said is not None:
+        if not isinstance(said, int) or said not in (0, 1):
+            raise StoreError(f"{file} has attribute success = {said!r}, which is neither true nor false")
+        claims.add(bool(said))
+    if len(claims) != 1:
+        raise StoreError(f"{file} " + ("says otherwise in its name than inside" if claims else "does not say") + " whether it succeeded")
+    return claims.pop()
 
 
 def _write(file: Path, view, frames: list[list[bytes]]) -> None:

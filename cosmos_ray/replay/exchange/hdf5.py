@@ -13,7 +13,8 @@ import numpy as np
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.codec import decode_jpeg, encode_jpeg
 
-MOST_BYTES = 8 << 30  # of one array: a file that claims more is not given the memory for it
+MOST_PIXELS = 1 << 24  # of one picture
+MOST_BYTES = 1 << 30  # of one array: a file that claims more is not given the memory for it
 
 
 @contextmanager
@@ -37,9 +38,7 @@ def group(parent: h5py.Group, name: str) -> h5py.Group:
 
 def array(parent: h5py.Group, name: str, dtype: Any, dimensions: int) -> np.ndarray:
     """A numeric array of this very file, as ``dtype``. StoreError if it is missing, of other dimensions or too large."""
-    found = _own(parent, name)
-    if not isinstance(found, h5py.Dataset):
-        raise StoreError(f"{_where(parent)} has no dataset {name!r}")
+    found = _dataset(parent, name)
     if found.ndim != dimensions or found.dtype.kind not in "fiub" or found.size * np.dtype(dtype).itemsize > MOST_BYTES:
         raise StoreError(f"{_where(found)} is of shape {found.shape} and type {found.dtype}, not {dimensions} dimensions of numbers")
     values = found[()].astype(dtype)
@@ -48,21 +47,28 @@ def array(parent: h5py.Group, name: str, dtype: Any, dimensions: int) -> np.ndar
     return values
 
 
-def images(parent: h5py.Group, name: str, flip: bool) -> list[bytes] | None:
-    """One JPEG per step from ``name_jpeg`` (bytes, taken over as they are unless they must be flipped) or ``name`` (pixels); None
-    where there is neither. StoreError if they are no pictures."""
-    if f"{name}_jpeg" in parent:
-        found = _own(parent, f"{name}_jpeg")
-        if not isinstance(found, h5py.Dataset) or found.ndim != 1 or h5py.check_vlen_dtype(found.dtype) != np.dtype(np.uint8):
-            raise StoreError(f"{_where(parent)}/{name}_jpeg does not hold JPEG bytes")
-        decoded = ((jpeg.tobytes(), decode_jpeg(jpeg)) for jpeg in found)
-        return [encode_jpeg(image[::-1]) if flip else jpeg for jpeg, image in decoded]
-    if name not in parent:
+def images(parent: h5py.Group, name: str, flip: bool, rows: int) -> list[bytes] | None:
+    """One JPEG for each of ``rows`` steps from ``name_jpeg`` (bytes, taken over as they are unless they must be flipped) or ``name``
+    (pixels); None where there is neither. StoreError if they are no pictures, not of one size, or not that many."""
+    if has(parent, f"{name}_jpeg"):
+        found = _dataset(parent, f"{name}_jpeg")
+        if found.ndim != 1 or h5py.check_vlen_dtype(found.dtype) != np.dtype(np.uint8):
+            raise StoreError(f"{_where(found)} does not hold JPEG bytes")
+        _expect(found, rows)
+        jpegs, size = [], None
+        for data in found:
+            image = decode_jpeg(data)
+            if image.shape != (size := size or image.shape):
+                raise StoreError(f"{_where(found)} has pictures of several sizes, {size[:2]} and {image.shape[:2]}")
+            jpegs.append(encode_jpeg(image[::-1]) if flip else data.tobytes())
+        return jpegs
+    if not has(parent, name):
         return None
-    found = _own(parent, name)
-    if not isinstance(found, h5py.Dataset) or found.ndim != 4 or found.shape[3] != 3 or found.dtype != np.uint8:
-        raise StoreError(f"{_where(parent)}/{name} is not of (T, H, W, 3) uint8 pictures")
-    return [encode_jpeg(found[t][::-1] if flip else found[t]) for t in range(len(found))]
+    found = _dataset(parent, name)
+    if found.ndim != 4 or found.shape[3] != 3 or found.dtype != np.uint8 or not 0 < found.shape[1] * found.shape[2] <= MOST_PIXELS:
+        raise StoreError(f"{_where(found)} is not of (T, H, W, 3) uint8 pictures of up to {MOST_PIXELS} pixels")
+    _expect(found, rows)
+    return [encode_jpeg(found[t][::-1] if flip else found[t]) for t in range(rows)]
 
 
 def attribute(node: h5py.Group, name: str, default: Any = None) -> Any:
@@ -73,12 +79,34 @@ def attribute(node: h5py.Group, name: str, default: Any = None) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def has(parent: h5py.Group, name: str) -> bool:
+    """Whether there is something under ``name``; unlike ``in``, this follows no link and so opens no other file."""
+    return parent.id.links.exists(name.encode())
+
+
 def _own(parent: h5py.Group, name: str) -> Any:
-    """An object of this file: links out of it are not followed."""
-    link = parent.get(name, getlink=True)
-    if isinstance(link, h5py.ExternalLink):
-        raise StoreError(f"{_where(parent)}/{name} leads to another file, {link.filename!r}: not followed")
+    """An object of this file, None where there is none. StoreError for a link: it may lead out of the file, or in circles."""
+    if not has(parent, name):
+        return None
+    if parent.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise StoreError(f"{_where(parent)}/{name} is a link, which leads to another file or in circles: not followed")
     return parent.get(name)
+
+
+def _dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
+    """A dataset whose bytes are in this file: HDF5 can also map parts of any other file the reader may open."""
+    found = _own(parent, name)
+    if not isinstance(found, h5py.Dataset):
+        raise StoreError(f"{_where(parent)} has no dataset {name!r}")
+    if found.is_virtual or found.external:
+        raise StoreError(f"{_where(found)} leads to another file for its values: not followed")
+    return found
+
+
+def _expect(found: h5py.Dataset, rows: int) -> None:
+    """Before anything is read: a shape costs its writer nothing."""
+    if len(found) != rows:
+        raise StoreError(f"{_where(found)} has {len(found)} rows, there are {rows} actions")
 
 
 def _where(node: Any) -> str:

@@ -87,7 +87,10 @@ class _Writer:
     def add(self, view: EpisodeView, jpegs: list[list[bytes]]) -> None:
         """Append an episode; StoreError, and nothing appended, if it does not fit the others."""
         images = {f"observation.images.{camera}": [step[i] for step in jpegs] for i, camera in enumerate(view.cameras)}
-        pixels = {key: decode_jpeg(column[0]).shape for key, column in images.items()}
+        pictures = {key: [decode_jpeg(jpeg) for jpeg in column] for key, column in images.items()}
+        pixels = {key: column[0].shape for key, column in pictures.items()}
+        if any(picture.shape != pixels[key] for key, column in pictures.items() for picture in column):
+            raise StoreError("its pictures are of several sizes")
         layout = (pixels, view.column("proprio").shape[1], view.column("action").shape[1], self._rate(view))
         self._layout = self._layout or layout
         if layout != self._layout:
@@ -98,7 +101,7 @@ class _Writer:
             self.close()
             self._file, self._file_rows = self._file + 1, 0
         columns = self._columns(view)
-        decoded = {key: np.stack([decode_jpeg(jpeg) for jpeg in column]) for key, column in images.items()}
+        decoded = {key: np.stack(column) for key, column in pictures.items()}
         stats = {name: _statistics(values) for name, values in columns.items()}
         stats.update({key: _picture_statistics(frames) for key, frames in decoded.items()})
         self._write_table(columns, images)

@@ -28,9 +28,12 @@ def read_episodes(
 
     A row is an ``"episode"`` (what its header says) or a ``"step"`` (its columns, JPEG bytes included, and the episode's name). An
     episode that cannot be read is left out with a warning in the task's log. StoreError if there is none to read.
+    Needs the package's extra ``data``: Ray Data imports pandas.
     """
-    import ray.data
-
+    try:
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise StoreError(f"Ray Data needs {error.name}: pip install 'cosmos-ray[data]'") from error
     if rows not in ("episode", "step"):
         raise StoreError(f"rows = {rows!r}: a row is an 'episode' or a 'step'")
     if summaries is None:
