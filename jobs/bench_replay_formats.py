@@ -10,14 +10,17 @@ import json
 import os
 from pathlib import Path
 
+import av
 import cv2
 import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from av.video.reformatter import VideoReformatter
 
 from cosmos_ray.replay import Episode, EpisodeKey, value_targets
 from cosmos_ray.replay.codec import encode_jpeg
+from cosmos_ray.replay.exchange.video import open_video
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 CHUNK, GAMMA, FPS = 16, 0.998, 20
@@ -243,15 +246,12 @@ VIDEO = {"libsvtav1": {"g": "2", "crf": "30", "preset": "12"}, "h264": {"g": "2"
 
 def write_lerobot(folder: Path, episodes: list[Episode], size: int, codec: str, progress=lambda text: None) -> None:
     """The layout of a LeRobot v3 dataset: all episodes in one mp4 per camera and one Parquet file."""
-    import av
-
     first = np.cumsum([0, *(e.length + 1 for e in episodes)])
     for camera, name in enumerate(CAMERAS):
         path = folder / "videos" / f"observation.images.{name}" / "chunk-000" / "file-000.mp4"
         path.parent.mkdir(parents=True)
-        with av.open(str(path), "w") as output:
-            stream = output.add_stream(codec, FPS, options=VIDEO[codec])
-            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        output, stream = open_video(path, codec, FPS, (size, size), VIDEO[codec])
+        with output:
             for number, episode in enumerate(episodes):
                 progress(f"{codec}, camera {camera + 1}/{len(CAMERAS)}, episode {number + 1}/{len(episodes)}")
                 for t in range(episode.length + 1):
@@ -283,13 +283,9 @@ class LeRobot:
     """
 
     def __init__(self, folder: Path, vectors: Vectors) -> None:
-        import av
-        from av.video.reformatter import VideoReformatter
-
         self._vectors, self._reformat = vectors, VideoReformatter().reformat
-        self._open = [av.open(str(folder / "videos" / f"observation.images.{name}" / "chunk-000" / "file-000.mp4")) for name in CAMERAS]
-        for container in self._open:
-            container.streams.video[0].codec_context.thread_count = 1
+        self._paths = [str(folder / "videos" / f"observation.images.{name}" / "chunk-000" / "file-000.mp4") for name in CAMERAS]
+        self._open = [self._opened(camera) for camera in range(len(CAMERAS))]
         meta = pq.read_table(folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
         self._first = [meta[f"videos/observation.images.{name}/from_timestamp"].to_numpy() for name in CAMERAS]
 
@@ -301,10 +297,18 @@ class LeRobot:
                 batch["future_images"][row, camera] = self._frame(camera, number, future)
         return batch
 
+    def _opened(self, camera: int):
+        container = av.open(self._paths[camera])
+        container.streams.video[0].codec_context.thread_count = 1
+        return container
+
+    def _time(self, camera: int, number: int, step: int, stream) -> int:
+        return round((self._first[camera][number] + step / FPS) / stream.time_base)
+
     def _frame(self, camera: int, number: int, step: int) -> np.ndarray:
         container = self._open[camera]
         stream = container.streams.video[0]
-        wanted = round((self._first[camera][number] + step / FPS) / stream.time_base)
+        wanted = self._time(camera, number, step, stream)
         container.seek(wanted, stream=stream)
         for frame in container.decode(stream):
             if frame.pts >= wanted:
@@ -316,6 +320,30 @@ class LeRobot:
             container.close()
 
 
+class LeRobotPyAV(LeRobot):
+    """What LeRobot does where torchcodec is not installed (its ``pyav`` backend): for each sample and camera it opens the file,
+    seeks to the key frame before the first of the wanted frames and converts every frame up to the last one."""
+
+    def read(self, windows: list[Window]) -> Batch:
+        batch, futures = self._vectors.batch(windows)
+        for row, ((number, t), future) in enumerate(zip(windows, futures, strict=True)):
+            for camera in range(len(CAMERAS)):
+                batch["images"][row, camera], batch["future_images"][row, camera] = self._ends(camera, number, t, future)
+        return batch
+
+    def _ends(self, camera: int, number: int, step: int, future: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._opened(camera) as container:
+            stream = container.streams.video[0]
+            first, last = (self._time(camera, number, t, stream) for t in (step, future))
+            container.seek(first, stream=stream)
+            frames = {}
+            for frame in container.decode(stream):
+                frames[frame.pts] = self._reformat(frame, format="rgb24").to_ndarray()
+                if frame.pts >= last:
+                    return frames[first], frames[last]
+        raise ValueError(f"no frame at step {future} of episode {number}")
+
+
 # ---------------------------------------------------------------- all of them
 
 #: Reader, folder and needed module by the key of the ratio.
@@ -325,6 +353,7 @@ COMPETITORS = {
     "vs_lance": (Lance, "lance", "lance"),
     "vs_lerobot_v3": (LeRobot, "libsvtav1", "av"),
     "vs_lerobot_v3_h264": (LeRobot, "h264", "av"),
+    "vs_lerobot_v3_pyav": (LeRobotPyAV, "libsvtav1", "av"),
 }
 
 
@@ -339,9 +368,8 @@ def write_all(folder: Path, episodes: list[Episode], size: int, progress=lambda 
     if installed("lance"):
         progress("writing Lance")
         write_lance(folder / "lance", episodes)
-    if installed("av"):
-        for codec in VIDEO:
-            write_lerobot(folder / codec, episodes, size, codec, progress)
+    for codec in VIDEO:
+        write_lerobot(folder / codec, episodes, size, codec, progress)
 
 
 # ---------------------------------------------------------------- plain files

@@ -35,7 +35,8 @@ def written(bench, tmp_path_factory):
     return folder, episodes
 
 
-@pytest.mark.parametrize("key", ["vs_hdf5_episode_jpeg", "vs_h5py_frame_jpeg", "vs_lance", "vs_lerobot_v3", "vs_lerobot_v3_h264"])
+@pytest.mark.parametrize("key", ["vs_hdf5_episode_jpeg", "vs_h5py_frame_jpeg", "vs_lance", "vs_lerobot_v3", "vs_lerobot_v3_h264",
+                                 "vs_lerobot_v3_pyav"])
 def test_both_sides_return_the_same_windows(bench, written, key):
     reader, part, module = bench.formats.COMPETITORS[key]
     if not bench.formats.installed(module):
@@ -56,8 +57,6 @@ def test_both_sides_return_the_same_windows(bench, written, key):
 
 def test_other_frames_of_a_video_are_noticed(bench, written):
     """Everything else is right but the frames are of another episode: their distance has to show it."""
-    if not bench.formats.installed("av"):
-        pytest.skip(bench.MISSING)
     folder, episodes = written
     ours = bench.draw(bench.sampler_of(folder / "store"), 10)
     theirs = bench.formats.LeRobot(folder / "h264", bench.formats.Vectors(episodes, 32))
@@ -80,9 +79,7 @@ def test_the_figures_are_written(bench, tmp_path, monkeypatch, capsys):
     bench.main()
     results = json.loads(path.read_text())
     names = ["vs_hdf5_episode_jpeg", "vs_h5py_frame_jpeg", "over_jpeg_decode", "commit_over_write_fsync", "commit_over_durable_write",
-             "threads_two_over_one", "eight_writers_of_fsync"]  # fmt: skip
-    if bench.formats.installed("av"):
-        names += ["vs_lerobot_v3", "vs_lerobot_v3_h264"]
+             "threads_two_over_one", "eight_writers_of_fsync", "vs_lerobot_v3", "vs_lerobot_v3_h264", "vs_lerobot_v3_pyav"]  # fmt: skip
     expected = {*names, *(f"{name}_16" for name in names), *(f"open_20_episodes{how}_s" for how in ("", "_without_manifest", "_to_sample"))}
     assert set(results) == expected
     assert all(value > 0 for value in results.values())

@@ -16,10 +16,11 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore, WindowSampler, value_targets
 from cosmos_ray.replay.codec import decode_jpeg, encode_jpeg
 from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, import_rollouts
-from cosmos_ray.replay.exchange.lerobot import export_lerobot
+from cosmos_ray.replay.exchange.lerobot import CODECS, export_lerobot
 from cosmos_ray.replay.exchange.parquet import export_parquet
 from cosmos_ray.replay.exchange.ray_data import read_episodes
 from cosmos_ray.replay.exchange.robomimic import import_demonstrations, quaternions
+from cosmos_ray.replay.exchange.video import open_video
 from tests.test_replay_episode import CAMERAS, make_episode
 
 LENGTH = 12
@@ -309,6 +310,19 @@ def test_episodes_that_do_not_fit_the_first_are_named(tmp_path, store):
     store.commit(make_episode(5, size=64))
     done = export_lerobot(store, sorted(store.summaries(), key=lambda s: s.key.seed), tmp_path / "out")
     assert done.episodes == 3 and any("differ from the first" in why for _, why in done.skipped)
+
+
+@pytest.mark.parametrize(("codec", "options"), CODECS.values(), ids=CODECS)
+def test_an_encoder_does_not_take_the_processor_from_everyone_else(tmp_path, codec, options):
+    """SVT-AV1 makes every thread of a process of root a real-time one, and whatever is started later inherits that."""
+    before = {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+    container, stream = open_video(tmp_path / "video.mp4", codec, 20, (64, 64), options)
+    with container:
+        assert {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")} == before == {os.SCHED_OTHER}
+        for value in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), value, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    assert {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")} == {os.SCHED_OTHER}
 
 
 def test_ray_data_reads_the_store(local_ray, store):

@@ -11,7 +11,6 @@ Pictures are H.264 or AV1 videos, as LeRobot keeps them, or, without loss and de
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.codec import decode_jpeg
 from cosmos_ray.replay.episode import EpisodeSummary
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, whole_episodes
+from cosmos_ray.replay.exchange.video import open_video
 from cosmos_ray.replay.returns import value_targets
 from cosmos_ray.replay.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
@@ -142,12 +142,7 @@ class _Writer:
     def _write_video(self, key: str, frames: np.ndarray) -> None:
         if key not in self._videos:
             codec, options = CODECS[self.frames]
-            os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes its settings to the terminal otherwise
-            container = av.open(str(self._path(_VIDEO, video_key=key)), "w", format="mp4")
-            stream = container.add_stream(codec, rate=self._layout[3], options=options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            self._videos[key] = container, stream
+            self._videos[key] = open_video(self._path(_VIDEO, video_key=key), codec, self._layout[3], frames.shape[1:3], options)
         container, stream = self._videos[key]
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
