@@ -35,6 +35,10 @@ COMMANDS = {
     "refine": Command("train on rollouts while acting, pushing new weights to the pool"),
     "evaluate": Command("compare base, refined and planning on held-out initial states"),
     "plan": Command("run one planned episode and draw what was imagined", needs_ray=False),
+    "audit": Command("measure what planning could win and which learned part stands in the way", options=(
+        ("--checkpoint", {"choices": ("base", "refined"), "help": "which policy of the run [the newest]"}),
+        ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which candidates are judged in every way [24]"}),
+    )),
     "report": Command("write report.html and report.json", needs_ray=False),
     "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, options=(
         ("--weights", {"required": True, "metavar": "PATH", "help": "public .pt, .safetensors, DCP folder or diffusers folder"}),

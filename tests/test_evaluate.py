@@ -12,7 +12,7 @@ from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.replay.episode import Episode, EpisodeKey
 from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
-from cosmos_ray.stages.evaluate import _check_held_out, _pairs, arms, evaluate, results, ticket, verify, wilson
+from cosmos_ray.stages.evaluate import _pairs, arms, check_held_out, evaluate, results, ticket, verify, wilson
 from cosmos_ray.tracking import Tracker
 from tests.test_model import tiny
 from tests.test_replay_episode import make_trajectory
@@ -172,7 +172,7 @@ def test_only_arms_with_a_checkpoint_are_evaluated(tmp_path):
 def test_evaluating_on_a_state_that_was_trained_on_is_refused(run, source):
     seed = state_seed("eval", run.config.seed, 3)
     put(run, EpisodeKey("run", "Lift", source, seed), True)
-    for check in (lambda: _check_held_out(run, run.folder.store()), lambda: evaluate(run)):
+    for check in (lambda: check_held_out(run, run.folder.store()), lambda: evaluate(run)):
         with pytest.raises(StoreError, match=f"initial state {seed} is held out"):
             check()
 
@@ -181,4 +181,4 @@ def test_other_states_and_evaluation_episodes_are_no_leak(run):
     for source, purpose in (("demo", "demo"), ("rollout", "rollout"), ("eval", "eval")):
         put(run, EpisodeKey("run", "Lift", source, state_seed(purpose, run.config.seed, 3)), True)
     put(run, EpisodeKey("run", "Lift", "rollout", state_seed("eval", run.config.seed, 4)), True)  # beyond the four that are evaluated
-    _check_held_out(run, run.folder.store())
+    check_held_out(run, run.folder.store())

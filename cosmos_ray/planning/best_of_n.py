@@ -46,6 +46,28 @@ def act_directly(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds
     return Decision(actions, values, probability(values)[:, None], torch.zeros(len(seeds), dtype=torch.int64), actions[:, None], latents)
 
 
+@dataclass
+class Proposals:
+    """N candidate chunks for each of B observations, as B * N rows: those of one observation follow each other."""
+
+    latents: torch.Tensor  #: (B*N, C, T, h, w) with the state and, as ACTION, the chunk that would be executed
+    actions: torch.Tensor  #: (B*N, K, d) float32, physical units
+    text: Prompts
+    seeds: torch.Tensor  #: (B*N,) int64
+
+
+def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, n: int) -> Proposals:
+    """``n`` chunks of the policy per observation; arguments as for :func:`plan`."""
+    seeds = torch.tensor([s if q == 0 else mix_seed(s, 1, q) for s in seeds.tolist() for q in range(n)])
+    known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n)
+    latents = policy.act(known, text, seeds, steps)
+    actions = policy.read_actions(latents)
+    # The world model is asked about the chunk that would be executed: the averaged one, tiled as in training. (The public
+    # code passes the raw generated frame on, method 4.1.)
+    latents[:, :, policy.layout.action] = policy.action_frame(actions)
+    return Proposals(latents, actions, text, seeds)
+
+
 def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig) -> Decision:
     """Choose among ``config.candidates`` chunks per observation.
 
@@ -56,21 +78,23 @@ def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.
     Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action".
     """
     b, n = len(seeds), config.candidates
-    candidate_seeds = torch.tensor([[s if q == 0 else mix_seed(s, 1, q) for q in range(n)] for s in seeds.tolist()]).flatten()
-    known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n)
-    proposed = policy.act(known, text, candidate_seeds, steps)
-    actions = policy.read_actions(proposed)
-    # The world model is asked about the chunk that would be executed: the averaged one, tiled as in training. (The public
-    # code passes the raw generated frame on, method 4.1.)
-    proposed[:, :, policy.layout.action] = policy.action_frame(actions)
-    if config.value == "action":
-        futures, scores = proposed, _values(policy, proposed, text, candidate_seeds, config, SampleType.VALUE_ACTION)
-    else:
-        futures, scores = _values_of_futures(policy, proposed, text, candidate_seeds, config)
-    scores = aggregate(probability(scores), config.aggregate).view(b, n)
+    proposals = propose(policy, known, text, seeds, steps, n)
+    futures, scores = score(policy, proposals, config)
+    scores = scores.view(b, n)
     chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties
     pick = torch.arange(b) * n + chosen
-    return Decision(actions[pick], policy.read_value(proposed)[pick], scores, chosen, actions.unflatten(0, (b, n)), futures[pick])
+    return Decision(proposals.actions[pick], policy.read_value(proposals.latents)[pick], scores, chosen,
+                    proposals.actions.unflatten(0, (b, n)), futures[pick])
+
+
+def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1])."""
+    if config.value == "action":
+        futures = proposals.latents
+        values = value_samples(policy, futures, proposals.text, proposals.seeds, config, SampleType.VALUE_ACTION)
+    else:
+        futures, values = _values_of_futures(policy, proposals.latents, proposals.text, proposals.seeds, config)
+    return futures, aggregate(probability(values), config.aggregate)
 
 
 def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig):
@@ -79,13 +103,14 @@ def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig):
     for i, steps in enumerate(step_ladder(config.future_steps, config.futures)):
         futures.append(policy.imagine(proposed, text, _derive(seeds, 2, i), steps))
     rows = torch.cat([
-        _values(policy, future, text, _derive(seeds, 3, i), config, SampleType.VALUE_FUTURE) for i, future in enumerate(futures)
+        value_samples(policy, future, text, _derive(seeds, 3, i), config, SampleType.VALUE_FUTURE) for i, future in enumerate(futures)
     ], dim=1)
     return futures[0], rows
 
 
-def _values(policy, latents, text, seeds, config: PlannerConfig, kind: SampleType) -> torch.Tensor:
-    """(rows, config.values) value samples; members with equal step counts share one batch."""
+def value_samples(policy: CosmosPolicy, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, config: PlannerConfig,
+                  kind: SampleType) -> torch.Tensor:
+    """(rows, config.values) value samples of ``kind`` in [-1, 1]; members with equal step counts share one batch."""
     out, member = [], 0
     for steps, count in Counter(step_ladder(config.value_steps, config.values)).items():
         member_seeds = torch.cat([_derive(seeds, 4, member + i) for i in range(count)])

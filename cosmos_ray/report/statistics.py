@@ -23,6 +23,19 @@ def mcnemar(won: int, lost: int) -> float:
     return min(1.0, 2 * sum(comb(n, k) for k in range(min(won, lost) + 1)) / 2**n)
 
 
+def bootstrap_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of ``a - b`` over pairs and its 95 % percentile bootstrap interval.
+
+    Args: a, b (n,) outcomes of the same initial states, in the same order.
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    if not len(difference):
+        return 0.0, -1.0, 1.0
+    rows = np.random.default_rng(seed).integers(0, len(difference), (draws, len(difference)))
+    low, high = np.percentile(difference[rows].mean(1), (2.5, 97.5))
+    return float(difference.mean()), float(low), float(high)
+
+
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Chance that a positive has a higher score than a negative, ties counting half; None unless both kinds are there.
 

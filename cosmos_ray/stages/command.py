@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from cosmos_ray.report.audit_page import headline
 from cosmos_ray.report.filmstrip import save_filmstrip
 from cosmos_ray.run import Run
+from cosmos_ray.stages.audit import audit
 from cosmos_ray.stages.collect import collect
 from cosmos_ray.stages.demo import demo
 from cosmos_ray.stages.evaluate import evaluate
@@ -19,7 +21,7 @@ from cosmos_ray.uri import without_credentials
 def run_stage(name: str, run: Run, options: dict | None = None) -> str:
     """Run stage ``name`` with the options that only it has; returns its result as text for the terminal."""
     return {"collect": _collect, "pretrain": _pretrain, "rollout": _rollout, "refine": _refine, "evaluate": _evaluate, "plan": _plan,
-            "report": _report, "demo": _demo, "import": _import, "export": _export}[name](run, **(options or {}))
+            "audit": _audit, "report": _report, "demo": _demo, "import": _import, "export": _export}[name](run, **(options or {}))
 
 
 def _collect(run: Run) -> str:
@@ -55,6 +57,12 @@ def _plan(run: Run) -> str:
     for step, chosen, scores in zip(trace.steps, trace.chosen, trace.scores, strict=True):
         lines.append(f"{step:5d} {chosen:6d}  " + " ".join(f"{s:.3f}" for s in scores))
     return "\n".join([*lines, f"{'succeeded' if trace.success else 'failed'} after {trace.length} steps; filmstrip in {path}"])
+
+
+def _audit(run: Run, checkpoint: str | None, probes: int) -> str:
+    done = audit(run, checkpoint, probes)
+    lines = [f"{name:<11} {arm['successes']:3d}/{done['episodes']:<3d} = {100 * arm['rate']:5.1f} %" for name, arm in done["arms"].items()]
+    return "\n".join([*lines, headline(done), f"page in {done['page']}"])
 
 
 def _report(run: Run) -> str:

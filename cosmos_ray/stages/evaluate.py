@@ -46,7 +46,8 @@ def arms(run: Run) -> list[Arm]:
                                       ("refined + planning", "refined", run.config.planner)):
         path = run.folder.checkpoint(checkpoint)
         if (path / "policy.json").exists():
-            out.append(Arm(name, path, read_description(path)[1], planner, f"{run.config.name}:{name}:{_digest(run, path, planner)}"))
+            key = f"{run.config.name}:{name}:{settings_digest(run, path, planner)}"
+            out.append(Arm(name, path, read_description(path)[1], planner, key))
     if not out:
         raise ConfigError(f"there is no policy to evaluate in {run.folder.path / 'checkpoints'}: run `pretrain` first")
     return out
@@ -62,7 +63,7 @@ def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
 def evaluate(run: Run) -> dict:
     """Run what the store lacks of every arm, then count from the store; see :func:`results`."""
     config, store = run.config, run.folder.store()
-    _check_held_out(run, store)
+    check_held_out(run, store)
     todo = {}
     for arm in arms(run):
         tickets = [ticket(run, arm, i) for i in range(config.eval_episodes)]
@@ -149,7 +150,7 @@ def _pairs(table: dict) -> list[dict]:
     return out
 
 
-def _digest(run: Run, checkpoint: Path, planner: PlannerConfig | None) -> str:
+def settings_digest(run: Run, checkpoint: Path, planner: PlannerConfig | None) -> str:
     """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
     config, inference = run.config, run.config.inference
     file = checkpoint / "model.safetensors"
@@ -166,7 +167,7 @@ def _hash(file: Path, changed: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_held_out(run: Run, store: ReplayStore) -> None:
+def check_held_out(run: Run, store: ReplayStore) -> None:
     """Refuse to evaluate on an initial state that anything in the store was collected from."""
     held_out = {state_seed("eval", run.config.seed, i) for i in range(run.config.eval_episodes)}
     seen = {s.key.seed for s in store.summaries() if s.source != "eval"}

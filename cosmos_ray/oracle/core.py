@@ -1,0 +1,63 @@
+"""Plays the arms of an audit on held-out initial states, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.inference.core import load_core
+from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.oracle.branch import Branch, Simulator
+from cosmos_ray.oracle.judge import Judge
+from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.sim.environment import Environment
+
+PROBED = 0.25  #: share of the policy's decisions at which every candidate is judged in every way
+
+
+class OracleCore:
+    """One simulator and one policy. Episode ``index`` has the initial state and the noise it has in ``evaluate``."""
+
+    def __init__(self, config: RunConfig, checkpoint: str):
+        self.config = config
+        policy = load_core(checkpoint, config.inference, "cuda" if config.inference.gpus else "cpu").policy
+        simulator = Simulator(Environment(config.sim), config.rollout.execute)
+        self.judge = Judge(policy, simulator, config.planner, steps=config.inference.steps, gamma=config.replay.gamma)
+
+    def play(self, arm: str, indices: list[int]) -> list[dict[str, Any]]:
+        """Whether ``arm`` succeeds in each episode: {arm, index, success, steps}."""
+        ends = [self._begin(index) for index in indices]
+        while running := [i for i, end in enumerate(ends) if not end.done]:
+            for i, end in zip(running, self.judge.choose(arm, [ends[i] for i in running]), strict=True):
+                ends[i] = end
+        return [{"arm": arm, "index": index, "success": end.success, "steps": end.step} for index, end in zip(indices, ends, strict=True)]
+
+    def probe(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Every candidate's scores at some of the decisions that the policy meets on its way: {index, step, spread (mean standard
+        deviation of the candidates' actions), and by name of the judgement the N scores}."""
+        return [row for index in indices for row in self._probe(index)]
+
+    def close(self) -> None:
+        self.judge.simulator.env.close()
+
+    def _begin(self, index: int) -> Branch:
+        seed = state_seed("eval", self.config.seed, index)
+        return self.judge.simulator.begin(seed, mix_seed(seed, 13))
+
+    def _probe(self, index: int) -> Iterator[dict[str, Any]]:
+        judge, branch = self.judge, self._begin(index)
+        while not branch.done:
+            if np.random.default_rng([branch.noise_seed, branch.step, 1]).random() < PROBED:
+                proposals = judge.propose([branch])
+                outcomes = judge.outcomes([branch], proposals)
+                yield {
+                    "index": index, "step": branch.step, "spread": float(proposals.actions.std(0).mean()),
+                    "Q(s,a)": judge.imagined_values(proposals, "action").tolist(),
+                    "V(s')": judge.imagined_values(proposals).tolist(),
+                    "V(true s')": judge.true_future_values([branch], proposals, outcomes).tolist(),
+                    "return": judge.returns(outcomes, np.full(len(outcomes), branch.step)).tolist(),
+                }
+            branch = judge.choose("policy", [branch])[0]

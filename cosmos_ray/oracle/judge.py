@@ -1,0 +1,108 @@
+"""Ways to choose among candidate chunks, from the learned planner to one that cannot be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from cosmos_ray.config import PlannerConfig
+from cosmos_ray.model.injection import probability
+from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.model.policy import CosmosPolicy, TrainingBatch
+from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.oracle.branch import Branch, Simulator
+from cosmos_ray.planning.aggregate import aggregate
+from cosmos_ray.planning.best_of_n import Proposals, propose, score, value_samples
+
+#: Arm -> what it is. All of them propose the same candidates in the same state; they differ in how they choose.
+ARMS = {
+    "policy": "the first candidate: no planning",
+    "random": "any candidate",
+    "Q(s,a)": "learned value of state and action, nothing imagined",
+    "V(s')": "learned value of the learned world model's future",
+    "V(true s')": "learned value of the future that the simulator gives",
+    "return": "the return that the policy gets from there on, in the simulator",
+}
+
+
+class Judge:
+    """A policy, a simulator and a planner's settings.
+
+    Args:
+        steps: network evaluations per proposed chunk.
+        gamma: discount of returns per control step.
+    """
+
+    def __init__(self, policy: CosmosPolicy, simulator: Simulator, planner: PlannerConfig, *, steps: int, gamma: float):
+        self.policy, self.simulator, self.planner, self.steps, self.gamma = policy, simulator, planner, steps, gamma
+
+    def propose(self, branches: list[Branch], n: int | None = None) -> Proposals:
+        """The candidates of the planner in each state (``n`` of them), with the noise an evaluation episode has there."""
+        known = self.policy.current_latents(np.stack([b.images for b in branches]), np.stack([b.proprio for b in branches]))
+        text = self.policy.embed([self.simulator.instruction] * len(branches))
+        seeds = torch.tensor([mix_seed(b.noise_seed, b.step) for b in branches])
+        return propose(self.policy, known, text, seeds, self.steps, n or self.planner.candidates)
+
+    def outcomes(self, branches: list[Branch], proposals: Proposals) -> list[Branch]:
+        """Where every candidate really leads, one branch per row."""
+        n = len(proposals.seeds) // len(branches)
+        return [self.simulator.run(branches[row // n], chunk) for row, chunk in enumerate(proposals.actions.cpu().numpy())]
+
+    def imagined_values(self, proposals: Proposals, value: str = "future") -> np.ndarray:
+        """(B*N,) the planner's own scores, in [0, 1]: V(s') or, with ``"action"``, Q(s, a)."""
+        return score(self.policy, proposals, dataclasses.replace(self.planner, value=value))[1].cpu().numpy()
+
+    def true_future_values(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> np.ndarray:
+        """(B*N,) the learned value of what every candidate really leads to, in [0, 1]."""
+        before = [branch for branch in branches for _ in range(len(outcomes) // len(branches))]
+        window = TrainingBatch(
+            images=np.stack([b.images for b in before]), future_images=np.stack([o.images for o in outcomes]),
+            proprio=np.stack([b.proprio for b in before]), future_proprio=np.stack([o.proprio for o in outcomes]),
+            actions=proposals.actions.cpu().numpy(),
+            value=np.zeros(len(outcomes), np.float32), instructions=[self.simulator.instruction] * len(outcomes),
+            kinds=np.full(len(outcomes), int(SampleType.VALUE_FUTURE)))
+        latents = self.policy.training_latents(window)
+        values = value_samples(self.policy, latents, proposals.text, proposals.seeds, self.planner, SampleType.VALUE_FUTURE)
+        return aggregate(probability(values), self.planner.aggregate).cpu().numpy()
+
+    def returns(self, outcomes: list[Branch], began: np.ndarray) -> np.ndarray:
+        """(rows,) what the policy gets when it goes on alone: gamma to the control steps from ``began`` (rows,) to success, 0 for
+        failure."""
+        ends = self.play_on(outcomes)
+        return np.array([self.gamma ** (end.step - t) if end.success else 0.0 for end, t in zip(ends, began, strict=True)])
+
+    def play_on(self, branches: list[Branch]) -> list[Branch]:
+        """Where the policy alone ends up."""
+        ends = list(branches)
+        while running := [i for i, end in enumerate(ends) if not end.done]:
+            proposals = self.propose([ends[i] for i in running], 1)
+            for i, end in zip(running, self.outcomes([ends[i] for i in running], proposals), strict=True):
+                ends[i] = end
+        return ends
+
+    def choose(self, arm: str, branches: list[Branch]) -> list[Branch]:
+        """One decision of ``arm`` in each state: where its choice leads. For "return", where it ends, once that is a success:
+        the policy's own way from there on is among its later candidates, so it cannot lose it again."""
+        n = 1 if arm == "policy" else self.planner.candidates
+        proposals = self.propose(branches, n)
+        actions, outcomes = proposals.actions.cpu().numpy(), None
+        if arm == "policy":
+            scores = np.zeros(len(branches))
+        elif arm == "random":
+            scores = np.concatenate([np.random.default_rng([b.noise_seed, b.step]).random(n) for b in branches])
+        elif arm in ("Q(s,a)", "V(s')"):
+            scores = self.imagined_values(proposals, "action" if arm == "Q(s,a)" else "future")
+        else:
+            outcomes = self.outcomes(branches, proposals)
+            if arm == "return":
+                ends = self.play_on(outcomes)
+                scores = np.array([self.gamma**end.step if end.success else 0.0 for end in ends])
+                outcomes = [end if end.success else outcome for end, outcome in zip(ends, outcomes, strict=True)]
+            else:
+                scores = self.true_future_values(branches, proposals, outcomes)
+        best = np.arange(len(branches)) * n + scores.reshape(-1, n).argmax(1)
+        if outcomes is not None:
+            return [outcomes[row] for row in best]
+        return [self.simulator.run(branch, actions[row]) for branch, row in zip(branches, best, strict=True)]

@@ -1,0 +1,67 @@
+"""What the outcomes of an audit say: how many points each learned part costs. Pure numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cosmos_ray.oracle.judge import ARMS
+from cosmos_ray.report.statistics import auc, bootstrap_difference, mcnemar, wilson
+
+#: From what planning could be to what it is: what is lost from one arm to the next, and to which part.
+LADDER = (("return", "candidates", "no candidate at any decision leads to success"),
+          ("V(true s')", "value", "the learned value ranks real futures wrongly"),
+          ("V(s')", "world model", "the imagined futures differ from the real ones"))
+
+JUDGEMENTS = ("Q(s,a)", "V(s')", "V(true s')")
+
+
+def shares(outcomes: list[dict[str, Any]], probes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts per arm, paired differences against "policy", points lost per part, and how well each judgement ranks candidates.
+
+    Args: outcomes and probes as :class:`cosmos_ray.oracle.core.OracleCore` returns them.
+    """
+    by_arm = {arm: {o["index"]: bool(o["success"]) for o in outcomes if o["arm"] == arm} for arm in ARMS}
+    common = sorted(set.intersection(*(set(found) for found in by_arm.values() if found)))
+    success = {arm: np.array([found[i] for i in common]) for arm, found in by_arm.items() if found}
+    out: dict[str, Any] = {"episodes": len(common), "arms": {}, "lost": [], "probes": _ranking(probes)}
+    for arm, won in success.items():
+        low, high = wilson(int(won.sum()), len(won))
+        row = {"successes": int(won.sum()), "rate": float(won.mean()), "low": low, "high": high, "outcomes": won.astype(int).tolist()}
+        if arm != "policy":
+            gain = bootstrap_difference(won, success["policy"])
+            better, worse = int((won & ~success["policy"]).sum()), int((~won & success["policy"]).sum())
+            row |= {"gain_points": 100 * gain[0], "ci_low": 100 * gain[1], "ci_high": 100 * gain[2], "won": better, "lost": worse,
+                    "p": mcnemar(better, worse)}
+        out["arms"][arm] = row
+    above = 1.0
+    for arm, part, why in LADDER:
+        if arm in success:
+            out["lost"].append({"part": part, "points": 100 * (above - float(success[arm].mean())), "why": why})
+            above = float(success[arm].mean())
+    return out
+
+
+def _ranking(probes: list[dict[str, Any]]) -> dict[str, Any]:
+    """How candidates differ, and how often each judgement prefers the better of two."""
+    returns = [np.array(p["return"]) for p in probes]
+    mixed = [p for p, r in zip(probes, returns, strict=True) if (r > 0).any() and (r == 0).any()]
+    out: dict[str, Any] = {
+        "decisions": len(probes), "spread": float(np.mean([p["spread"] for p in probes])) if probes else None,
+        "candidates_differ": len(mixed), "all_fail": sum(not (r > 0).any() for r in returns), "judgements": {},
+    }
+    for name in JUDGEMENTS:
+        scores = np.concatenate([p[name] for p in probes]) if probes else np.zeros(0)
+        ends = np.concatenate(returns) > 0 if probes else np.zeros(0, bool)
+        chosen = [p["return"][int(np.argmax(p[name]))] > 0 for p in mixed]
+        out["judgements"][name] = {
+            "auc": auc(scores, ends),
+            "auc_within_a_decision": _mean([auc(np.array(p[name]), np.array(p["return"]) > 0) for p in mixed]),
+            "chose_success": _mean(chosen), "chance": _mean([float(np.mean(np.array(p["return"]) > 0)) for p in mixed]),
+        }
+    return out
+
+
+def _mean(values: list) -> float | None:
+    return float(np.mean(values)) if values else None
