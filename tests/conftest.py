@@ -35,7 +35,8 @@ def command(stage: str, root: Path, *flags: str, name: str = "small") -> list[st
 
 def run_command(stage: str, root: Path, *flags: str, name: str = "small", code: int = 0) -> subprocess.CompletedProcess:
     """Run a stage to its end and check its exit code; the output is in the failure message."""
-    done = subprocess.run(command(stage, root, *flags, name=name), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
+    arguments = command(stage, root, *flags, name=name)
+    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1100)
     assert done.returncode == code, f"{stage} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cosmos_ray.config import ModelConfig, PlannerConfig
-from cosmos_ray.inference.core import ActRequest, InferenceCore
+from cosmos_ray.inference.core import InferenceCore
+from cosmos_ray.inference.messages import ActRequest
 from cosmos_ray.model.accelerate import accelerate
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.spec import make_spec

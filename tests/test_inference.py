@@ -14,8 +14,9 @@ from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CheckpointError, ConfigError, PoolUnavailable
 from cosmos_ray.inference.batcher import Batcher
 from cosmos_ray.inference.client import PoolClient
-from cosmos_ray.inference.core import ActRequest, InferenceCore, WrongVersion
+from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
+from cosmos_ray.inference.messages import ActRequest, WrongVersion
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.weights import pack

@@ -160,6 +160,7 @@ def test_ctrl_c_stops_refine_cleanly_and_it_continues(finished_run, tmp_path):
     assert continued == sorted(set(continued)) and continued[-1] == 60  # no step was trained twice
 
 
+@pytest.mark.slow
 def test_a_torn_episode_costs_only_itself(finished_run, tmp_path):
     folder = copy_run(finished_run, tmp_path)
     victim = next(p for p in folder.rglob("rollout-*.arrow"))
@@ -182,6 +183,7 @@ def test_a_run_in_use_is_refused(finished_run, tmp_path):
     assert driver.returncode == 130
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_its_own_run(finished_run, tmp_path):
     folder = copy_run(finished_run, tmp_path)
     run_command("evaluate", tmp_path, "--wandb", "offline")
@@ -219,6 +221,7 @@ def head(tmp_path):
         shutil.rmtree(f"/tmp/ray_{os.getpid()}", ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_ray_job_submit_refine_against_a_local_head(finished_run, tmp_path, head):
     folder = copy_run(finished_run, tmp_path)
     forget_refinement(folder)

@@ -96,7 +96,8 @@ def observation() -> tuple[np.ndarray, np.ndarray]:
 
 def test_acting_and_planning_encode_the_clean_prefix_once_and_decode_nothing(small_policy):
     from cosmos_ray.config import PlannerConfig
-    from cosmos_ray.inference.core import ActRequest, InferenceCore
+    from cosmos_ray.inference.core import InferenceCore
+    from cosmos_ray.inference.messages import ActRequest
 
     vae, calls = small_policy.tokenizer.vae, []
     encode, decode = vae.encode, vae.decode

@@ -13,7 +13,6 @@ from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.model.checkpoint import save_policy
-from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.oracle.branch import Simulator
 from cosmos_ray.oracle.core import OracleCore
 from cosmos_ray.oracle.judge import ARMS, Judge
@@ -24,6 +23,7 @@ from cosmos_ray.report.audit_page import headline, write_audit_page
 from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.experts import expert
 from cosmos_ray.stages.audit import audit

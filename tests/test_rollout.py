@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -235,3 +237,15 @@ def test_every_decision_begins_a_training_window(execute, stride):
     windows = set(window_offsets(np.array(sorted(f for f in frames | {length} if f <= length)), length, 8).tolist())
     assert set(range(0, length, execute)) <= windows
     assert not stride or set(range(0, length, stride)) <= windows
+
+
+def test_a_worker_starts_without_torch():
+    """It takes longer to import, and more memory, than everything else a simulator's process needs."""
+    code = ("import sys, cosmos_ray.rollout.actor, cosmos_ray.rollout.core, cosmos_ray.rollout.demonstrator, cosmos_ray.sim.environment, "
+            "cosmos_ray.inference.client; assert not {'torch', 'deepspeed', 'pandas'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_serving_a_policy_does_not_import_what_only_an_exchange_needs():
+    code = "import sys, cosmos_ray.inference.core; assert not {'torch.distributed.checkpoint', 'deepspeed'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,8 @@ import torch
 
 from cosmos_ray.config import InferenceConfig, PlannerConfig, RunConfig, check
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.inference.core import ActRequest, InferenceCore, load_core
+from cosmos_ray.inference.core import InferenceCore, load_core
+from cosmos_ray.inference.messages import ActRequest
 from cosmos_ray.model import policy as policy_module
 from cosmos_ray.model.accelerate import PaddedSampler, accelerate
 from cosmos_ray.model.checkpoint import load_policy, save_policy

@@ -121,7 +121,7 @@ def test_restored_episode_continues_bit_identically(make, task, steps):
     "task, robots, controller",
     [
         ("Wipe", ("Panda",), "OSC_POSE"),
-        ("TwoArmLift", ("Panda", "Panda"), "OSC_POSE"),
+        pytest.param("TwoArmLift", ("Panda", "Panda"), "OSC_POSE", marks=pytest.mark.slow),
         ("Lift", ("UR5e",), "JOINT_POSITION"),
         pytest.param("NutAssemblyRound", ("Sawyer",), "OSC_POSE", marks=pytest.mark.slow),
         pytest.param("Lift", ("Panda",), "OSC_POSITION", marks=pytest.mark.slow),

@@ -13,7 +13,7 @@ from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.slimming import same_physics
 
 
-@pytest.mark.parametrize("task", ["Stack", "Door"])
+@pytest.mark.parametrize("task", ["Stack", pytest.param("Door", marks=pytest.mark.slow)])
 def test_slim_model_gives_the_same_episode_bit_for_bit(task, monkeypatch):
     """A whole expert episode, rich in contacts."""
     slim = Environment(SimConfig(task=task))

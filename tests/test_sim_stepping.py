@@ -9,7 +9,7 @@ from cosmos_ray.config import SimConfig
 from cosmos_ray.sim.environment import Environment
 
 
-@pytest.mark.parametrize("task", ["Lift", "PickPlaceCan"])
+@pytest.mark.parametrize("task", ["Lift", pytest.param("PickPlaceCan", marks=pytest.mark.slow)])
 def test_fused_steps_agree_with_robosuite_to_rounding(task):
     """The reference runs robosuite's own ``step``. The measured deviation is below 1e-12; contacts amplify it slowly."""
     fused = Environment(SimConfig(task=task, actions="pose"))
@@ -30,7 +30,7 @@ def test_fused_steps_agree_with_robosuite_to_rounding(task):
     stock.close()
 
 
-@pytest.mark.parametrize("controller", ["OSC_POSITION", "JOINT_POSITION"])
+@pytest.mark.parametrize("controller", ["OSC_POSITION", pytest.param("JOINT_POSITION", marks=pytest.mark.slow)])
 def test_other_controllers_fall_back_to_robosuite(controller):
     env = Environment(SimConfig(controller=controller))
     assert env.fingerprint["stepping"] == "stock"

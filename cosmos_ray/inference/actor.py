@@ -10,7 +10,8 @@ import torch
 
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.inference.batcher import Batcher
-from cosmos_ray.inference.core import ActReply, ActRequest, load_core
+from cosmos_ray.inference.core import load_core
+from cosmos_ray.inference.messages import ActReply, ActRequest
 from cosmos_ray.weights import Weights
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cosmos_ray.errors import CosmosRayError
-from cosmos_ray.inference.core import ActReply, ActRequest
+from cosmos_ray.inference.messages import ActReply, ActRequest
 
 
 class Batcher:

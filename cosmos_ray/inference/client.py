@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cosmos_ray.errors import PoolUnavailable
-from cosmos_ray.inference.core import ActReply, ActRequest, WrongVersion
+from cosmos_ray.inference.messages import ActReply, ActRequest, WrongVersion
 from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cosmos_ray.errors import CosmosRayError
-from cosmos_ray.inference.core import ActReply, ActRequest, InferenceCore
+from cosmos_ray.inference.core import InferenceCore
+from cosmos_ray.inference.messages import ActReply, ActRequest
 
 
 class LocalClient:

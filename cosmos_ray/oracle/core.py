@@ -9,10 +9,10 @@ import numpy as np
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.inference.core import load_core
-from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.oracle.judge import Judge
 from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment
 
 PROBED = 0.25  #: share of the policy's decisions at which every candidate is judged in every way

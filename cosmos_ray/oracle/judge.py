@@ -9,12 +9,12 @@ import torch
 
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.model.injection import probability
-from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.model.policy import CosmosPolicy, TrainingBatch
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.planning.aggregate import aggregate
 from cosmos_ray.planning.best_of_n import Proposals, propose, score, value_samples
+from cosmos_ray.seeds import mix_seed
 
 #: Arm -> what it is. All of them propose the same candidates in the same state; they differ in how they choose.
 ARMS = {

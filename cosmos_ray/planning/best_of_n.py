@@ -13,11 +13,11 @@ import torch
 
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.model.injection import probability
-from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.planning.aggregate import aggregate
+from cosmos_ray.seeds import mix_seed
 
 
 @dataclass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.pool import InferencePool
-from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import mix_seed
 
 
 def start_fleet(run: Run, pool: InferencePool, cpus: float) -> Fleet:

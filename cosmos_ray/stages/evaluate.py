@@ -19,12 +19,12 @@ import numpy as np
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.model.checkpoint import read_description
-from cosmos_ray.model.noise import mix_seed
 from cosmos_ray.replay.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.report.statistics import mcnemar, wilson
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import mix_seed
 from cosmos_ray.stages.acting import start_fleet
 
 

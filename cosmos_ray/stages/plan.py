@@ -9,10 +9,11 @@ import torch
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.inference.core import ActReply, ActRequest, load_core
+from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.local import LocalClient
-from cosmos_ray.model.noise import mix_seed
+from cosmos_ray.inference.messages import ActReply, ActRequest
 from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment, start
 
 

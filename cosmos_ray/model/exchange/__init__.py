@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange.dcp import METADATA, read_dcp, write_dcp
 from cosmos_ray.model.exchange.diffusers_folder import CONFIG, diffusers_config, read_diffusers, write_diffusers
-from cosmos_ray.model.exchange.files import read_safetensors, replacing, save_safetensors
+from cosmos_ray.model.exchange.files import DCP_METADATA, read_safetensors, replacing, save_safetensors
 from cosmos_ray.model.exchange.names import clean, match, prefixed
 from cosmos_ray.model.exchange.pt import read_pt, write_pt
 
@@ -35,6 +34,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if format == "dcp":
+        from cosmos_ray.model.exchange.dcp import read_dcp  # not above: torch.distributed takes as long to import as torch
+
         return read_dcp(path)
     if format == "diffusers":
         return read_diffusers(path)[0]
@@ -46,7 +47,7 @@ def _format(path: Path) -> str:
     if not path.exists():
         raise CheckpointError(f"there is no {path}: give {_ACCEPTED}")
     if path.is_dir():
-        if any((folder / METADATA).is_file() or any(folder.glob("*.distcp")) for folder in (path, path / "model")):
+        if any((folder / DCP_METADATA).is_file() or any(folder.glob("*.distcp")) for folder in (path, path / "model")):
             return "dcp"
         if any((folder / CONFIG).is_file() for folder in (path, path / "transformer")):
             return "diffusers"
@@ -79,6 +80,8 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path, format:
             raise CheckpointError("weights for diffusers need a config: make it with diffusers_config")
         write_diffusers(tensors, path, config, overwrite=overwrite)
     elif format == "dcp":
+        from cosmos_ray.model.exchange.dcp import write_dcp
+
         write_dcp(tensors, path, overwrite=overwrite)
     elif format == "pt":
         write_pt(tensors, path, overwrite=overwrite)

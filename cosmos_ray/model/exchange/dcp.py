@@ -16,10 +16,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange import safe_pickle
+from cosmos_ray.model.exchange.files import DCP_METADATA as METADATA
 from cosmos_ray.model.exchange.files import reason, replacing
 from cosmos_ray.model.exchange.names import prefixed, public_names
-
-METADATA = ".metadata"
 
 #: All that a ``.metadata`` pickle may name: records without behaviour. Paths in it are never followed.
 _ALLOWED = {

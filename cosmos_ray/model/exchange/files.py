@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from cosmos_ray.errors import CheckpointError
 
+DCP_METADATA = ".metadata"  #: the file by which a torch.distributed.checkpoint folder is known
+
 
 @contextmanager
 def replacing(path: str | Path, overwrite: bool) -> Iterator[Path]:
