@@ -38,7 +38,7 @@ def actors(root: psutil.Process, name: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition, driver: subprocess.Popen, seconds: float = 240):
+def wait_for(condition, driver: subprocess.Popen, seconds: float = 600):
     """Wait until ``condition()`` is true while ``driver`` runs; its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -124,7 +124,7 @@ def test_refine_survives_sigkill_of_a_rollout_worker_and_an_inference_actor(fini
         worker, inference = wait_for(lambda: (actors(me, "RolloutActor"), actors(me, "InferenceActor")), driver)
         os.kill(inference[0].pid, signal.SIGKILL)
         os.kill(worker[0].pid, signal.SIGKILL)
-        _, errors = driver.communicate(timeout=400)
+        _, errors = driver.communicate(timeout=900)
     finally:
         driver.kill()
     assert driver.returncode == 0, errors[-5000:]
@@ -146,7 +146,7 @@ def test_ctrl_c_stops_refine_cleanly_and_it_continues(finished_run, tmp_path):
         wait_for(lambda: len(metrics(folder, "refine")) > rows, driver)
         children = psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(signal.SIGINT)
-        _, errors = driver.communicate(timeout=120)
+        _, errors = driver.communicate(timeout=300)
     finally:
         driver.kill()
     assert driver.returncode == 130, errors[-5000:]
@@ -179,7 +179,7 @@ def test_a_run_in_use_is_refused(finished_run, tmp_path):
         assert f"is in use by process {driver.pid}" in done.stderr
     finally:
         driver.send_signal(signal.SIGTERM)
-        driver.communicate(timeout=120)
+        driver.communicate(timeout=300)
     assert driver.returncode == 130
 
 
