@@ -12,6 +12,7 @@ from typing import Any
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.replay.files import append_line
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.uri import is_uri, without_credentials
 
@@ -75,9 +76,7 @@ class RunFolder:
     def record(self, stage: str, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``."""
         row = json.dumps({"stage": stage, "time": round(time.time(), 2), **values})
-        with open(self.path / "metrics.jsonl", "a+b") as file:
-            torn = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write((b"\n" if torn else b"") + row.encode() + b"\n")  # a line torn by a crash costs only itself
+        append_line(self.path / "metrics.jsonl", row)
 
     def metrics(self, stage: str) -> list[dict]:
         """The recorded lines of a stage, oldest first; a line torn by a crash is left out."""

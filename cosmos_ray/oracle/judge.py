@@ -70,7 +70,9 @@ class Judge:
     def returns(self, outcomes: list[Branch], began: np.ndarray) -> np.ndarray:
         """(rows,) what the policy gets when it goes on alone: gamma to the control steps from ``began`` (rows,) to success, 0 for
         failure."""
-        ends = self.play_on(outcomes)
+        return self._discounted(self.play_on(outcomes), began)
+
+    def _discounted(self, ends: list[Branch], began: np.ndarray) -> np.ndarray:
         return np.array([self.gamma ** (end.step - t) if end.success else 0.0 for end, t in zip(ends, began, strict=True)])
 
     def play_on(self, branches: list[Branch]) -> list[Branch]:
@@ -98,7 +100,7 @@ class Judge:
             outcomes = self.outcomes(branches, proposals)
             if arm == "return":
                 ends = self.play_on(outcomes)
-                scores = np.array([self.gamma**end.step if end.success else 0.0 for end in ends])
+                scores = self._discounted(ends, np.repeat([b.step for b in branches], n))
                 outcomes = [end if end.success else outcome for end, outcome in zip(ends, outcomes, strict=True)]
             else:
                 scores = self.true_future_values(branches, proposals, outcomes)

@@ -81,12 +81,7 @@ class Catalog:
         """A pack of this store, from a bounded cache of open ones. DamagedEpisode or OSError."""
         pack = self._packs.get(path)
         if pack is None:
-            try:
-                pack = Pack(self.storage.open(path), self.storage.where(path))
-            except DamagedEpisode:
-                if not self.storage.refetch(path):
-                    raise
-                pack = Pack(self.storage.open(path), self.storage.where(path))  # it was only our copy
+            pack = self._opened(Pack, path)
             self._packs.put(path, pack)
         return pack
 
@@ -94,13 +89,7 @@ class Catalog:
         """The episode, where it is known to be. FileNotFoundError, DamagedEpisode or NewerSchema."""
         place = self.index.place(name)
         if place is None:
-            path = episode_path(name)
-            try:
-                view = EpisodeView(self.storage.open(path), self.storage.where(path))
-            except DamagedEpisode:
-                if not self.storage.refetch(path):
-                    raise
-                view = EpisodeView(self.storage.open(path), self.storage.where(path))  # it was only our copy
+            view = self._opened(EpisodeView, episode_path(name))
         else:
             view = self.pack(place[0]).view(place[1])
         if view.summary.name != name:  # found under this name before, replaced behind our back
@@ -237,6 +226,15 @@ class Catalog:
         self._in_manifest = len(self.index)
 
     # ---------------------------------------------------------------- inside
+
+    def _opened(self, kind: Callable[[Any, str], Any], path: str) -> Any:
+        """The Pack or EpisodeView in the file ``path``; tried again where only this machine's copy of it was damaged."""
+        try:
+            return kind(self.storage.open(path), self.storage.where(path))
+        except DamagedEpisode:
+            if not self.storage.refetch(path):
+                raise
+        return kind(self.storage.open(path), self.storage.where(path))
 
     def _state(self, area: str) -> dict[str, Any]:
         """The state of the scan of an area; the first call looks for a manifest."""

@@ -105,6 +105,17 @@ def replace(data: bytes | memoryview, path: Path) -> None:
     sync_directory(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file: lines of several processes do not mix, and one that a crash has torn costs only itself."""
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    try:
+        end = os.fstat(handle).st_size
+        torn = end and os.pread(handle, 1, end - 1) != b"\n"
+        os.write(handle, (b"\n" if torn else b"") + line.encode() + b"\n")  # in one write
+    finally:
+        os.close(handle)
+
+
 def _publish_unnamed(write: Callable[[BinaryIO], object], path: Path, parent: int) -> bool | None:
     """Through a file that has no name until it is complete, so that a killed writer leaves nothing; None where the file
     system has no such files."""

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from cosmos_ray.replay.files import TEMPORARY, make_directory, publish_with, replace
+from cosmos_ray.replay.files import TEMPORARY, append_line, make_directory, publish_with, replace
 
 # A directory whose last change is younger than this is listed again at the next scan, because a file added within
 # one tick of the clock that stamped it would leave the stamp as it was. Generous, for servers whose clock is off.
@@ -145,14 +145,7 @@ class LocalStorage:
 
     def append(self, path: str, line: str) -> None:
         make_directory((self.root / path).parent)
-        # One write to a file opened for appending: lines of several processes do not mix.
-        handle = os.open(self.root / path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
-        try:
-            end = os.fstat(handle).st_size
-            torn = end and os.pread(handle, 1, end - 1) != b"\n"  # a line torn by a crash costs only itself
-            os.write(handle, (b"\n" if torn else b"") + line.encode() + b"\n")
-        finally:
-            os.close(handle)
+        append_line(self.root / path, line)
 
     def lines(self, path: str) -> list[str]:
         return self.read(path).decode(errors="replace").splitlines() if self.exists(path) else []

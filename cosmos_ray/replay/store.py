@@ -28,6 +28,7 @@ from cosmos_ray.replay.quarantine import Quarantine
 from cosmos_ray.replay.schema import DamagedEpisode
 from cosmos_ray.replay.storage import LocalStorage, Storage
 from cosmos_ray.replay.view import EpisodeView
+from cosmos_ray.uri import is_uri
 
 OPEN_EPISODES = 8192  # kept mapped at most; each holds a file descriptor
 
@@ -236,7 +237,7 @@ class ReplayStore:
 
 def open_storage(root: str | Path) -> Storage:
     """The directory or object store that ``root`` names."""
-    if "://" in str(root):
+    if is_uri(root):
         from cosmos_ray.replay.objects import ObjectStorage
 
         return ObjectStorage(str(root))

@@ -7,7 +7,6 @@ where it stopped, and a changed policy or planner begins a new file.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cosmos_ray.oracle.actor import OracleActor
 from cosmos_ray.oracle.judge import ARMS
 from cosmos_ray.oracle.shares import shares
 from cosmos_ray.remote import own_error
+from cosmos_ray.replay.files import append_line
 from cosmos_ray.report.audit_page import write_audit_page
 from cosmos_ray.run import Run
 from cosmos_ray.stages.evaluate import check_held_out, settings_digest
@@ -70,10 +70,7 @@ class _Answers:
                 continue  # torn by a crash: asked again
 
     def add(self, task: tuple[str, str, int], rows: list[dict]) -> None:
-        with open(self.path, "a+b") as file:
-            torn = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            line = json.dumps({"kind": task[0], "arm": task[1], "index": task[2], "rows": rows}).encode()
-            file.write((b"\n" if torn else b"") + line + b"\n")
+        append_line(self.path, json.dumps({"kind": task[0], "arm": task[1], "index": task[2], "rows": rows}))
         self.known[task] = rows
 
 
