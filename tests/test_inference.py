@@ -370,7 +370,9 @@ def test_no_actor_that_answers_is_pool_unavailable(local_ray, checkpoint):
 
 
 def test_a_version_nobody_holds_is_pool_unavailable(shared_pool):
-    client = PoolClient(shared_pool.actors, timeout_s=5.0)
+    patient = PoolClient(shared_pool.actors, LONG)
+    patient.result(patient.submit(request()))  # the actor is up
+    client = PoolClient(shared_pool.actors, timeout_s=10.0)
     with pytest.raises(PoolUnavailable, match="policy version 999 was asked for"):
         client.result(client.submit(request(version=999)))
 

@@ -45,6 +45,7 @@ class PoolClient:
         """Wait for the answer. PoolUnavailable when no actor gave one within ``timeout_s`` of :meth:`submit`."""
         # Silence is only a reason to ask again where another actor can be asked: a busy one would answer twice.
         patience = self.timeout_s / ACTOR_TRIES if len(self.actors) > 1 else self.timeout_s
+        answered = None  # what the last actor to answer said: it tells more than the silence that follows
         while True:
             try:
                 return ray.get(pending.reference, timeout=max(0.0, min(patience, pending.deadline - time.monotonic())))
@@ -52,9 +53,11 @@ class PoolClient:
                 reason = own_error(error) if isinstance(error, RayTaskError) else error
                 if isinstance(error, RayTaskError) and not isinstance(reason, (WrongVersion, *ACTOR_LOST)):
                     raise reason from error
+                if not isinstance(reason, GetTimeoutError):
+                    answered = reason
                 if time.monotonic() + RETRY_S >= pending.deadline:
                     raise PoolUnavailable(f"none of {len(self.actors)} inference actors answered within "
-                                          f"{self.timeout_s:g} s: {first_line(reason)}") from error
+                                          f"{self.timeout_s:g} s: {first_line(answered or reason)}") from error
                 logger.info("inference request goes to another actor: %s", type(error).__name__)
                 self.retries += 1
                 time.sleep(RETRY_S)
