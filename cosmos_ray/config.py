@@ -122,6 +122,8 @@ class LearnerConfig:
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "shares of policy, world-model and value samples in `pretrain`", low=0, high=1)
     refine_mix: tuple[float, ...] = option((), "the same in `refine`; empty takes the preset's: the paper's 0.1,0.45,0.45 for the 2B, "
                                            "0.5,0.25,0.25 for tiny, which forgets its policy otherwise", low=0, high=1)
+    self_imitation: float = option(0.0, "share of the policy samples that come from successful rollouts instead of demonstrations; what "
+                                   "a rollout executed without exploration noise is imitated", low=0, high=1)
     value_mode: str = option("future", "what value samples see: 'future' V(s') or 'action' Q(s,a); the planner ranks by the same",
                              choices=("future", "action"))
     base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",

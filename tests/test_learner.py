@@ -85,7 +85,8 @@ class Ledger:
     (REFINEMENT, 10, (1, 4.5, 4.5), {"demo": 1, "success": 4.5, "failure": 4.5}),
     (REFINEMENT, 1, (0.1, 0.45, 0.45), {"demo": 0.1, "success": 0.45, "failure": 0.45}),
     (dataclasses.replace(BASE, success_share=0.9), 4, (2, 1, 1), {"demo": 2 + 1.8, "failure": 0.2}),
-], ids=["50/25/25", "10/45/45", "halves", "one at a time", "rare failures"])  # fmt: skip
+    (dataclasses.replace(BASE, self_imitation=0.25), 16, (8, 4, 4), {"demo": 6 + 4, "success": 2, "failure": 4}),
+], ids=["50/25/25", "10/45/45", "halves", "one at a time", "rare failures", "self-imitation"])  # fmt: skip
 def test_counts_follow_the_shares_exactly_over_many_batches(store, mixture, batch_size, kinds, strata):
     ledger = Ledger(source(store, mixture, batch_size)).run(40)
     names = (SampleType.POLICY, SampleType.WORLD_MODEL, FUTURE)
@@ -124,6 +125,18 @@ def test_policy_samples_imitate_labels_and_the_others_are_about_executed_actions
     assert not np.array_equal(labels[policy], actions[policy])
     assert np.array_equal(batch.actions[policy], labels[policy])
     assert np.array_equal(batch.actions[~policy], actions[~policy])
+
+
+def test_self_imitation_reaches_both_mixtures_and_waits_for_a_success(tmp_path):
+    config = LearnerConfig(self_imitation=0.5)
+    assert Mixture.base(config, ReplayConfig()).self_imitation == 0.5
+    mixture = Mixture.refinement(config, ReplayConfig(), "tiny")
+    store = fill(tmp_path / "replay", demos=1, successes=0, failures=1)
+    ledger = Ledger(source(store, dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0), 10)).run(2)
+    assert ledger.strata == {"demo": 20}  # failures are never imitated
+    fill(tmp_path / "replay", demos=0, successes=1, failures=0)
+    ledger.source.sampler.refresh()
+    assert ledger.run(2).strata == {"demo": 30, "success": 10}
 
 
 @pytest.mark.parametrize("have, expected", [

@@ -434,6 +434,7 @@ def test_a_wrong_uri_is_one_clear_error_without_its_credentials(uri):
 # ---------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_a_run_collects_into_a_store_elsewhere_and_keeps_where_it_is(uri, tmp_path):
     """The real command, with real workers."""
     config = RunConfig(root=str(tmp_path), name="run", demos=2, sim=SimConfig(image_size=32))

@@ -162,6 +162,8 @@ def test_action_noise_is_executed_recorded_and_reproducible(work):
     a, b, c = (core.store.read(ticket(0).key.name) for core in (clean, noisy, again))
     assert not np.array_equal(a.actions[0], b.actions[0]) and np.array_equal(b.actions, c.actions)
     assert np.abs(b.actions).max() <= 1
+    assert np.array_equal(a.labels, a.actions)
+    assert np.array_equal(b.labels[:8], a.actions[:8]) and not np.array_equal(b.labels[:8], b.actions[:8])  # what was meant, to imitate
 
 
 def test_steps_carry_the_version_that_decided_them(work):

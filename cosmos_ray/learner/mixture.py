@@ -20,7 +20,7 @@ REFINE_MIX = {"cosmos-predict2-2b": (0.1, 0.45, 0.45), "tiny": (0.5, 0.25, 0.25)
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of a batch. Policy samples come from demonstrations, the others from rollouts."""
+    """Shares of a batch. Policy samples come from demonstrations (and successful rollouts), the others from rollouts."""
 
     policy: float
     world: float
@@ -28,16 +28,19 @@ class Mixture:
     value_kind: SampleType
     success_share: float  #: of the rollout samples, those from successes
     demos_as_success: bool  #: take the successes from demonstrations: base training has no rollouts yet (method section 3)
+    self_imitation: float = 0.0  #: of the policy samples, those from successful rollouts
 
     @classmethod
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
-        return cls(*learner.base_mix, VALUE_KINDS[learner.base_value or learner.value_mode], replay.success_share, True)
+        return cls(*learner.base_mix, VALUE_KINDS[learner.base_value or learner.value_mode], replay.success_share, True,
+                   learner.self_imitation)
 
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
         """The mixture of refining on rollouts, by default the model preset's."""
-        return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False)
+        return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False,
+                   learner.self_imitation)
 
 
 class Plan(NamedTuple):
@@ -51,14 +54,17 @@ class BatchSource:
     """Draws the batches of a :class:`Mixture` from a :class:`WindowSampler`.
 
     Counts follow the shares exactly over time: the fraction of a sample that one batch cannot give is owed by the next.
-    A stratum that is still empty is replaced: failures by successes, successes by failures, both by demonstrations.
+    A stratum that is still empty is replaced: failures by successes, successes by failures, both by demonstrations; what the
+    policy imitates only by demonstrations.
     """
 
     def __init__(self, sampler: WindowSampler, mixture: Mixture, batch_size: int):
         self.sampler, self.mixture, self.batch_size = sampler, mixture, batch_size
         m = mixture
         success = "demo" if m.demos_as_success else "success"
-        self._cells = [("demo", SampleType.POLICY, m.policy)]
+        self._cells = [("demo", SampleType.POLICY, m.policy * (1 - m.self_imitation))]
+        if m.self_imitation:
+            self._cells.append(("success", SampleType.POLICY, m.policy * m.self_imitation))
         for kind, share in ((SampleType.WORLD_MODEL, m.world), (m.value_kind, m.value)):
             self._cells += [(success, kind, share * m.success_share), ("failure", kind, share * (1 - m.success_share))]
         self._owed = np.zeros(len(self._cells))
@@ -72,7 +78,7 @@ class BatchSource:
         picks, kinds = [], []
         for (stratum, kind, _), count in zip(self._cells, self._counts(), strict=True):
             if count:
-                picks.append(self.sampler.pick(int(count), self._filled(stratum)))
+                picks.append(self.sampler.pick(int(count), self._filled(stratum, kind)))
                 kinds += [int(kind)] * int(count)
         return Plan(Picks(*(np.concatenate(parts) for parts in zip(*picks, strict=True))), np.array(kinds))
 
@@ -102,12 +108,13 @@ class BatchSource:
             counts[cell] += 1
         return counts
 
-    def _filled(self, stratum: str) -> str:
+    def _filled(self, stratum: str, kind: SampleType) -> str:
         """``stratum``, or what stands in for it while it is empty."""
         if stratum == "demo":
             return "demo"
         counts = self.sampler.counts()
-        return next((name for name in (stratum, "success", "failure") if counts[name].windows), "demo")
+        others = () if kind == SampleType.POLICY else ("success", "failure")
+        return next((name for name in (stratum, *others) if counts[name].windows), "demo")
 
     def snapshot(self) -> dict:
         """The state of the stream alone."""

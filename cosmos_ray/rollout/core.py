@@ -131,12 +131,13 @@ class RolloutCore:
     def _act(self, slot: _Slot, reply: ActReply, row: int) -> None:
         """Execute one answered chunk and, where that ends the episode, commit it."""
         ticket, trajectory = slot.ticket, slot.trajectory
-        chunk = np.clip(reply.actions[row][: self.execute or None], -1, 1)
+        chunk = intended = np.clip(reply.actions[row][: self.execute or None], -1, 1)
         if ticket.action_noise:
             rng = np.random.default_rng([ticket.noise_seed, trajectory.length])
             chunk = np.clip(chunk + ticket.action_noise * rng.standard_normal(chunk.shape), -1, 1).astype(np.float32)
         before = trajectory.length
-        slot.env.execute(chunk, trajectory, render_at=frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride))
+        render_at = frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride)
+        slot.env.execute(chunk, trajectory, render_at, labels=intended)
         done = trajectory.length - before
         slot.versions += [reply.version] * done
         slot.values += [float(reply.values[row])] + [np.nan] * (done - 1) if done else []

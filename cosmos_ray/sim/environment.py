@@ -184,15 +184,16 @@ class Environment:
         self.done = self.success or self.step_index >= self.horizon
         return StepResult(float(self.success), self.success, self.done)
 
-    def execute(self, chunk: np.ndarray, trajectory: Trajectory, render_at: tuple[int, ...] | None = None) -> None:
-        """Run the control steps of an action chunk (K, d), appending to ``trajectory``.
+    def execute(self, chunk: np.ndarray, trajectory: Trajectory, render_at: tuple[int, ...] | None = None,
+                labels: np.ndarray | None = None) -> None:
+        """Run the control steps of an action chunk (K, d), appending to ``trajectory``; ``labels`` as in :meth:`advance`.
 
         Stops early when the episode succeeds, times out or breaks. Renders after the last executed step, and at the
         offsets (1..K) in ``render_at``. A broken simulation ends the episode with ``trajectory.invalid`` set; the faulty
         step is not recorded.
         """
         for offset, action in enumerate(np.asarray(chunk, np.float32), start=1):
-            self.advance(action, trajectory)
+            self.advance(action, trajectory, None if labels is None else labels[offset - 1])
             if trajectory.invalid:
                 break
             if render_at is not None and offset in render_at:

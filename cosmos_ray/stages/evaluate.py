@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +40,16 @@ class Arm:
     run_key: str  #: the ``run`` part of its episode keys: run, arm and digest
 
 
-def arms(run: Run) -> list[Arm]:
-    """The arms there are checkpoints for. ConfigError when there is none."""
+ARMS = {"base": ("base", False), "refined": ("refined", False), "refined + planning": ("refined", True)}
+"""Checkpoint of each arm, and whether it plans."""
+
+
+def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
+    """The arms there are checkpoints for, of ``only`` or all. ConfigError when there is none."""
     out = []
-    for name, checkpoint, planner in (("base", "base", None), ("refined", "refined", None),
-                                      ("refined + planning", "refined", run.config.planner)):
-        path = run.folder.checkpoint(checkpoint)
-        if (path / "policy.json").exists():
+    for name, (checkpoint, plans) in ARMS.items():
+        path, planner = run.folder.checkpoint(checkpoint), run.config.planner if plans else None
+        if (path / "policy.json").exists() and name in (only or ARMS):
             key = f"{run.config.name}:{name}:{settings_digest(run, path, planner)}"
             out.append(Arm(name, path, read_description(path)[1], planner, key))
     if not out:
@@ -60,12 +64,12 @@ def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
     return EpisodeTicket(key, noise_seed=mix_seed(seed, 13), planner=arm.planner, version=arm.version, arm=arm.name)
 
 
-def evaluate(run: Run) -> dict:
-    """Run what the store lacks of every arm, then count from the store; see :func:`results`."""
+def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
+    """Run what the store lacks of every arm (of ``only``, if given), then count from the store; see :func:`results`."""
     config, store = run.config, run.folder.store()
     check_held_out(run, store)
     todo = {}
-    for arm in arms(run):
+    for arm in arms(run, only):
         tickets = [ticket(run, arm, i) for i in range(config.eval_episodes)]
         tickets += [ticket(run, arm, i, attempt=1) for i in range(min(config.verify, config.eval_episodes))]
         todo[arm] = [t for t in tickets if t.key.name not in store]
@@ -93,15 +97,15 @@ def evaluate(run: Run) -> dict:
                 if part is not None:
                     part.close()
         store.refresh()
-    out = results(run, store)
+    out = results(run, store, only)
     if config.verify:
-        out["verified"] = verify(run, store)
+        out["verified"] = verify(run, store, only)
     run.folder.write_json("evaluation.json", out)
     run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
     return {**out, "new": total}
 
 
-def results(run: Run, store: ReplayStore) -> dict:
+def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
     """Counts per arm, read from the store: {"arms": {name: {successes, episodes, low, high, ...}}, "seeds": [...], ...}.
 
     StoreError when episodes are missing (evaluate again).
@@ -109,7 +113,7 @@ def results(run: Run, store: ReplayStore) -> dict:
     config = run.config
     known = {s.name: s for s in store.summaries()}
     table = {}
-    for arm in arms(run):
+    for arm in arms(run, only):
         names = [ticket(run, arm, i).key.name for i in range(config.eval_episodes)]
         missing = [n for n in names if n not in known]
         if missing:
@@ -127,10 +131,10 @@ def results(run: Run, store: ReplayStore) -> dict:
             "arms": table, "pairs": _pairs(table)}
 
 
-def verify(run: Run, store: ReplayStore) -> dict:
+def verify(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
     """Compare repeated episodes with the stored ones: {"repeated": n, "identical": m, "different": [names]}."""
     different, repeated = [], 0
-    for arm in arms(run):
+    for arm in arms(run, only):
         for i in range(min(run.config.verify, run.config.eval_episodes)):
             first, second = (store.read(ticket(run, arm, i, attempt).key.name) for attempt in (0, 1))
             repeated += 1

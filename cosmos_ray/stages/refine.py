@@ -35,7 +35,8 @@ def refine(run: Run) -> dict:
             return {"steps": config.refine_steps, "new": 0, "version": version}
     store = run.folder.store()
     before = own_rollouts(store, config.name, config.sim.task)
-    if not before and not config.refine_rollouts:
+    acted = any(s.source == "rollout" and s.policy_version >= 0 and s.task == config.sim.task for s in store.summaries())
+    if not acted and not config.refine_rollouts:
         raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
     actors = config.rollout.workers + config.inference.actors
     cpus = run.cpu_share(config.learner.world_size + actors)

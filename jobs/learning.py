@@ -1,0 +1,172 @@
+"""Does a policy get better from its own experience, and what does each part of that cost or bring? One resumable command.
+
+    python jobs/learning.py --task wide_lift --seed 0 --seed 1
+
+For every task and training seed: a base policy from demonstrations; the same compute again on demonstrations; behaviour cloning of
+demonstrations and successes; refinement; refinement with best-of-N by V(s') and by Q(s, a). All arms meet the same held-out initial
+states, under the same noise. What is done already is not done again. Writes learning.json and learning.md under --to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
+
+import numpy as np  # noqa: E402
+
+from cosmos_ray.config import RunConfig  # noqa: E402
+from cosmos_ray.report.statistics import bootstrap_difference, mcnemar, wilson  # noqa: E402
+from cosmos_ray.run import Run, open_run  # noqa: E402
+from cosmos_ray.settings import FIELDS, make_config  # noqa: E402
+from cosmos_ray.stages.collect import collect  # noqa: E402
+from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
+from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
+from cosmos_ray.stages.refine import refine  # noqa: E402
+from cosmos_ray.stages.rollout import rollout  # noqa: E402
+
+#: Settings of each task, as flags. The number of demonstrations and steps puts the base policy between 30 and 80 %.
+TASKS: dict[str, dict[str, str]] = {
+    "lift": {"sim.task": "Lift"},
+    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1"},
+    "stack": {"sim.task": "Stack"},
+    "door": {"sim.task": "Door"},
+    "nut": {"sim.task": "NutAssemblySquare"},
+    "can": {"sim.task": "PickPlaceCan"},
+}
+
+BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
+REFINED, FUTURE, ACTION = "refined", "refined + V(s')", "refined + Q(s,a)"
+ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION)
+
+
+class Study:
+    """The runs of one task and training seed. They share the first one's store, so all see the same experience."""
+
+    def __init__(self, task: str, seed: int, root: Path, flags: dict[str, str]):
+        self.task, self.seed, self.root = task, seed, root
+        name = f"{task}-{seed}"
+        self.main = make_config(RunConfig(), None, {**TASKS[task], **flags, "name": name, "root": str(root), "seed": str(seed)})
+
+    def outcomes(self) -> dict[str, list[int]]:
+        """Run whatever is missing; success of every arm on every held-out initial state."""
+        main = self.main
+        with open_run(main) as run:
+            for stage in (collect, pretrain, rollout, refine):
+                stage(run)
+            out = _outcomes(evaluate(run), {"base": BASE, "refined": REFINED, "refined + planning": FUTURE})
+            base, store = run.folder.checkpoint("base"), str(run.folder.replay)
+        again = dataclasses.replace(main, init=str(base), pretrain_steps=main.refine_steps,
+                                    replay=dataclasses.replace(main.replay, store=store))
+        learner = dataclasses.replace(main.learner, lr=main.learner.refine_lr)
+        for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, 0.5)):
+            config = dataclasses.replace(again, name=f"{main.name}-{name}", learner=dataclasses.replace(learner, self_imitation=share))
+            with open_run(config) as run:
+                pretrain(run)
+                out |= _outcomes(evaluate(run, ["base"]), {"base": arm})
+        return out | self._by_action(again, base)
+
+    def _by_action(self, again: RunConfig, base: Path) -> dict[str, list[int]]:
+        """The arm that ranks by Q(s, a): its value samples are other ones, so it is refined by itself, on the same experience."""
+        main = self.main
+        config = dataclasses.replace(
+            again, name=f"{main.name}-action", refine_rollouts=0, learner=dataclasses.replace(main.learner, value_mode="action"),
+            planner=dataclasses.replace(main.planner, value="action"))
+        with open_run(config) as run:
+            _adopt(run, base)
+            refine(run)
+            return _outcomes(evaluate(run, ["refined + planning"]), {"refined + planning": ACTION})
+
+
+def _adopt(run: Run, base: Path) -> None:
+    """Begin from another run's base policy."""
+    target = run.folder.checkpoint("base")
+    target.parent.mkdir(exist_ok=True)
+    if not target.exists():
+        target.symlink_to(base, target_is_directory=True)
+
+
+def _outcomes(evaluation: dict, arms: dict[str, str]) -> dict[str, list[int]]:
+    return {arms[name]: arm["outcomes"] for name, arm in evaluation["arms"].items()}
+
+
+def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
+    """Counts of every arm over all training seeds, and paired differences: {"arms": {...}, "against": {pair: {...}}}.
+
+    Pairs are initial states of one training seed. Intervals are 95 % percentile bootstrap over the pairs, in points.
+    """
+    joined = {arm: np.concatenate([np.array(o[arm]) for o in outcomes]) for arm in ARMS if all(arm in o for o in outcomes)}
+    arms = {}
+    for arm, won in joined.items():
+        low, high = wilson(int(won.sum()), len(won))
+        arms[arm] = {"successes": int(won.sum()), "episodes": len(won), "low": low, "high": high,
+                     "by_seed": [int(sum(o[arm])) for o in outcomes]}
+    pairs = {}
+    for arm, other in [(a, BASE) for a in ARMS[1:]] + [(FUTURE, COMPUTE), (FUTURE, CLONED), (FUTURE, REFINED), (FUTURE, ACTION)]:
+        if arm in joined and other in joined:
+            gain, low, high = (100 * x for x in bootstrap_difference(joined[arm], joined[other]))
+            won = int((joined[arm] > joined[other]).sum())
+            lost = int((joined[arm] < joined[other]).sum())
+            pairs[f"{arm} over {other}"] = {"gain_points": gain, "ci_low": low, "ci_high": high, "won": won, "lost": lost,
+                                            "p": mcnemar(won, lost)}
+    return {"arms": arms, "pairs": pairs}
+
+
+def table(task: str, result: dict) -> str:
+    """One task as Markdown."""
+    lines = [f"### {task}", "", "| arm | successes (each training seed) | 95 % (Wilson) | over base, points (95 %) | won, lost |",
+             "|---|---|---|---|---|"]
+    for name, arm in result["arms"].items():
+        pair = result["pairs"].get(f"{name} over {BASE}")
+        gain = f"{pair['gain_points']:+.1f} ({pair['ci_low']:+.1f} to {pair['ci_high']:+.1f}) | {pair['won']}, {pair['lost']}" if pair else " | "
+        lines.append(f"| {name} | {arm['successes']}/{arm['episodes']} ({', '.join(map(str, arm['by_seed']))}) | "
+                     f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f} % | {gain} |")
+    return "\n".join(lines) + "\n"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--task", action="append", choices=TASKS, help="task to study; may be given several times [all]")
+    parser.add_argument("--seed", action="append", type=int, help="training seed; may be given several times [0 and 1]")
+    parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="folder of the study's runs [runs/learning]")
+    parser.add_argument("--to", type=Path, default=Path("docs/results"), help="folder for learning.json and learning.md [docs/results]")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of every run, such as rollouts=200")
+    options = parser.parse_args(arguments)
+    for item in options.set:
+        if "=" not in item or item.partition("=")[0] not in FIELDS:
+            parser.error(f"--set {item}: give NAME=VALUE with the name of a setting, such as rollouts=200")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    flags = dict(item.split("=", 1) for item in options.set)
+    file = options.to / "learning.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    options.to.mkdir(parents=True, exist_ok=True)
+    for task in options.task or TASKS:
+        seeds = options.seed or [0, 1]
+        summary = summarise([Study(task, seed, options.root, flags).outcomes() for seed in seeds])
+        headline = summary["pairs"][f"{FUTURE} over {BASE}"]
+        results[task] = {"arms": summary["arms"], **{k: headline[k] for k in ("gain_points", "ci_low", "ci_high")},
+                         "pairs": summary["pairs"], "seeds": seeds, "settings": {**TASKS[task], **flags}}
+        for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(text + "\n")
+            os.replace(temporary, path)
+        print(table(task, results[task]))
+    return 0
+
+
+def page(results: dict) -> str:
+    """Every task's table as Markdown."""
+    return "\n".join(table(task, result) for task, result in results.items())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
