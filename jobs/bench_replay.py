@@ -22,7 +22,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -37,8 +39,9 @@ from bench_replay_formats import CHUNK, GAMMA, Batch, Window, write_durable, wri
 from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore, WindowBatch, WindowSampler, schema  # noqa: E402
 from cosmos_ray.replay.codec import decode_into, decode_jpeg  # noqa: E402
 from cosmos_ray.replay.loader import PrefetchLoader  # noqa: E402
-from cosmos_ray.replay.sampler import WindowStream  # noqa: E402
+from cosmos_ray.replay.sampler import Picks, WindowStream, draw_from  # noqa: E402
 
+Call = Callable[[], object]
 MISSING = "not run: pip install -r jobs/requirements-bench.txt"
 WRITERS, SHARDS = 8, 256
 SETTLE_SECONDS = 11  # directories that changed in the last ten are not yet trusted to stay as they are
@@ -66,8 +69,7 @@ class Report:
         values = [a / b for a, b in zip(above, below, strict=True)]
         self.results[key] = statistics.median(values)
         wanted = WANTED.get(key, "").replace("<", "at most ").replace(">", "at least ")
-        print(f"{key:<28} {self.results[key]:9.3f}  [{min(values):.3f}, {max(values):.3f}]  fastest {min(above) / min(below):.3f}  "
-              f"{wanted:<13}  {detail}", flush=True)
+        print(f"{key:<28} {self.results[key]:9.3f}  [{min(values):.3f}, {max(values):.3f}]  {wanted:<13}  {detail}", flush=True)
         if self.path:
             Path(self.path).write_text(json.dumps(self.results, indent=1))
 
@@ -83,11 +85,6 @@ def sampler_of(root: Path) -> WindowSampler:
     return WindowSampler(ReplayStore(root, create=False), chunk=CHUNK, gamma=GAMMA, seed=0, frame_cache_bytes=0)
 
 
-def draw(sampler: WindowSampler, n: int) -> WindowBatch:
-    """``n`` random windows."""
-    return sampler.draw(n, "demo")
-
-
 def stream(sampler: WindowSampler, n: int, threads: int) -> PrefetchLoader:
     """A loader of batches of ``n`` windows that ``threads`` threads make ahead; iterate over it and close it."""
     return PrefetchLoader(WindowStream(sampler, n, "demo"), threads=threads, depth=2 * threads)
@@ -101,28 +98,34 @@ def windows_of(batch: WindowBatch) -> list[Window]:
 # ---------------------------------------------------------------- timing
 
 
-def timed(call, seconds: float, clock, average) -> float:
-    """Seconds a call takes by ``clock``, the ``average`` over as many as fill ``seconds``."""
-    calls, began = [], time.perf_counter()
-    while time.perf_counter() - began < seconds or not calls:
-        start = clock()
-        call()
-        calls.append(clock() - start)
-    return average(calls)
+def in_turn(first: list[Call], second: list[Call], options, before: Call = lambda: None) -> tuple[list[float], list[float]]:
+    """Seconds that all calls of each side take in every round: the sum over calls of the fastest of ``options.passes``.
 
-
-def in_turn(first, second, options, average=statistics.median) -> tuple[list[float], list[float]]:
-    """Seconds of the two calls in every round, each first in every other one.
-
-    A round counts its median call, so that one that was interrupted by another program does not decide it.
+    ``before`` runs, untimed, before each pass.
     """
-    first(), second()
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(options.rounds):
-        for side in (0, 1) if number % 2 == 0 else (1, 0):
-            clock = time.process_time if options.cpu_time and average is statistics.median else time.perf_counter
-            times[side].append(timed((first, second)[side], options.seconds, clock, average))
-    return times
+    sides = first, second
+    rounds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(options.rounds):
+        fastest = [np.full(len(calls), np.inf) for calls in sides]
+        for number in range(options.passes):
+            before()
+            for side in (0, 1) if number % 2 == 0 else (1, 0):
+                for i, call in enumerate(sides[side]):
+                    began = time.perf_counter()
+                    call()
+                    fastest[side][i] = min(fastest[side][i], time.perf_counter() - began)
+        for times, calls in zip(rounds, fastest, strict=True):
+            times.append(float(calls.sum()))
+    return rounds
+
+
+def pace(call: Call, seconds: float) -> float:
+    """Seconds a call takes on average, over as many as fill ``seconds``."""
+    began, calls = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < seconds or not calls:
+        call()
+        calls += 1
+    return passed / calls
 
 
 # ---------------------------------------------------------------- samples
@@ -142,55 +145,72 @@ def check_same(key: str, ours: WindowBatch, theirs: Batch) -> float:
     return float(psnr)
 
 
+class Again(WindowStream):
+    """Draws like any other stream, but the windows it reads are these."""
+
+    def __init__(self, sampler: WindowSampler, picks: Picks) -> None:
+        super().__init__(sampler, len(picks.rows), "demo")
+        self._picks = picks
+
+    def plan(self) -> Picks:
+        super().plan()
+        return self._picks
+
+
+class Reopened:
+    """A reader that can be opened anew: what its library kept of the windows of a pass must not answer the next one."""
+
+    def __init__(self, kind, folder: Path, vectors: formats.Vectors) -> None:
+        self._make = lambda: kind(folder, vectors)
+        self.reader = self._make()
+
+    def again(self) -> None:
+        self.reader.close()
+        self.reader = self._make()
+
+
 def bench_samples(options, report: Report, folder: Path, episodes: list[Episode], size: int, suffix: str) -> None:
     """Ours against every format that is there, and against decoding alone."""
     sampler, vectors, n = sampler_of(folder / "store"), formats.Vectors(episodes, size), options.batch
-    rng, last = np.random.default_rng(1), {}
-
-    def ours() -> None:
-        last["batch"] = draw(sampler, n)
-
-    def chosen() -> list[Window]:
-        numbers = rng.integers(0, len(episodes), n)
-        return [(int(e), int(rng.integers(episodes[e].length))) for e in numbers]
-
+    picks = [sampler.pick(n, "demo") for _ in range(options.batches)]
+    windows = [windows_of(sampler.build(p)) for p in picks]
+    ours, count = [partial(draw_from, Again(sampler, p)) for p in picks], n * len(picks)
     for key, (reader, part, module) in formats.COMPETITORS.items():
         if not formats.installed(module):
             report.missing(key + suffix)
             continue
         progress(f"{size} px: {key}")
-        theirs = reader(folder / part, vectors)
-        ours()
-        psnr = check_same(key, last["batch"], theirs.read(windows_of(last["batch"])))
-        drawn = [chosen() for _ in range(50)]
-        turn = iter(range(10**9))
-        mine, other = in_turn(ours, lambda t=theirs, d=drawn, i=turn: t.read(d[next(i) % 50]), options)
-        theirs.close()
-        report.add(key + suffix, other, mine, f"{per_sample(mine, n)} to {per_sample(other, n)} us, "
+        theirs = Reopened(reader, folder / part, vectors)
+        psnr = check_same(key, sampler.build(picks[0]), theirs.reader.read(windows[0]))
+        asked = windows if reader.batched else [[window] for batch in windows for window in batch]  # one by one: nothing is gained by more
+        mine, other = in_turn(ours, [lambda t=theirs, a=a: t.reader.read(a) for a in asked], options, theirs.again)
+        theirs.reader.close()
+        report.add(key + suffix, other, mine, f"{per_sample(mine, count)} to {per_sample(other, count)} us, "
                    + ("the same pixels" if np.isinf(psnr) else f"{psnr:.1f} dB, by PyAV"))
 
     memory = np.empty((size, size, 3), np.uint8)
 
-    def decode_alone() -> None:
-        for number, t in windows_of(last["batch"]):
+    def decode_alone(batch: list[Window]) -> None:
+        for number, t in batch:
             frames, future = episodes[number].frames, min(t + CHUNK, episodes[number].length)
             for jpeg in (*frames[t], *frames[future]):
                 decode_into(jpeg, memory)
 
     progress(f"{size} px: decoding alone")
-    ours()
-    mine, decoding = in_turn(ours, decode_alone, options)
-    report.add("over_jpeg_decode" + suffix, mine, decoding, f"{per_sample(mine, n)} over {per_sample(decoding, n)} us")
+    mine, decoding = in_turn(ours, [lambda b=b: decode_alone(b) for b in windows], options)
+    report.add("over_jpeg_decode" + suffix, mine, decoding, f"{per_sample(mine, count)} over {per_sample(decoding, count)} us")
 
     progress(f"{size} px: two threads")
     with stream(sampler, n, 1) as one, stream(sampler_of(folder / "store"), n, 2) as two:
-        single, double = in_turn(lambda: next(one), lambda: next(two), options, statistics.fmean)  # what is ahead comes in bursts
+        next(one), next(two)
+        rounds = [(pace(lambda: next(one), options.seconds), pace(lambda: next(two), options.seconds)) for _ in range(options.rounds)]
+    single, double = (list(times) for times in zip(*rounds, strict=True))
     report.add("threads_two_over_one" + suffix, single, double,
                f"{n / statistics.median(double):.0f} to {n / statistics.median(single):.0f} samples/s")
 
 
-def per_sample(times: list[float], n: int) -> str:
-    return f"{statistics.median(times) / n * 1e6:.0f}"
+def per_sample(times: list[float], count: int) -> str:
+    return f"{statistics.median(times) / count * 1e6:.0f}"
 
 
 # ---------------------------------------------------------------- commits
@@ -221,30 +241,36 @@ def settled_store(root: Path, episode: Episode) -> ReplayStore:
 
 
 def bench_commit(options, report: Report, folder: Path, episodes: list[Episode], suffix: str) -> None:
-    """Episode by episode: our commit, and the same bytes written to a new file."""
+    """Episode by episode: our commit, and the same bytes written to a new file. Of each, the fastest pass counts here too."""
     progress("commit")
     store, plain = settled_store(folder / "commits", episodes[0]), folder / "plain"
     plain.mkdir()
     times: dict[str, list[float]] = {"commit": [], "write_fsync": [], "durable_write": []}
-    rotation = list(times)
-    for number in range(options.commits + 1):
-        episode = renamed(episodes[number % len(episodes)], "commit", number)
-        data = file_of(episode)
-        for name in rotation[number % 3 :] + rotation[: number % 3]:
-            began = time.perf_counter()
-            if name == "commit":
-                store.commit(episode)
-            elif name == "write_fsync":
-                write_fsync(data, plain / f"{number}.fsync")
-            else:
-                write_durable(data, plain / f"{number}.durable")
-            times[name].append(time.perf_counter() - began)
-        for path in plain.iterdir():
-            path.unlink()
-    committed = statistics.median(times["commit"][1:])
+    rotation, seed = list(times), 0
+    for _ in range(options.rounds):
+        fastest = {name: np.full(options.commits, np.inf) for name in times}
+        for turn in range(options.passes * options.commits):
+            seed += 1
+            number = turn % options.commits
+            episode = renamed(episodes[number % len(episodes)], "commit", seed)
+            data = file_of(episode)
+            for name in rotation[turn % 3 :] + rotation[: turn % 3]:
+                began = time.perf_counter()
+                if name == "commit":
+                    store.commit(episode)
+                elif name == "write_fsync":
+                    write_fsync(data, plain / f"{seed}.fsync")
+                else:
+                    write_durable(data, plain / f"{seed}.durable")
+                fastest[name][number] = min(fastest[name][number], time.perf_counter() - began)
+            for path in plain.iterdir():
+                path.unlink()
+        for name, seconds in fastest.items():
+            times[name].append(float(seconds.sum()))
+    committed = statistics.median(times["commit"]) / options.commits
     for name in ("write_fsync", "durable_write"):
-        report.add(f"commit_over_{name}{suffix}", times["commit"][1:], times[name][1:], f"{committed * 1e3:.1f} over "
-                   f"{statistics.median(times[name][1:]) * 1e3:.1f} ms, {len(data) / 1e6:.1f} MB")
+        report.add(f"commit_over_{name}{suffix}", times["commit"], times[name], f"{committed * 1e3:.1f} over "
+                   f"{statistics.median(times[name]) / options.commits * 1e3:.1f} ms, {len(data) / 1e6:.1f} MB")
     shutil.rmtree(folder / "commits")
 
 
@@ -374,18 +400,17 @@ def main() -> None:
                         help="pixels; the figures of the sizes after the first get it as a suffix")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--length", type=int, default=200, help="actions of an episode")
-    parser.add_argument("--batch", type=int, default=16, help="windows per draw")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--seconds", type=float, default=0.3, help="that one timing of one side takes")
-    parser.add_argument("--commits", type=int, default=30, help="commits to time")
+    parser.add_argument("--batch", type=int, default=4, help="windows per draw")
+    parser.add_argument("--batches", type=int, default=8, help="draws that a pass reads")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=5, help="passes of a round, of which the fastest counts, call by call")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that one timing of loader threads takes")
+    parser.add_argument("--commits", type=int, default=4, help="commits of a pass")
     parser.add_argument("--per-writer", type=int, default=4, help="commits of each of the eight writers in a round")
     parser.add_argument("--open-100k", action="store_true", help="also open a store of 100,000 episodes (a few minutes)")
     parser.add_argument("--open-episodes", type=int, default=100_000, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help="where the files go, on the disk to be measured; a new folder in it, deleted at the end")
     parser.add_argument("--json", metavar="FILE", help="write the median ratios")
-    parser.add_argument("--cpu-time", action="store_true",
-                        help="count the CPU seconds of this process in place of the clock's where one thread reads, for a machine that "
-                             "others use at the same time")
     parser.add_argument("--same-decoder", action="store_true",
                         help="let every JPEG reader but the public loader's use our JPEG decoder in place of OpenCV's, so that only "
                              "storage differs")

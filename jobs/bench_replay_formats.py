@@ -146,6 +146,8 @@ class EpisodeHDF5:
     ALOHA loaders can read single frames, opening the file for each sample all the same.)
     """
 
+    batched = False
+
     def __init__(self, folder: Path, vectors: Vectors) -> None:
         from PIL import Image
 
@@ -179,6 +181,8 @@ class EpisodeHDF5:
 
 class FrameHDF5:
     """The same files by a reader that takes pains: they stay open, only the four JPEGs are read, OpenCV decodes them."""
+
+    batched = False
 
     def __init__(self, folder: Path, vectors: Vectors) -> None:
         self._vectors = vectors
@@ -214,6 +218,8 @@ def write_lance(folder: Path, episodes: list[Episode]) -> None:
 
 class Lance:
     """One ``take`` per batch of the rows it needs, in order and each once, as Lance likes it; OpenCV decodes."""
+
+    batched = True  #: reads many windows at once for less than one by one
 
     def __init__(self, folder: Path, vectors: Vectors) -> None:
         import lance
@@ -281,6 +287,8 @@ class LeRobot:
     LeRobot's own reader does the same through torchcodec; it pins an older PyTorch than this project and needs FFmpeg's shared
     libraries, so it is not what is timed. One decoding thread, like the others.
     """
+
+    batched = False
 
     def __init__(self, folder: Path, vectors: Vectors) -> None:
         self._vectors, self._reformat = vectors, VideoReformatter().reformat

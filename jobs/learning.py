@@ -123,7 +123,9 @@ def table(task: str, result: dict) -> str:
              "|---|---|---|---|---|"]
     for name, arm in result["arms"].items():
         pair = result["pairs"].get(f"{name} over {BASE}")
-        gain = f"{pair['gain_points']:+.1f} ({pair['ci_low']:+.1f} to {pair['ci_high']:+.1f}) | {pair['won']}, {pair['lost']}" if pair else " | "
+        gain = " | "
+        if pair:
+            gain = f"{pair['gain_points']:+.1f} ({pair['ci_low']:+.1f} to {pair['ci_high']:+.1f}) | {pair['won']}, {pair['lost']}"
         lines.append(f"| {name} | {arm['successes']}/{arm['episodes']} ({', '.join(map(str, arm['by_seed']))}) | "
                      f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f} % | {gain} |")
     return "\n".join(lines) + "\n"

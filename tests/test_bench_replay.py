@@ -42,7 +42,7 @@ def test_both_sides_return_the_same_windows(bench, written, key):
     if not bench.formats.installed(module):
         pytest.skip(bench.MISSING)
     folder, episodes = written
-    ours = bench.draw(bench.sampler_of(folder / "store"), 40)
+    ours = bench.sampler_of(folder / "store").draw(40, "demo")
     windows = bench.windows_of(ours)
     assert {(number, t + bench.CHUNK > episodes[number].length) for number, t in windows} >= {(0, True), (1, True), (2, True), (2, False)}
     theirs = reader(folder / part, bench.formats.Vectors(episodes, 32))
@@ -58,7 +58,7 @@ def test_both_sides_return_the_same_windows(bench, written, key):
 def test_other_frames_of_a_video_are_noticed(bench, written):
     """Everything else is right but the frames are of another episode: their distance has to show it."""
     folder, episodes = written
-    ours = bench.draw(bench.sampler_of(folder / "store"), 10)
+    ours = bench.sampler_of(folder / "store").draw(10, "demo")
     theirs = bench.formats.LeRobot(folder / "h264", bench.formats.Vectors(episodes, 32))
     right = theirs.read(bench.windows_of(ours))
     wrong = theirs.read([((number + 1) % 3, min(t, 19)) for number, t in bench.windows_of(ours)])
@@ -73,8 +73,8 @@ def test_the_figures_are_written(bench, tmp_path, monkeypatch, capsys):
     for name, value in (("WRITERS", 2), ("SHARDS", 4), ("SETTLE_SECONDS", 0)):
         monkeypatch.setattr(bench, name, value)
     path = tmp_path / "replay.json"
-    arguments = (f"--size 32,16 --episodes 2 --length 18 --batch 4 --rounds 1 --seconds 0.01 --commits 2 --per-writer 2 --open-100k "
-                 f"--open-episodes 20 --folder {tmp_path} --json {path}")  # fmt: skip
+    arguments = (f"--size 32,16 --episodes 2 --length 18 --batch 4 --batches 2 --rounds 1 --passes 2 --seconds 0.01 --commits 2 "
+                 f"--per-writer 2 --open-100k --open-episodes 20 --folder {tmp_path} --json {path}")  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["bench_replay.py", *arguments.split()])
     bench.main()
     results = json.loads(path.read_text())
