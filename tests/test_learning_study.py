@@ -1,0 +1,73 @@
+"""The study of what refinement and planning bring: its arithmetic, and the whole of it at toy size."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+JOBS = Path(__file__).parent.parent / "jobs"
+
+
+@pytest.fixture(scope="module")
+def study():
+    sys.path.insert(0, str(JOBS))
+    try:
+        import learning
+
+        yield learning
+    finally:
+        sys.path.remove(str(JOBS))
+
+
+def outcomes(study, **changed):
+    """Ten initial states: every arm wins the first five, but for what is ``changed``."""
+    return {arm: changed.get(arm, [1] * 5 + [0] * 5) for arm in study.ARMS}
+
+
+def test_counts_and_differences_are_over_all_seeds_and_paired(study):
+    first = outcomes(study, **{study.FUTURE: [1] * 9 + [0]})
+    second = outcomes(study, **{study.FUTURE: [0] + [1] * 9, study.COMPUTE: [0] * 10})
+    result = study.summarise([first, second])
+    assert result["arms"][study.BASE] | {"low": 0, "high": 0} == {"successes": 10, "episodes": 20, "low": 0, "high": 0, "by_seed": [5, 5]}
+    gain = result["pairs"][f"{study.FUTURE} over {study.BASE}"]
+    assert (gain["won"], gain["lost"], gain["gain_points"]) == (9, 1, pytest.approx(40))
+    assert 0 < gain["ci_low"] < 40 < gain["ci_high"]
+    same = result["pairs"][f"{study.REFINED} over {study.BASE}"]
+    assert same == {"gain_points": 0, "ci_low": 0, "ci_high": 0, "won": 0, "lost": 0, "p": 1}
+    assert result["pairs"][f"{study.FUTURE} over {study.COMPUTE}"]["won"] == 13
+
+
+def test_the_table_names_every_arm_with_its_gain(study):
+    text = study.table("lift", study.summarise([outcomes(study, **{study.REFINED: [1] * 10})]))
+    assert all(f"| {arm} | " in text for arm in study.ARMS)
+    assert "| refined | 10/10 (10) | 72.2 to 100.0 % | +50.0 (+20.0 to +80.0) | 5, 0 |" in text
+    assert f"| {study.BASE} | 5/10 (5) | 23.7 to 76.3 % |  |  |" in text
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--set", "rollouts"], "--set rollouts: give NAME=VALUE"),
+    (["--set", "rollout=3"], "--set rollout=3: give NAME=VALUE with the name of a setting"),
+    (["--task", "fold"], "invalid choice: 'fold'"),
+])  # fmt: skip
+def test_wrong_flags_are_one_clear_line(study, flags, message, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        study.parse(flags)
+    assert leaving.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, tmp_path):
+    small = {"demos": 4, "pretrain_steps": 10, "rollouts": 3, "refine_steps": 10, "refine_rollouts": 2, "publish_every": 5,
+             "eval_episodes": 2, "rollout.workers": 1, "rollout.envs_per_worker": 2, "learner.batch_size": 8, "planner.candidates": 2}
+    flags = ["--task", "lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
+    for name, value in small.items():
+        flags += ["--set", f"{name}={value}"]
+    assert study.main(flags) == 0
+    file = tmp_path / "results" / "learning.json"
+    result = json.loads(file.read_text())["lift"]
+    assert list(result["arms"]) == list(study.ARMS) and all(arm["episodes"] == 2 for arm in result["arms"].values())
+    assert {"gain_points", "ci_low", "ci_high"} <= result.keys()
+    before, stamps = file.read_text(), {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")}
+    assert study.main(flags) == 0
+    assert file.read_text() == before and {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")} == stamps
