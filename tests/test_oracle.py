@@ -215,6 +215,7 @@ def run(tmp_path):
     folder.close()
 
 
+@pytest.mark.slow  # four actor starts
 def test_an_audit_goes_on_where_it_was_cut_off(run, local_ray):
     first = audit(run, probes=1)
     assert first["episodes"] == 2 and first["checkpoint"] == "base" and run.folder.read_json("audit_base.json")["arms"] == first["arms"]
