@@ -21,7 +21,8 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 import numpy as np  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
-from cosmos_ray.report.statistics import bootstrap_difference, mcnemar, wilson  # noqa: E402
+from cosmos_ray.replay.files import replace  # noqa: E402
+from cosmos_ray.report.statistics import paired_with_interval, wilson  # noqa: E402
 from cosmos_ray.run import Run, open_run  # noqa: E402
 from cosmos_ray.settings import FIELDS, make_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
@@ -30,7 +31,7 @@ from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
 from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
-#: Settings of each task, as flags. The number of demonstrations and steps puts the base policy between 30 and 80 %.
+#: Settings of each task, as flags.
 TASKS: dict[str, dict[str, str]] = {
     "lift": {"sim.task": "Lift"},
     "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1"},
@@ -49,9 +50,7 @@ class Study:
     """The runs of one task and training seed. They share the first one's store, so all see the same experience."""
 
     def __init__(self, task: str, seed: int, root: Path, flags: dict[str, str]):
-        self.task, self.seed, self.root = task, seed, root
-        name = f"{task}-{seed}"
-        self.main = make_config(RunConfig(), None, {**TASKS[task], **flags, "name": name, "root": str(root), "seed": str(seed)})
+        self.main = make_config(RunConfig(), None, {**TASKS[task], **flags, "name": f"{task}-{seed}", "root": str(root), "seed": str(seed)})
 
     def outcomes(self) -> dict[str, list[int]]:
         """Run whatever is missing; success of every arm on every held-out initial state."""
@@ -96,7 +95,7 @@ def _outcomes(evaluation: dict, arms: dict[str, str]) -> dict[str, list[int]]:
 
 
 def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
-    """Counts of every arm over all training seeds, and paired differences: {"arms": {...}, "against": {pair: {...}}}.
+    """Counts of every arm over all training seeds, and paired differences: {"arms": {...}, "pairs": {"a over b": {...}}}.
 
     Pairs are initial states of one training seed. Intervals are 95 % percentile bootstrap over the pairs, in points.
     """
@@ -109,11 +108,7 @@ def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
     pairs = {}
     for arm, other in [(a, BASE) for a in ARMS[1:]] + [(FUTURE, COMPUTE), (FUTURE, CLONED), (FUTURE, REFINED), (FUTURE, ACTION)]:
         if arm in joined and other in joined:
-            gain, low, high = (100 * x for x in bootstrap_difference(joined[arm], joined[other]))
-            won = int((joined[arm] > joined[other]).sum())
-            lost = int((joined[arm] < joined[other]).sum())
-            pairs[f"{arm} over {other}"] = {"gain_points": gain, "ci_low": low, "ci_high": high, "won": won, "lost": lost,
-                                            "p": mcnemar(won, lost)}
+            pairs[f"{arm} over {other}"] = paired_with_interval(joined[arm], joined[other])
     return {"arms": arms, "pairs": pairs}
 
 
@@ -158,9 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         results[task] = {"arms": summary["arms"], **{k: headline[k] for k in ("gain_points", "ci_low", "ci_high")},
                          "pairs": summary["pairs"], "seeds": seeds, "settings": {**TASKS[task], **flags}}
         for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(text + "\n")
-            os.replace(temporary, path)
+            replace((text + "\n").encode(), path)
         print(table(task, results[task]))
     return 0
 

@@ -1,5 +1,7 @@
 """Shared by the system tests: one small run, made once by the commands a user types."""
 
+import contextlib
+import importlib
 import json
 import logging
 import os
@@ -45,6 +47,16 @@ def metrics(folder: Path, stage: str) -> list[dict]:
     """Rows of metrics.jsonl of one stage."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["stage"] == stage]
+
+
+@contextlib.contextmanager
+def imported_job(name: str):
+    """A script of ``jobs`` as a module; in ``sys.modules``, where the processes it starts look for their functions."""
+    sys.path.insert(0, str(ROOT / "jobs"))
+    try:
+        yield importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "jobs"))
 
 
 @pytest.fixture(scope="module")

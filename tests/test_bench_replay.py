@@ -3,24 +3,17 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-JOBS = Path(__file__).parent.parent / "jobs"
+from tests.conftest import imported_job
 
 
 @pytest.fixture(scope="module")
 def bench():
-    """The script as a module; in ``sys.modules``, where the processes it starts look for their function."""
-    sys.path.insert(0, str(JOBS))
-    try:
-        import bench_replay
-
-        yield bench_replay
-    finally:
-        sys.path.remove(str(JOBS))
+    with imported_job("bench_replay") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,16 @@
 """The study of what refinement and planning bring: its arithmetic, and the whole of it at toy size."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-JOBS = Path(__file__).parent.parent / "jobs"
+from tests.conftest import imported_job
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(JOBS))
-    try:
-        import learning
-
-        yield learning
-    finally:
-        sys.path.remove(str(JOBS))
+    with imported_job("learning") as module:
+        yield module
 
 
 def outcomes(study, **changed):

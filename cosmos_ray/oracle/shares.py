@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cosmos_ray.oracle.judge import ARMS
-from cosmos_ray.report.statistics import auc, bootstrap_difference, mcnemar, wilson
+from cosmos_ray.report.statistics import auc, paired_with_interval, wilson
 
 #: From what planning could be to what it is: what is lost from one arm to the next, and to which part.
 LADDER = (("return", "candidates", "no candidate at any decision leads to success"),
@@ -30,10 +30,7 @@ def shares(outcomes: list[dict[str, Any]], probes: list[dict[str, Any]]) -> dict
         low, high = wilson(int(won.sum()), len(won))
         row = {"successes": int(won.sum()), "rate": float(won.mean()), "low": low, "high": high, "outcomes": won.astype(int).tolist()}
         if arm != "policy":
-            gain = bootstrap_difference(won, success["policy"])
-            better, worse = int((won & ~success["policy"]).sum()), int((~won & success["policy"]).sum())
-            row |= {"gain_points": 100 * gain[0], "ci_low": 100 * gain[1], "ci_high": 100 * gain[2], "won": better, "lost": worse,
-                    "p": mcnemar(better, worse)}
+            row |= paired_with_interval(won, success["policy"])
         out["arms"][arm] = row
     above = 1.0
     for arm, part, why in LADDER:

@@ -13,7 +13,7 @@ from cosmos_ray.report import contents, diagnostics
 from cosmos_ray.report.headline import headline
 from cosmos_ray.report.page import render_page, write_page
 from cosmos_ray.report.settings_table import commands, settings_table, versions
-from cosmos_ray.report.statistics import mcnemar
+from cosmos_ray.report.statistics import paired
 from cosmos_ray.rollout.ticket import own_rollouts
 
 if TYPE_CHECKING:
@@ -88,11 +88,8 @@ def _comparisons(arms: list[dict], pairs: list[dict]) -> list[dict]:
             continue
         own = [a for a in arms if not a["candidates"] and a["policy_version"] == arm["policy_version"]]
         if own:
-            won = sum(b > a for a, b in zip(own[0]["outcomes"], arm["outcomes"], strict=True))
-            lost = sum(b < a for a, b in zip(own[0]["outcomes"], arm["outcomes"], strict=True))
             out = [c for c in out if (c["arm"], c["against"]) != (arm["name"], own[0]["name"])]
-            out.append({"arm": arm["name"], "against": own[0]["name"], "won": won, "lost": lost,
-                        "gain_points": 100 * (won - lost) / len(arm["outcomes"]), "p": mcnemar(won, lost), "headline": True})
+            out.append({"arm": arm["name"], "against": own[0]["name"], **paired(arm["outcomes"], own[0]["outcomes"]), "headline": True})
     return out
 
 

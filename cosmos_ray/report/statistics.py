@@ -23,6 +23,13 @@ def mcnemar(won: int, lost: int) -> float:
     return min(1.0, 2 * sum(comb(n, k) for k in range(min(won, lost) + 1)) / 2**n)
 
 
+def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Outcomes ``a`` against ``b``, (n,) 0 or 1 of the same initial states: discordant counts, points gained, McNemar's p."""
+    a, b = np.asarray(a), np.asarray(b)
+    won, lost = int((a > b).sum()), int((a < b).sum())
+    return {"won": won, "lost": lost, "gain_points": 100 * (won - lost) / max(1, len(a)), "p": mcnemar(won, lost)}
+
+
 def bootstrap_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Mean of ``a - b`` over pairs and its 95 % percentile bootstrap interval.
 
@@ -34,6 +41,12 @@ def bootstrap_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed
     rows = np.random.default_rng(seed).integers(0, len(difference), (draws, len(difference)))
     low, high = np.percentile(difference[rows].mean(1), (2.5, 97.5))
     return float(difference.mean()), float(low), float(high)
+
+
+def paired_with_interval(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """:func:`paired` with the 95 % bootstrap interval of the gain, in points."""
+    _, low, high = bootstrap_difference(a, b)
+    return {**paired(a, b), "ci_low": 100 * low, "ci_high": 100 * high}
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:

@@ -22,7 +22,7 @@ from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.report.statistics import mcnemar, wilson
+from cosmos_ray.report.statistics import paired, wilson
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.seeds import mix_seed
@@ -145,13 +145,8 @@ def verify(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
 
 def _pairs(table: dict) -> list[dict]:
     """Each later arm against the first, on the same initial states: discordant counts and the exact McNemar p-value."""
-    names, out = list(table), []
-    for other in names[1:]:
-        a, b = np.array(table[names[0]]["outcomes"]), np.array(table[other]["outcomes"])
-        won, lost = int(((b == 1) & (a == 0)).sum()), int(((b == 0) & (a == 1)).sum())
-        out.append({"arm": other, "against": names[0], "won": won, "lost": lost, "gain_points": 100 * (won - lost) / len(a),
-                    "p": mcnemar(won, lost)})
-    return out
+    first, *others = table
+    return [{"arm": other, "against": first, **paired(table[other]["outcomes"], table[first]["outcomes"])} for other in others]
 
 
 def settings_digest(run: Run, checkpoint: Path, planner: PlannerConfig | None) -> str:
