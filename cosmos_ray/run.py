@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import ray
 
 from cosmos_ray.config import RunConfig, SimConfig, check
+from cosmos_ray.connection import connect
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.pool import InferencePool
@@ -21,8 +20,7 @@ from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 from cosmos_ray.model.spec import PolicySpec, make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
-from cosmos_ray.remote import first_line
-from cosmos_ray.sim import gl, tasks
+from cosmos_ray.sim import tasks
 from cosmos_ray.tracking import Tracker
 
 
@@ -122,7 +120,7 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
     tracker = None
     try:
         if with_ray:
-            _start_ray(config)
+            connect(config.address)
         tracker = Tracker(config, folder)
         yield Run(config, folder, tracker, quiet)
     finally:
@@ -131,31 +129,3 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
         if with_ray:
             ray.shutdown()
         folder.close()
-
-
-def _start_ray(config: RunConfig) -> None:
-    """Join the configured cluster, or start a private one on this machine."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES alone in CPU workers
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
-    _check_reachable(address)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            gl.choose_backend()  # also tells the workers which one, through the environment
-            ray.init(address="local", include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"no Ray cluster answers at {address!r}" if address else "Ray did not start on this machine"
-        raise ConfigError(f"{where}: {first_line(error)}") from error
-
-
-def _check_reachable(address: str) -> None:
-    """Ray tries an address that nobody listens on for minutes; find out at once. "auto" and ray:// are left to Ray."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in host:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise ConfigError(f"no Ray cluster answers at {address} ({error}): check --address or $RAY_ADDRESS") from error

@@ -3,9 +3,9 @@
 import contextlib
 import importlib
 import json
-import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +16,13 @@ for _name, _value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOM
 
 import pytest  # noqa: E402
 import ray  # noqa: E402
+import torch  # noqa: E402
+
+from cosmos_ray.connection import start_private  # noqa: E402
+from cosmos_ray.learner.engine import rendezvous  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+STATUS = pytest.StashKey[int]()
 
 #: Settings that make every stage small; passed to every command of the small run.
 SMALL = ["--demos", "6", "--pretrain-steps", "30", "--rollouts", "4", "--refine-steps", "40", "--refine-rollouts", "6", "--publish-every",
@@ -59,19 +64,55 @@ def imported_job(name: str):
         sys.path.remove(str(ROOT / "jobs"))
 
 
-@pytest.fixture(scope="module")
+def pytest_sessionfinish(session, exitstatus):
+    session.config.stash[STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Leave as the command line does (see :func:`cosmos_ray.cli.entry`): without interpreter teardown, where GL and Ray threads that
+    libraries have left running crash the process now and then, after every test has passed."""
+    if STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[STATUS])
+
+
+@pytest.fixture(scope="session")
 def local_ray():
-    """A private Ray for the tests of one module."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    """A private Ray, started once: every start takes seconds."""
+    start_private(num_cpus=4)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
+def alone(local_ray):
+    """Runs a function in a process that is the only DeepSpeed rank, so that the test process itself never becomes one."""
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}})
+    class Rank:
+        def __init__(self):
+            with socket.socket() as s:
+                s.bind(("", 0))
+                port = s.getsockname()[1]
+            os.environ.update(rendezvous(0, 1, "127.0.0.1", port))
+            torch.set_num_threads(1)
+
+        def run(self, function, arguments):
+            return function(*arguments)
+
+    rank = Rank.remote()
+    yield lambda function, *arguments: ray.get(rank.run.remote(function, arguments), timeout=300)
+    ray.kill(rank)
+
+
+@pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
-    """Folder of a run on which `demo` went through every stage. Do not change it: copy it with :func:`copy_run`."""
+    """Folder of a run on which `demo` went through every stage, one episode of each arm twice. Do not change it: copy it with
+    :func:`copy_run`."""
     root = tmp_path_factory.mktemp("runs")
-    run_command("demo", root)
+    run_command("demo", root, "--verify", "1")
     return root / "small"
 
 

@@ -351,22 +351,21 @@ def test_a_request_survives_sigkill_of_the_only_inference_actor(local_ray, check
         assert client.result(client.submit(request(version=7))).version == 7
     finally:
         pool.close()
-
-
-def test_no_actor_that_answers_is_pool_unavailable(local_ray, checkpoint):
-    pool = InferencePool(checkpoint, InferenceConfig(), cpus=0.5)
     client = PoolClient(pool.actors, timeout_s=1.0)
-    (status,) = pool.status()
+    with pytest.raises(PoolUnavailable) as caught:  # gone for good
+        client.result(client.submit(request()))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_actor_that_answers_is_pool_unavailable(shared_pool):
+    client = PoolClient(shared_pool.actors, timeout_s=1.0)
+    (status,) = shared_pool.status()
     os.kill(status["pid"], signal.SIGSTOP)  # hangs
     try:
         with pytest.raises(PoolUnavailable, match="none of 1 inference actors answered within 1 s"):
             client.result(client.submit(request()))
     finally:
         os.kill(status["pid"], signal.SIGCONT)
-        pool.close()
-    with pytest.raises(PoolUnavailable) as caught:  # gone for good
-        client.result(client.submit(request()))
-    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_version_nobody_holds_is_pool_unavailable(shared_pool):

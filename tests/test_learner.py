@@ -6,19 +6,16 @@ import json
 import os
 import shutil
 import signal
-import socket
 from collections import Counter
 
 import numpy as np
 import pytest
 import ray
-import torch
 
 from cosmos_ray.config import LearnerConfig, ReplayConfig
 from cosmos_ray.errors import CheckpointError, StoreError
 from cosmos_ray.learner.actor import LearnerGroup, LearnerLost, LearnerTask
 from cosmos_ray.learner.core import LearnerCore, learning_rate
-from cosmos_ray.learner.engine import rendezvous
 from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.sample_types import SampleType
@@ -196,27 +193,6 @@ def test_learning_rate_without_warm_up_or_decay():
 
 
 # ---------------------------------------------------------------- core
-
-
-@pytest.fixture(scope="module")
-def alone(local_ray):
-    """Runs a function in a process that is the only DeepSpeed rank, so that the test process itself never becomes one."""
-
-    @ray.remote(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}})
-    class Rank:
-        def __init__(self):
-            with socket.socket() as s:
-                s.bind(("", 0))
-                port = s.getsockname()[1]
-            os.environ.update(rendezvous(0, 1, "127.0.0.1", port))
-            torch.set_num_threads(1)
-
-        def run(self, function, arguments):
-            return function(*arguments)
-
-    rank = Rank.remote()
-    yield lambda function, *arguments: ray.get(rank.run.remote(function, arguments), timeout=300)
-    ray.kill(rank)
 
 
 def core_on(root, mixture: Mixture = REFINEMENT, **changes) -> LearnerCore:

@@ -9,7 +9,7 @@ from tests import test_learner
 from tests.test_learner import core_on, fill, losses
 from tests.test_replay_episode import make_episode
 
-alone, store = test_learner.alone, test_learner.store
+store = test_learner.store
 
 
 def weights(core) -> tuple[bytes, bytes]:

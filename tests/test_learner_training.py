@@ -29,7 +29,7 @@ from tests.test_learner import core_on, fill, losses, source
 from tests.test_lora import randomised
 from tests.test_model import batch, tiny
 
-alone, store, wan_folder = test_learner.alone, test_learner.store, test_model_2b.wan_folder  # the fixtures
+store, wan_folder = test_learner.store, test_model_2b.wan_folder  # the fixtures
 
 # ---------------------------------------------------------------- learning rate
 

@@ -20,7 +20,7 @@ from tests.test_inference import assert_same, request
 from tests.test_learner import CONFIG, losses, source
 from tests.test_model import batch, tiny
 
-alone, store = test_learner.alone, test_learner.store  # the fixtures
+store = test_learner.store  # the fixtures
 
 RANK = 4
 ADAPTED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.output_proj", "cross_attn.q_proj", "cross_attn.k_proj",
