@@ -173,11 +173,12 @@ def handlers():
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, complaint, tmp_path, capfd, handlers):
     root = ["--root", str(tmp_path)] if arguments and arguments[0] != "dmo" else []
+    before = ray.is_initialized()
     assert main(arguments + root) == 2
     out, err = capfd.readouterr()
     assert out == "" and len(err.splitlines()) == 1, err
     assert re.search(complaint, err) and err.startswith("cosmos_ray: error: ")
-    assert not ray.is_initialized() and not list(tmp_path.iterdir())
+    assert ray.is_initialized() == before and not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- the folder of a run
