@@ -63,9 +63,19 @@ class ModelConfig:
     patch: int = option(0, "spatial patch of the latent grid; 0 takes the preset's", low=0)
     sigma_frame_scale: str = option("auto", "multiply training sigma by sqrt(latent frames): 'on', 'off', 'auto' by preset",
                                     choices=("auto", "on", "off"))
+    residual: str = option("auto", "predict a future frame as its change from the current one, which is shown to it with the actions: "
+                           "'on', 'off', 'auto' by preset (on for tiny)",
+                           choices=("auto", "on", "off"))
+    top_share: float = option(-1.0, "share of the world-model and value samples trained at the sampler's first sigma, where the planner's "
+                              "single evaluation is made; -1 takes the preset's (0.5 for tiny, 0 for the 2B)", low=-1, high=1)
+    imagined_share: float = option(-1.0, "share of the V(s') samples trained on the future that the network imagines in one evaluation, as "
+                                   "the planner's are, instead of the real one; -1 takes the preset's (0.5 for tiny, 0 for the 2B)",
+                                   low=-1, high=1)
     sigma_min: float = option(0.0, "last sigma of the sampler; 0 takes the preset's (1 for tiny, 4 for the 2B)", low=0, high=80)
     action_weight: float = option(0.0, "loss weight of the ACTION frame; 0 takes the preset's (4 for tiny, 1 for the 2B)", low=0)
     value_weight: float = option(0.0, "loss weight of the VALUE frame; 0 takes the preset's (3 for tiny, 1 for the 2B)", low=0)
+    world_weight: float = option(0.0, "loss weight of the future frames in world-model samples, whose changes are small numbers; "
+                                 "0 takes the preset's (10 for tiny, 1 for the 2B)", low=0)
     augment: str = option("auto", "train on randomly cropped, rotated and recoloured frames and act on the centre crop: 'on', 'off', "
                           "'auto' by preset (on for the 2B)", choices=("auto", "on", "off"))
     tokenizer_path: str = option("", "directory of the Wan 2.1 VAE in diffusers layout (2B preset only)")
@@ -161,6 +171,8 @@ class RolloutConfig:
     envs_per_worker: int = option(6, "episodes each worker runs at once", low=1)
     execute: int = option(0, "actions of a chunk that are executed before the next query; 0 executes all", low=0)
     action_noise: float = option(0.0, "standard deviation of exploration noise added to executed actions", low=0, high=1)
+    chunk_noise: float = option(0.0, "standard deviation of an exploration offset that stays the same for a chunk; half of the chunks get "
+                                "one. It moves the hand: for end-effector actions", low=0, high=1)
     deadline_s: float = option(180.0, "seconds without any answer after which a worker is replaced", low=5)
 
 
@@ -170,6 +182,8 @@ class PlannerConfig:
 
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
     value: str = option("future", "rank by 'future' V(s') of predicted futures or by 'action' Q(s,a)", choices=("future", "action"))
+    spread: float = option(0.0, "standard deviation of an offset that moves the hand of every second candidate elsewhere; give rollouts "
+                           "the same as rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "predicted futures per candidate", low=1, high=64)
     future_steps: int = option(1, "network evaluations of the longest future prediction", low=1, high=100)
     values: int = option(2, "value samples per predicted future", low=1, high=64)
@@ -241,6 +255,8 @@ def _check_together(config: RunConfig) -> None:
             raise ConfigError(f"learner.{name} = {mix}: give three shares (policy, world model, value) that add up to 1")
     if config.learner.zero_stage == 3 and config.learner.ema:
         raise ConfigError("learner.ema needs whole parameters on every rank: set learner.ema to 0 with learner.zero_stage 3")
+    if config.learner.zero_stage == 3 and config.model.imagined_share > 0:
+        raise ConfigError("model.imagined_share needs whole parameters on every rank: set it to 0 with learner.zero_stage 3")
     if config.learner.batch_size % (config.learner.world_size * config.learner.accumulate):
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
                           f"{config.learner.world_size} ranks and learner.accumulate = {config.learner.accumulate} passes")

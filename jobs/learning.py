@@ -21,6 +21,7 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 import numpy as np  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
+from cosmos_ray.errors import CosmosRayError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report.statistics import paired_with_interval, wilson  # noqa: E402
 from cosmos_ray.run import Run, open_run  # noqa: E402
@@ -142,6 +143,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    try:
+        run_studies(options)
+    except CosmosRayError as error:
+        sys.stderr.write(f"learning: {error}\n")
+        return 1
+    return 0
+
+
+def run_studies(options: argparse.Namespace) -> None:
+    """Every task asked for, one after another; results are written as each is done."""
     flags = dict(item.split("=", 1) for item in options.set)
     file = options.to / "learning.json"
     results = json.loads(file.read_text()) if file.exists() else {}
@@ -155,7 +166,6 @@ def main(arguments: list[str] | None = None) -> int:
         for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
             replace((text + "\n").encode(), path)
         print(table(task, results[task]))
-    return 0
 
 
 def page(results: dict) -> str:

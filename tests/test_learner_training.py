@@ -22,7 +22,7 @@ from cosmos_ray.replay.statistics import dataset_statistics
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import Run
 from cosmos_ray.settings import make_config
-from cosmos_ray.stages.training import make_initial_policy
+from cosmos_ray.stages.training import make_initial_policy, widened
 from cosmos_ray.tracking import Tracker
 from tests import test_learner, test_model_2b
 from tests.test_learner import core_on, fill, losses, source
@@ -379,3 +379,8 @@ def test_pretraining_starts_from_the_weights_it_is_given(tmp_path, format):
     assert np.array_equal(policy.proprio_low, stats.proprio_min)
     assert policy.tokenizer.encoder.any()  # fitted
     run.folder.close()
+
+
+def test_what_demonstrations_hardly_change_is_not_blown_up():
+    low, high = widened(np.array([0.0, 0.99, 1.0], np.float32), np.array([0.5, 1.0, 1.0], np.float32))
+    assert np.allclose(low, [0.0, 0.945, 0.95]) and np.allclose(high, [0.5, 1.045, 1.05]) and low.dtype == np.float32

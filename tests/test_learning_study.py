@@ -49,6 +49,13 @@ def test_wrong_flags_are_one_clear_line(study, flags, message, capsys):
     assert leaving.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_setting_out_of_range_is_one_clear_line(study, tmp_path, capsys):
+    flags = ["--task", "lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results"), "--set", "demos=0"]
+    assert study.main(flags) == 1
+    assert capsys.readouterr().err == "learning: demos = 0 is out of range: it must be at least 1 and at most 500000\n"
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, tmp_path):
     small = {"demos": 4, "pretrain_steps": 10, "rollouts": 3, "refine_steps": 10, "refine_rollouts": 2, "publish_every": 5,

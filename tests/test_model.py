@@ -183,6 +183,89 @@ def test_a_tiny_model_overfits_one_batch(output):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 10
 
 
+def test_a_network_that_says_nothing_predicts_no_change():
+    policy = tiny()  # untrained: the output is zero (AdaLN-zero)
+    data, layout = batch(3), policy.layout
+    known, text = policy.training_latents(data), policy.embed(data.instructions)
+    for kind in (SampleType.POLICY, SampleType.WORLD_MODEL):
+        out = policy.generate(kind, known, text, torch.arange(3), steps=1)
+        assert torch.equal(out[:, :, list(layout.future)], known[:, :, list(layout.current)])
+        assert not out[:, :, layout.value].any()
+    out = policy.generate(SampleType.VALUE_FUTURE, known, text, torch.arange(3), steps=1)  # s is hidden: nothing of it comes in
+    assert not out[:, :, list(layout.current)].any() and torch.equal(out[:, :, list(layout.future)], known[:, :, list(layout.future)])
+    policy = tiny(residual="off")
+    out = policy.generate(SampleType.POLICY, known, text, torch.arange(3), steps=1)
+    assert not out[:, :, list(layout.future)].any()
+
+
+def test_a_velocity_output_is_no_change_of_the_current_frames():
+    assert not tiny(output="velocity").spec.residual
+    with pytest.raises(ConfigError, match="model.residual = 'on' needs model.output = 'x0'"):
+        tiny(output="velocity", residual="on")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_world_model_and_value_samples_are_trained_where_the_planner_evaluates_once(share):
+    policy = tiny(top_share=share)
+    kinds = np.repeat([int(kind) for kind in SampleType], 40)
+    seen = []
+
+    def net(x, clean, noise, *_):
+        seen.append(noise.max(1).values)  # t = sigma / (1 + sigma) of each row
+        return torch.zeros_like(x)
+
+    policy.loss(batch(200, kinds), torch.Generator().manual_seed(0), net)
+    top = (seen[0] == policy.spec.sigma_max / (1 + policy.spec.sigma_max)).view(len(SampleType), 40).float().mean(1)
+    assert top[0] == 0 and ((top[1:] - share).abs() < 0.25).all() and (share == 0.5 or (top[1:] == share).all())
+
+
+def shown_to_the_network(policy: CosmosPolicy, known: torch.Tensor, kind: SampleType, noised: torch.Tensor) -> torch.Tensor:
+    """What the network gets at the first sigma."""
+    shown = []
+
+    def net(x, *_):
+        shown.append(x)
+        return torch.zeros_like(x)
+
+    policy.denoise(net, noised, policy.spec.sigma_max, known, policy.clean[int(kind)][None], policy.embed(["lift"] * len(known)))
+    return shown[0]
+
+
+@pytest.mark.parametrize("kind", SampleType)
+def test_future_tokens_see_the_current_frame_and_the_given_actions(kind):
+    data = batch(2)
+    noised = 80.0 * torch.randn(2, 16, 9, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain, residual = tiny(residual="off"), tiny()
+    known, layout = residual.training_latents(data), residual.layout
+    difference = shown_to_the_network(residual, known, kind, noised) - shown_to_the_network(plain, known, kind, noised)
+    expected = torch.zeros_like(known)
+    if kind in (SampleType.POLICY, SampleType.WORLD_MODEL, SampleType.VALUE_ACTION):
+        expected[:, :, list(layout.future)] += known[:, :, list(layout.current)]
+    if kind in (SampleType.WORLD_MODEL, SampleType.VALUE_ACTION):
+        expected[:, :, list(layout.future)] += known[:, :, [layout.action]]
+    torch.testing.assert_close(difference, expected, atol=1e-5, rtol=0)  # V(s') sees nothing of s or a
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_values_are_trained_on_what_the_world_model_imagines(share):
+    policy, kinds = tiny(imagined_share=share), np.repeat([int(kind) for kind in SampleType], 2)
+    torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
+    data, future, given = batch(10, kinds), list(policy.layout.future), []
+
+    def net(x, *arguments):
+        given.append(x)
+        return policy.net(x, *arguments)
+
+    loss, _ = policy.loss(data, torch.Generator().manual_seed(0), net)
+    real = policy.training_latents(data)
+    rows = torch.as_tensor(kinds) == int(SampleType.VALUE_FUTURE)
+    same = torch.isclose(given[0], real, atol=1e-6)[:, :, future].flatten(1).all(1)
+    assert same[rows].tolist() == [share == 0] * 2
+    assert same[torch.as_tensor(kinds) == int(SampleType.VALUE_FULL)].all()  # of all others, none
+    loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in policy.net.parameters())
+
+
 def test_generated_clean_frames_are_the_given_ones():
     policy = tiny()
     data = batch(3)

@@ -12,7 +12,7 @@ from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.planning.aggregate import AGGREGATIONS, THRESHOLD, aggregate
-from cosmos_ray.planning.best_of_n import act_directly, plan, step_ladder
+from cosmos_ray.planning.best_of_n import act_directly, plan, propose, step_ladder
 from tests.test_model import CAMERAS
 
 STEPS = 2
@@ -134,7 +134,8 @@ def test_ties_change_nothing(policy):
     PlannerConfig(candidates=3),
     PlannerConfig(candidates=3, value="action", values=3, value_steps=3),
     PlannerConfig(candidates=2, futures=2, future_steps=2, values=2, value_steps=2, aggregate="lcb"),
-], ids=["V(s')", "Q(s, a)", "ensembles"])  # fmt: skip
+    PlannerConfig(candidates=4, spread=0.3),
+], ids=["V(s')", "Q(s, a)", "ensembles", "spread"])  # fmt: skip
 def test_rows_do_not_depend_on_their_batch(policy, config):
     known, text, seeds = observed(policy, 3)
     together = plan(policy, known, text, seeds, STEPS, config)
@@ -143,6 +144,20 @@ def test_rows_do_not_depend_on_their_batch(policy, config):
         alone = plan(policy, known[this], dataclasses.replace(text, rows=text.rows[this]), seeds[this], STEPS, config)
         for name, value in vars(alone).items():
             assert torch.equal(getattr(together, name)[row : row + 1], value), name
+
+
+def test_spread_moves_every_second_candidate_by_a_constant_and_no_gripper(policy):
+    known, text, seeds = observed(policy, 3)
+    plain, moved = (propose(policy, known, text, seeds, STEPS, 5, spread) for spread in (0.0, 0.3))
+    before, after = (proposals.actions.view(3, 5, 8, 4) for proposals in (plain, moved))
+    assert torch.equal(after[:, ::2], before[:, ::2])  # the policy's own chunk among them
+    assert torch.equal(after[:, 1::2, :, 3], before[:, 1::2, :, 3].clamp(-1, 1))
+    offset, inside = after[:, 1::2] - before[:, 1::2], after[:, 1::2].abs() < 1
+    for axis in range(3):
+        for row in offset[..., axis][inside[..., axis].all(-1)]:
+            assert row.abs().max() > 1e-4 and torch.allclose(row, row[:1].expand(8), atol=1e-5)
+    assert after[:, 1::2].abs().max() <= 1 and inside.any()
+    assert torch.equal(moved.latents[:, :, policy.layout.action], policy.action_frame(moved.actions))  # the world model is asked about it
 
 
 @pytest.mark.parametrize("value", ["future", "action"])
@@ -189,7 +204,7 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind)
     assert imagined == ([(1, 4), (3, 4), (5, 4)] if value == "future" else [])
     assert [v[:3] for v in valued] == futures * [(kind, steps, 4) for steps in (1, 2, 3, 4, 5)]
     drawn = [seed for *_, seeds in valued for seed in seeds]
-    assert len(set(drawn)) == len(drawn)  # no two value samples share their noise
+    assert len(set(drawn)) == len(drawn) // 2  # no two value samples of a candidate share their noise, the two candidates do
 
 
 def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy):
@@ -198,7 +213,17 @@ def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy):
     evaluate = policy.evaluate
     policy.evaluate = lambda *arguments: batches.append(arguments[2].tolist()) or evaluate(*arguments)
     plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, values=4, value_steps=1))
-    assert len(batches) == 1 and len(set(batches[0])) == 2 * 3 * 4
+    assert len(batches) == 1 and len(batches[0]) == 2 * 3 * 4 and len(set(batches[0])) == 2 * 4
+
+
+def test_candidates_are_compared_under_the_same_noise(policy):
+    """Equal chunks get equal scores: what tells candidates apart is what they do, not the noise they were judged with."""
+    known, text, seeds = observed(policy, 3)
+    act = policy.act
+    policy.act = lambda latents, text, seeds, steps: act(latents, text, seeds[::4].repeat_interleave(4), steps)  # four times the same
+    for value in ("future", "action"):
+        scores = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4, value=value, futures=2)).scores
+        assert torch.equal(scores, scores[:, :1].expand(3, 4)) and len(set(scores[:, 0].tolist())) == 3
 
 
 def test_the_world_model_is_asked_about_the_chunk_that_is_executed(policy):

@@ -251,3 +251,24 @@ def test_a_worker_starts_without_torch():
 def test_serving_a_policy_does_not_import_what_only_an_exchange_needs():
     code = "import sys, cosmos_ray.inference.core; assert not {'torch.distributed.checkpoint', 'deepspeed'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_chunk_noise_moves_the_hand_alike_through_half_of_the_chunks(work):
+    tickets = [ticket(i, chunk_noise=0.3) for i in range(12)]
+    cores = work(3, "once"), work(1, "again")
+    for core in cores:
+        finish(core, tickets)
+    moved = []
+    for name in cores[0].store.keys():
+        episode = cores[0].store.read(name)
+        assert_same_episode(episode, cores[1].store.read(name))  # a function of the ticket, whatever runs beside it
+        assert episode.info["chunk_noise"] == 0.3
+        difference = episode.actions - episode.labels
+        for start in range(0, len(difference), 8):
+            chunk, labels = difference[start : start + 8], episode.labels[start : start + 8]
+            inside = np.abs(labels + chunk).max(1) < 1  # elsewhere it was clipped
+            assert np.all(chunk[:, 3] == 0)  # the gripper does what the policy wants
+            if chunk.any():
+                assert np.allclose(chunk[inside], chunk[inside][:1], atol=1e-6)
+            moved.append(chunk.any())
+    assert 0.25 < np.mean(moved) < 0.75 and len(moved) == 36

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cosmos_ray.errors import ConfigError
@@ -58,8 +59,9 @@ class CosmosPolicy(nn.Module):
             self.register_buffer(f"{name}_high", torch.ones(size))
         self.register_buffer("clean", mask_table(self.layout, clean_frames), persistent=False)
         self.register_buffer("target", mask_table(self.layout, target_frames), persistent=False)
-        weight = torch.ones(self.layout.frames)
-        weight[self.layout.action], weight[self.layout.value] = spec.action_weight, spec.value_weight
+        weight = torch.ones(len(SampleType), self.layout.frames)
+        weight[:, self.layout.action], weight[:, self.layout.value] = spec.action_weight, spec.value_weight
+        weight[int(SampleType.WORLD_MODEL), list(self.layout.future)] = spec.world_weight
         self.register_buffer("frame_weight", weight, persistent=False)
         self.reference_steps = False  #: two sampler steps make one network evaluation, as in the public code (method 2.6)
         self.accelerated: Callable | None = None  #: stands in for :meth:`sample`, see ``model.accelerate``
@@ -193,6 +195,9 @@ class CosmosPolicy(nn.Module):
                 text: Prompts, modulation: Modulation | None = None) -> torch.Tensor:
         """One network evaluation (method 2.1).
 
+        With ``spec.residual`` the tokens of a future frame also see the current frame and the ACTION frame, as far as they are given,
+        and what the network says of it is the change from the current frame.
+
         Args: noised x_sigma (B, C, T, h, w); sigma, or one for each row as (B, 1); known clean latents; clean (B or 1, T) mask;
         text B rows of prompts; modulation for this sigma and mask if it is known already.
         Returns the predicted x0, float32, with the clean frames put back.
@@ -201,8 +206,16 @@ class CosmosPolicy(nn.Module):
         t_latent = t[..., None, None, None] if isinstance(t, torch.Tensor) else t
         given = clean[:, None, :, None, None] > 0
         scaled = (1 - t_latent) * noised
-        out = net(torch.where(given, known, scaled), clean, (1 - clean) * t, text, modulation).float()
+        shown = torch.where(given, known, scaled)
+        if self.spec.residual:
+            layout, told = self.layout, torch.where(given, known, 0)
+            beside = (0, 0, 0, 0, layout.action + 1, 1)  # zeros in every frame but the future ones
+            current = F.pad(told[:, :, list(layout.current)], beside)
+            shown = shown + torch.where(given, 0, current + F.pad(told[:, :, [layout.action] * len(layout.future)], beside))
+        out = net(shown, clean, (1 - clean) * t, text, modulation).float()
         x0 = out if self.spec.output == "x0" else scaled - t_latent * out
+        if self.spec.residual:
+            x0 = x0 + current
         return torch.where(given, known, x0)
 
     def loss(self, batch: TrainingBatch, generator: torch.Generator, net: Callable | None = None,
@@ -217,10 +230,17 @@ class CosmosPolicy(nn.Module):
         kinds = torch.as_tensor(batch.kinds, device=self.device)
         clean, target = self.clean[kinds], self.target[kinds]
         sigma = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator).to(x0)[:, None]
+        if self.spec.top_share:
+            top = (torch.rand(len(x0), generator=generator).to(x0) < self.spec.top_share) & (kinds != int(SampleType.POLICY))
+            sigma = torch.where(top[:, None], self.spec.sigma_max, sigma)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
+        text = self.embed(batch.instructions)
+        if self.spec.imagined_share:
+            chosen = torch.rand(len(x0), generator=generator).to(x0) < self.spec.imagined_share
+            self._imagine_some(x0, noise, text, (chosen & (kinds == int(SampleType.VALUE_FUTURE))).nonzero()[:, 0])
         noised = x0 + sigma[..., None, None, None] * noise
-        predicted = self.denoise(net or self.net, noised, sigma, x0, clean, self.embed(batch.instructions))
-        weight = ((1 + sigma) / sigma).square() * target * self.frame_weight
+        predicted = self.denoise(net or self.net, noised, sigma, x0, clean, text)
+        weight = ((1 + sigma) / sigma).square() * target * self.frame_weight[kinds]
         error = predicted - x0
         loss = self.spec.loss_scale * (weight * error.square().mean((1, 3, 4))).mean()
         with torch.no_grad():
@@ -228,6 +248,17 @@ class CosmosPolicy(nn.Module):
             groups = {"action": [self.layout.action], "future": list(self.layout.future), "value": [self.layout.value]}
             errors = {k: float(absolute[:, i].sum() / target[:, i].sum().clamp_min(1)) for k, i in groups.items()}
         return loss, errors
+
+    @torch.no_grad()
+    def _imagine_some(self, x0: torch.Tensor, noise: torch.Tensor, text: Prompts, rows: torch.Tensor) -> None:
+        """Put what one evaluation of the world model imagines in place of the future frames of ``rows`` (indices)."""
+        if not len(rows):
+            return
+        known, clean, future = x0[rows], self.clean[int(SampleType.WORLD_MODEL)][None], list(self.layout.future)
+        imagined = self.denoise(self.net, noise[rows] * self.spec.sigma_max, self.spec.sigma_max, known, clean,
+                                dataclasses.replace(text, rows=text.rows[rows]))
+        known[:, :, future] = imagined[:, :, future]
+        x0[rows] = known
 
     # ---------------------------------------------------------------- sampling
 

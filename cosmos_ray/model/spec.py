@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from cosmos_ray.config import ModelConfig
-from cosmos_ray.errors import CheckpointError
+from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.layout import LatentLayout
 from cosmos_ray.model.suites import SUITES
 from cosmos_ray.model.tokenizer import CHANNELS, PATCH
@@ -30,11 +30,15 @@ class PolicySpec:
     sigma_max: float = 80.0
     action_weight: float = 1.0
     value_weight: float = 1.0
+    world_weight: float = 1.0
     loss_scale: float = 1.0
     text_tokens: int = 16
     tokenizer_path: str = ""
     text_path: str = ""
     jpeg: bool = False  #: frames go through JPEG before the model sees them, as in the simulated suites (method 1.2)
+    residual: bool = False  #: future frames are predicted as changes of the current ones, see :meth:`CosmosPolicy.denoise`
+    imagined_share: float = 0.0  #: of the V(s') samples, those trained on an imagined s'
+    top_share: float = 0.0  #: of the world-model and value samples, those trained at ``sigma_max``
     augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
 
     @property
@@ -72,15 +76,22 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, ac
         base = TransformerConfig(width=128, heads=4, layers=4, patch=4, text_width=64, adaln_rank=64, rope_scale=(1.0, 1.0, 1.0))
     else:
         base = TransformerConfig()
+    output = config.output if config.output != "auto" else ("x0" if tiny else "velocity")
+    if config.residual == "on" and output != "x0":
+        raise ConfigError(f"model.residual = 'on' needs model.output = 'x0', not {output!r}")
     chosen = {k: v for k, v in {"width": config.width, "heads": config.heads, "layers": config.layers, "patch": config.patch}.items() if v}
     return PolicySpec(
         preset=config.preset, cameras=cameras, image_size=image_size, chunk=config.chunk, action_dim=action_dim,
         proprio_dim=proprio_dim, transformer=dataclasses.replace(base, **chosen),
-        output=config.output if config.output != "auto" else ("x0" if tiny else "velocity"),
+        output=output,
         frame_scale=config.sigma_frame_scale == "on" or (config.sigma_frame_scale == "auto" and not tiny),
         sigma_min=config.sigma_min or (1.0 if tiny else 4.0),
         action_weight=config.action_weight or (4.0 if tiny else 1.0), value_weight=config.value_weight or (3.0 if tiny else 1.0),
+        world_weight=config.world_weight or (10.0 if tiny else 1.0),
         loss_scale=1.0 if tiny else 10.0, text_tokens=16 if tiny else 512,
+        residual=config.residual == "on" or (config.residual == "auto" and tiny and output == "x0"),
+        imagined_share=config.imagined_share if config.imagined_share >= 0 else (0.5 if tiny else 0.0),
+        top_share=config.top_share if config.top_share >= 0 else (0.5 if tiny else 0.0),
         jpeg=config.suite != "" and SUITES[config.suite].jpeg,
         augmented=config.augment == "on" or (config.augment == "auto" and not tiny),
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)

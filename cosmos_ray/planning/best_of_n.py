@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from cosmos_ray.config import PlannerConfig
@@ -16,6 +17,7 @@ from cosmos_ray.model.injection import probability
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.offsets import chunk_offset
 from cosmos_ray.planning.aggregate import aggregate
 from cosmos_ray.seeds import mix_seed
 
@@ -53,15 +55,21 @@ class Proposals:
     latents: torch.Tensor  #: (B*N, C, T, h, w) with the state and, as ACTION, the chunk that would be executed
     actions: torch.Tensor  #: (B*N, K, d) float32, physical units
     text: Prompts
-    seeds: torch.Tensor  #: (B*N,) int64
+    seeds: torch.Tensor  #: (B*N,) int64, alike for those of one observation: they are compared under the same noise
 
 
-def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, n: int) -> Proposals:
-    """``n`` chunks of the policy per observation; arguments as for :func:`plan`."""
-    seeds = torch.tensor([s if q == 0 else mix_seed(s, 1, q) for s in seeds.tolist() for q in range(n)])
+def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, n: int,
+            spread: float = 0.0) -> Proposals:
+    """``n`` chunks of the policy per observation, every second one moved elsewhere by ``spread``; arguments as for :func:`plan`."""
+    own = torch.tensor([s if q == 0 else mix_seed(s, 1, q) for s in seeds.tolist() for q in range(n)])
+    seeds = seeds.repeat_interleave(n)
     known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n)
-    latents = policy.act(known, text, seeds, steps)
+    latents = policy.act(known, text, own, steps)
     actions = policy.read_actions(latents)
+    if spread and n > 1:
+        rows = torch.arange(len(own)) % n % 2 == 1
+        offsets = np.stack([chunk_offset(mix_seed(s, 5), actions.shape[2], spread) for s in own[rows].tolist()])
+        actions[rows] = (actions[rows] + torch.as_tensor(offsets[:, None]).to(actions)).clamp(-1, 1)
     # The world model is asked about the chunk that would be executed: the averaged one, tiled as in training. (The public
     # code passes the raw generated frame on, method 4.1.)
     latents[:, :, policy.layout.action] = policy.action_frame(actions)
@@ -78,7 +86,7 @@ def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.
     Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action".
     """
     b, n = len(seeds), config.candidates
-    proposals = propose(policy, known, text, seeds, steps, n)
+    proposals = propose(policy, known, text, seeds, steps, n, config.spread)
     futures, scores = score(policy, proposals, config)
     scores = scores.view(b, n)
     chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cosmos_ray.inference.messages import ActReply, ActRequest
+from cosmos_ray.offsets import chunk_offset
 from cosmos_ray.replay.episode import Episode
 from cosmos_ray.replay.outbox import PAUSE_S, Outbox
 from cosmos_ray.replay.store import ReplayStore
@@ -132,9 +133,8 @@ class RolloutCore:
         """Execute one answered chunk and, where that ends the episode, commit it."""
         ticket, trajectory = slot.ticket, slot.trajectory
         chunk = intended = np.clip(reply.actions[row][: self.execute or None], -1, 1)
-        if ticket.action_noise:
-            rng = np.random.default_rng([ticket.noise_seed, trajectory.length])
-            chunk = np.clip(chunk + ticket.action_noise * rng.standard_normal(chunk.shape), -1, 1).astype(np.float32)
+        if noise := _exploration(ticket, trajectory.length, chunk.shape):
+            chunk = np.clip(chunk + sum(noise), -1, 1).astype(np.float32)
         before = trajectory.length
         render_at = frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride)
         slot.env.execute(chunk, trajectory, render_at, labels=intended)
@@ -153,7 +153,8 @@ class RolloutCore:
         version = slot.versions[0] if slot.versions else -1
         finished = Finished(ticket.key.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, version)
         if trajectory.length:
-            info = {"arm": ticket.arm, "noise_seed": ticket.noise_seed, "action_noise": ticket.action_noise, "steps": self.steps,
+            info = {"arm": ticket.arm, "noise_seed": ticket.noise_seed, "action_noise": ticket.action_noise,
+                    "chunk_noise": ticket.chunk_noise, "steps": self.steps,
                     "candidates": ticket.planner.candidates if ticket.planner else 1, "decisions": slot.decisions,
                     "seconds": round(seconds, 3), "horizon": slot.env.horizon, "fingerprint": slot.env.fingerprint}
             episode = Episode.from_trajectory(trajectory, ticket.key, policy_version=version, step_versions=slot.versions,
@@ -171,6 +172,16 @@ class RolloutCore:
         for half in self._halves:
             for slot in half.slots:
                 slot.env.close()
+
+
+def _exploration(ticket: EpisodeTicket, step: int, shape: tuple[int, int]) -> list[np.ndarray]:
+    """What is added to the chunk (K, d) that begins at control step ``step``, a function of the ticket alone."""
+    noise = []
+    if ticket.action_noise:
+        noise.append(ticket.action_noise * np.random.default_rng([ticket.noise_seed, step]).standard_normal(shape))
+    if ticket.chunk_noise and np.random.default_rng([ticket.noise_seed, step, 1]).random() < 0.5:
+        noise.append(chunk_offset([ticket.noise_seed, step, 2], shape[1], ticket.chunk_noise))
+    return noise
 
 
 def frame_offsets(before: int, executed: int, chunk: int, stride: int) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ class EpisodeTicket:
     planner: PlannerConfig | None = None
     version: int | None = None  #: insist on this policy version (evaluation)
     action_noise: float = 0.0  #: standard deviation of exploration noise on executed actions
+    chunk_noise: float = 0.0  #: standard deviation of the offset that half of the chunks are executed with
     frame_stride: int = 0  #: also store frames every this many steps; 0 keeps chunk ends only
     arm: str = ""  #: label kept with the episode (evaluation arm)
 

@@ -19,6 +19,7 @@ from cosmos_ray.run import Run
 from cosmos_ray.sim import tasks
 
 FIT_FRAMES = 512  #: frames the tokenizer is fitted on
+NARROWEST = 0.1  #: smallest range (metres, or of a quaternion) that proprioception is scaled from, in the tiny preset
 
 
 def make_initial_policy(run: Run) -> None:
@@ -27,8 +28,8 @@ def make_initial_policy(run: Run) -> None:
     stats = dataset_statistics(store, ("demo",))
     spec = make_spec(config.model, config.sim.cameras, config.sim.image_size, len(stats.labels_min), len(stats.proprio_min))
     policy = build(spec, None if config.init else config.seed)
-    policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max),
-                          stats.proprio_min, stats.proprio_max)
+    proprio = widened(stats.proprio_min, stats.proprio_max) if spec.preset == "tiny" else (stats.proprio_min, stats.proprio_max)
+    policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max), *proprio)
     if config.init:
         load_net(policy, config.init)
     policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
@@ -38,6 +39,13 @@ def make_initial_policy(run: Run) -> None:
         frames = sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images
         info["tokenizer_variance_kept"] = policy.tokenizer.fit(torch.from_numpy(frames.reshape(-1, *frames.shape[2:])))
     save_policy(policy, run.folder.checkpoint("initial"), 0, info)
+
+
+def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges (p,), (p,) of at least ``NARROWEST`` around the same middle. A number that demonstrations hardly change, such as the tilt of
+    the hand, would else dominate the loss once rollouts change it."""
+    more = np.maximum(NARROWEST - (high - low), 0) / 2
+    return low - more, high + more
 
 
 def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
