@@ -66,8 +66,8 @@ class ModelConfig:
     residual: str = option("auto", "predict a future frame as its change from the current one, which is shown to it with the actions: "
                            "'on', 'off', 'auto' by preset (on for tiny)",
                            choices=("auto", "on", "off"))
-    top_share: float = option(-1.0, "share of the world-model and value samples trained at the sampler's first sigma, where the planner's "
-                              "single evaluation is made; -1 takes the preset's (0.5 for tiny, 0 for the 2B)", low=-1, high=1)
+    top_share: float = option(-1.0, "share of the world-model and value samples trained as the planner asks them: one evaluation at "
+                              "the first sigma, from zeros; -1 takes the preset's (0.7 for tiny, 0 for the 2B)", low=-1, high=1)
     imagined_share: float = option(-1.0, "share of the V(s') samples trained on the future that the network imagines in one evaluation, as "
                                    "the planner's are, instead of the real one; -1 takes the preset's (0.5 for tiny, 0 for the 2B)",
                                    low=-1, high=1)
@@ -186,7 +186,7 @@ class PlannerConfig:
                            "the same as rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "predicted futures per candidate", low=1, high=64)
     future_steps: int = option(1, "network evaluations of the longest future prediction", low=1, high=100)
-    values: int = option(2, "value samples per predicted future", low=1, high=64)
+    values: int = option(1, "value samples per predicted future", low=1, high=64)
     value_steps: int = option(1, "network evaluations of the longest value sample", low=1, high=100)
     aggregate: str = option("average", "how value samples become one score",
                             choices=("average", "lcb", "success_vote", "majority_mean"))

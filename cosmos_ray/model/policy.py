@@ -230,15 +230,16 @@ class CosmosPolicy(nn.Module):
         kinds = torch.as_tensor(batch.kinds, device=self.device)
         clean, target = self.clean[kinds], self.target[kinds]
         sigma = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator).to(x0)[:, None]
-        if self.spec.top_share:
-            top = (torch.rand(len(x0), generator=generator).to(x0) < self.spec.top_share) & (kinds != int(SampleType.POLICY))
-            sigma = torch.where(top[:, None], self.spec.sigma_max, sigma)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         text = self.embed(batch.instructions)
         if self.spec.imagined_share:
             chosen = torch.rand(len(x0), generator=generator).to(x0) < self.spec.imagined_share
-            self._imagine_some(x0, noise, text, (chosen & (kinds == int(SampleType.VALUE_FUTURE))).nonzero()[:, 0])
+            self._imagine_some(x0, text, (chosen & (kinds == int(SampleType.VALUE_FUTURE))).nonzero()[:, 0])
         noised = x0 + sigma[..., None, None, None] * noise
+        if self.spec.top_share:
+            top = (torch.rand(len(x0), generator=generator).to(x0) < self.spec.top_share) & (kinds != int(SampleType.POLICY))
+            sigma = torch.where(top[:, None], self.spec.sigma_max, sigma)
+            noised[top] = 0
         predicted = self.denoise(net or self.net, noised, sigma, x0, clean, text)
         weight = ((1 + sigma) / sigma).square() * target * self.frame_weight[kinds]
         error = predicted - x0
@@ -250,12 +251,12 @@ class CosmosPolicy(nn.Module):
         return loss, errors
 
     @torch.no_grad()
-    def _imagine_some(self, x0: torch.Tensor, noise: torch.Tensor, text: Prompts, rows: torch.Tensor) -> None:
+    def _imagine_some(self, x0: torch.Tensor, text: Prompts, rows: torch.Tensor) -> None:
         """Put what one evaluation of the world model imagines in place of the future frames of ``rows`` (indices)."""
         if not len(rows):
             return
         known, clean, future = x0[rows], self.clean[int(SampleType.WORLD_MODEL)][None], list(self.layout.future)
-        imagined = self.denoise(self.net, noise[rows] * self.spec.sigma_max, self.spec.sigma_max, known, clean,
+        imagined = self.denoise(self.net, torch.zeros_like(known), self.spec.sigma_max, known, clean,
                                 dataclasses.replace(text, rows=text.rows[rows]))
         known[:, :, future] = imagined[:, :, future]
         x0[rows] = known
@@ -264,12 +265,14 @@ class CosmosPolicy(nn.Module):
 
     @torch.no_grad()
     def generate(self, kind: SampleType, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int) -> torch.Tensor:
-        """Sample the frames that ``kind`` does not give, jointly. Row i uses noise of ``seeds[i]`` alone.
+        """Sample the frames that ``kind`` does not give, jointly. Row i uses noise of ``seeds[i]`` alone. Where ``spec.top_share`` trained
+        for it, a single evaluation of world model or value starts from zeros: it is the expectation, and no seed changes it.
 
         Args: known (B, C, T, h, w) latents whose clean frames are filled; seeds (B,) int64; steps network evaluations.
         Returns (B, C, T, h, w) float32.
         """
-        noise = seeded_noise(seeds, known.shape[1:]).to(known)
+        expected = self.spec.top_share and kind != SampleType.POLICY and solver.evaluations(steps, self.reference_steps) == 1
+        noise = torch.zeros_like(known) if expected else seeded_noise(seeds, known.shape[1:]).to(known)
         if text.keys is None:
             text = self.net.attend_to(text)
         if self.accelerated is not None:

@@ -38,7 +38,7 @@ class PolicySpec:
     jpeg: bool = False  #: frames go through JPEG before the model sees them, as in the simulated suites (method 1.2)
     residual: bool = False  #: future frames are predicted as changes of the current ones, see :meth:`CosmosPolicy.denoise`
     imagined_share: float = 0.0  #: of the V(s') samples, those trained on an imagined s'
-    top_share: float = 0.0  #: of the world-model and value samples, those trained at ``sigma_max``
+    top_share: float = 0.0  #: of the world-model and value samples, those trained as one evaluation from zeros
     augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
 
     @property
@@ -91,7 +91,7 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, ac
         loss_scale=1.0 if tiny else 10.0, text_tokens=16 if tiny else 512,
         residual=config.residual == "on" or (config.residual == "auto" and tiny and output == "x0"),
         imagined_share=config.imagined_share if config.imagined_share >= 0 else (0.5 if tiny else 0.0),
-        top_share=config.top_share if config.top_share >= 0 else (0.5 if tiny else 0.0),
+        top_share=config.top_share if config.top_share >= 0 else (0.7 if tiny else 0.0),
         jpeg=config.suite != "" and SUITES[config.suite].jpeg,
         augmented=config.augment == "on" or (config.augment == "auto" and not tiny),
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)
