@@ -36,7 +36,7 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 TASKS: dict[str, dict[str, str]] = {
     "lift": {"sim.task": "Lift"},
     "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "40", "rollouts": "300", "rollout.chunk_noise": "0.3",
-                  "refine_steps": "1200", "learner.refine_lr": "1.2e-3", "learner.refine_mix": "0.3,0.5,0.2", "planner.spread": "0.3",
+                  "refine_steps": "1200", "learner.refine_lr": "1.2e-3", "learner.refine_mix": "0.3,0.5,0.2",
                   "eval_episodes": "100"},
     "stack": {"sim.task": "Stack"},
     "door": {"sim.task": "Door"},

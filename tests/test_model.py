@@ -211,11 +211,14 @@ def test_world_model_and_value_samples_are_trained_where_the_planner_evaluates_o
     seen = []
 
     def net(x, clean, noise, *_):
-        seen.append(noise.max(1).values)  # t = sigma / (1 + sigma) of each row
+        at_top = noise.max(1).values == policy.spec.sigma_max / (1 + policy.spec.sigma_max)  # t = sigma / (1 + sigma) of each row
+        value = x[:, :, policy.layout.value].flatten(1)  # no sample is given it
+        assert torch.equal(at_top, ~value.any(1))  # from zeros
+        seen.append(at_top)
         return torch.zeros_like(x)
 
     policy.loss(batch(200, kinds), torch.Generator().manual_seed(0), net)
-    top = (seen[0] == policy.spec.sigma_max / (1 + policy.spec.sigma_max)).view(len(SampleType), 40).float().mean(1)
+    top = seen[0].view(len(SampleType), 40).float().mean(1)
     assert top[0] == 0 and ((top[1:] - share).abs() < 0.25).all() and (share == 0.5 or (top[1:] == share).all())
 
 
@@ -264,6 +267,19 @@ def test_values_are_trained_on_what_the_world_model_imagines(share):
     assert same[torch.as_tensor(kinds) == int(SampleType.VALUE_FULL)].all()  # of all others, none
     loss.backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in policy.net.parameters())
+
+
+@pytest.mark.parametrize("kind", SampleType)
+def test_a_single_evaluation_of_world_model_or_value_is_the_same_for_every_seed(kind):
+    policy, data = tiny(), batch(3)
+    torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
+    known, text, seeds = policy.training_latents(data), policy.embed(data.instructions), torch.arange(3)
+    for steps, same in ((1, kind != SampleType.POLICY), (2, False)):
+        first, second = (policy.generate(kind, known, text, s, steps) for s in (seeds, seeds + 10))
+        assert torch.equal(first, second) == same
+    plain = tiny(top_share=0)
+    plain.load_state_dict(policy.state_dict())
+    assert not torch.equal(*(plain.generate(kind, known, text, s, 1) for s in (seeds, seeds + 10)))
 
 
 def test_generated_clean_frames_are_the_given_ones():
