@@ -29,7 +29,7 @@ ADAPTED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
 
 def randomised() -> CosmosPolicy:
     """A small policy none of whose outputs is zero, as it is before training (AdaLN-zero)."""
-    policy = tiny()
+    policy = tiny(world_weight=1.0)  # the future frames of synthetic episodes are noise that nothing predicts
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in policy.net.parameters():
