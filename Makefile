@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON_BIN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-slow chaos-replay lint setup setup-dev clean
+.PHONY: demo test test-slow chaos-replay chaos-loop lint setup setup-dev clean
 
 demo: setup
 	$(PYTHON_BIN) -m cosmos_ray demo $(ARGS)
@@ -16,6 +16,9 @@ test-slow: setup-dev
 
 chaos-replay: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos_replay.py $(ARGS)
+
+chaos-loop: setup-dev
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow tests/test_loop.py $(ARGS)
 
 lint: setup-dev
 	$(PYTHON_BIN) -m ruff check cosmos_ray jobs tests

@@ -1,4 +1,5 @@
-"""The whole loop as a user runs it: commands, restarts, kills. Real Ray, real robosuite, real DeepSpeed."""
+"""The whole loop as a user runs it: commands, restarts, kills. Real Ray, real robosuite, real DeepSpeed. `make chaos-loop` runs the long
+ones, `make test` the others."""
 
 import base64
 import json
@@ -121,6 +122,7 @@ def test_plan_draws_a_filmstrip(finished_run, tmp_path):
     assert all(len(row) == 2 + 3 for row in rows) and rows[0][0] == "0"
 
 
+@pytest.mark.slow
 def test_refine_survives_sigkill_of_a_rollout_worker_and_an_inference_actor(finished_run, tmp_path):
     folder = copy_run(finished_run, tmp_path)
     before = {s.name for s in stored(folder)}
