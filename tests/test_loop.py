@@ -238,8 +238,13 @@ def test_ray_job_submit_refine_against_a_local_head(finished_run, tmp_path, head
     folder = copy_run(finished_run, tmp_path)
     forget_refinement(folder)
     ray, variables = head
-    done = subprocess.run([*ray, "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/refine.py", "--root", str(tmp_path),
-                           "--name", "small", *SMALL], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=400)
+    submit = [*ray, "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/refine.py", "--root", str(tmp_path),
+              "--name", "small", *SMALL]
+    for _ in range(60):
+        done = subprocess.run(submit, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=400)
+        if "No available agent to submit job" not in done.stderr:
+            break
+        time.sleep(1)  # the server answers before the agent that starts jobs is up
     assert done.returncode == 0 and "refined policy version" in done.stdout, done.stdout[-4000:] + done.stderr[-3000:]
     assert (folder / "checkpoints" / "refined" / "policy.json").exists()
 
