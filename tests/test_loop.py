@@ -211,8 +211,8 @@ def head(tmp_path):
     variables = {**environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
                  "RAY_ADDRESS": f"http://127.0.0.1:{port + 1}"}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    start = [*ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={port + 1}", "--num-cpus=2",
-             f"--temp-dir=/tmp/ray_{os.getpid()}", "--disable-usage-stats"]
+    start = [*ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={port + 1}",
+             f"--dashboard-agent-listen-port={port + 2}", "--num-cpus=2", f"--temp-dir=/tmp/ray_{os.getpid()}", "--disable-usage-stats"]
     log = open(tmp_path / "head.log", "w+")
     # Ended by its own process, not by `ray stop`: that would take down every Ray on the machine.
     process = subprocess.Popen(start, env={**variables, "RAY_ADDRESS": ""}, stdout=log, stderr=log)
