@@ -255,8 +255,6 @@ def _check_together(config: RunConfig) -> None:
             raise ConfigError(f"learner.{name} = {mix}: give three shares (policy, world model, value) that add up to 1")
     if config.learner.zero_stage == 3 and config.learner.ema:
         raise ConfigError("learner.ema needs whole parameters on every rank: set learner.ema to 0 with learner.zero_stage 3")
-    if config.learner.zero_stage == 3 and config.model.imagined_share > 0:
-        raise ConfigError("model.imagined_share needs whole parameters on every rank: set it to 0 with learner.zero_stage 3")
     if config.learner.batch_size % (config.learner.world_size * config.learner.accumulate):
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
                           f"{config.learner.world_size} ranks and learner.accumulate = {config.learner.accumulate} passes")

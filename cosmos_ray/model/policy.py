@@ -252,9 +252,10 @@ class CosmosPolicy(nn.Module):
 
     @torch.no_grad()
     def _imagine_some(self, x0: torch.Tensor, text: Prompts, rows: torch.Tensor) -> None:
-        """Put what one evaluation of the world model imagines in place of the future frames of ``rows`` (indices)."""
-        if not len(rows):
-            return
+        """Put what one evaluation of the world model imagines in place of the future frames of ``rows`` (indices).
+
+        The network runs for no rows too: under ZeRO-3 every rank has to gather its parameters as often as the others.
+        """
         known, clean, future = x0[rows], self.clean[int(SampleType.WORLD_MODEL)][None], list(self.layout.future)
         imagined = self.denoise(self.net, torch.zeros_like(known), self.spec.sigma_max, known, clean,
                                 dataclasses.replace(text, rows=text.rows[rows]))

@@ -43,8 +43,7 @@ class Judge:
         known = self.policy.current_latents(np.stack([b.images for b in branches]), np.stack([b.proprio for b in branches]))
         text = self.policy.embed([self.simulator.instruction] * len(branches))
         seeds = torch.tensor([mix_seed(b.noise_seed, b.step) for b in branches])
-        return propose(self.policy, known, text, seeds, self.steps, n or self.planner.candidates,
-                       self.planner.spread)
+        return propose(self.policy, known, text, seeds, self.steps, n or self.planner.candidates, self.planner.spread)
 
     def outcomes(self, branches: list[Branch], proposals: Proposals) -> list[Branch]:
         """Where every candidate really leads, one branch per row."""
