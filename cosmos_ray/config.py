@@ -134,10 +134,13 @@ class LearnerConfig:
                                            "0.5,0.25,0.25 for tiny, which forgets its policy otherwise", low=0, high=1)
     self_imitation: float = option(0.0, "share of the policy samples that come from successful rollouts instead of demonstrations; what "
                                    "a rollout executed without exploration noise is imitated", low=0, high=1)
-    value_mode: str = option("future", "what value samples see: 'future' V(s') or 'action' Q(s,a); the planner ranks by the same",
-                             choices=("future", "action"))
+    advantage: float = option(0.0, "self_imitation takes what rollouts executed, failures and noise included, each window weighted by "
+                              "exp(A / this), at most 5: A = V(s') - V(s) by the network that trains; 0 imitates successes alone, "
+                              "unweighted", low=0, high=10)
+    value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'both' in equal parts; the planner "
+                             "ranks by one of them", choices=("future", "action", "both"))
     base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",
-                             choices=("", "full", "future", "action"))
+                             choices=("", "full", "future", "action", "both"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
 
     @property
@@ -258,9 +261,11 @@ def _check_together(config: RunConfig) -> None:
     if config.learner.batch_size % (config.learner.world_size * config.learner.accumulate):
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
                           f"{config.learner.world_size} ranks and learner.accumulate = {config.learner.accumulate} passes")
-    if config.planner.value != config.learner.value_mode:
+    if config.learner.value_mode not in (config.planner.value, "both"):
         raise ConfigError(f"planner.value = {config.planner.value!r} ranks by a value function that learner.value_mode = "
-                          f"{config.learner.value_mode!r} does not train: set both to 'future' or both to 'action'")
+                          f"{config.learner.value_mode!r} does not train: set learner.value_mode to it or to 'both'")
+    if config.learner.advantage and config.learner.value_mode == "action":
+        raise ConfigError("learner.advantage weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both'")
     if config.inference.accelerate in ("graphs", "both") and not config.inference.gpus:
         raise ConfigError(f"inference.accelerate = {config.inference.accelerate!r} needs a GPU: give each inference actor one with "
                           "inference.gpus, or take 'compile'")

@@ -3,8 +3,9 @@
     python jobs/learning.py --task wide_lift --seed 0 --seed 1
 
 For every task and training seed: a base policy from demonstrations; the same compute again on demonstrations; behaviour cloning of
-demonstrations and successes; refinement; refinement with best-of-N by V(s') and by Q(s, a). All arms meet the same held-out initial
-states, under the same noise. What is done already is not done again. Writes learning.json and learning.md under --to.
+demonstrations and successes; refinement, which weighs what was done by its advantage; best-of-N of the refined network by V(s') and by
+Q(s, a). All arms meet the same held-out initial states, under the same noise. What is done already is not done again. Writes
+learning.json and learning.md under --to.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cosmos_ray.config import RunConfig  # noqa: E402
 from cosmos_ray.errors import CosmosRayError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report.statistics import paired_with_interval, wilson  # noqa: E402
-from cosmos_ray.run import Run, open_run  # noqa: E402
+from cosmos_ray.run import open_run  # noqa: E402
 from cosmos_ray.settings import FIELDS, make_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
@@ -32,12 +33,14 @@ from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
 from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
-#: Settings of each task, as flags.
+#: What every task is studied with, as flags: the base policy is trained until more of the same brings nothing.
+COMMON = {"pretrain_steps": "1500", "rollouts": "150", "refine_rollouts": "150", "rollout.chunk_noise": "0.15",
+          "replay.rollout_frame_stride": "2", "refine_steps": "1500", "learner.refine_lr": "1.2e-3", "learner.refine_mix": "0.6,0.1,0.3",
+          "learner.self_imitation": "0.6", "learner.advantage": "0.1", "learner.value_mode": "both", "eval_episodes": "200"}
+#: What differs from task to task.
 TASKS: dict[str, dict[str, str]] = {
     "lift": {"sim.task": "Lift"},
-    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "40", "rollouts": "300", "rollout.chunk_noise": "0.3",
-                  "refine_steps": "1200", "learner.refine_lr": "1.2e-3", "learner.refine_mix": "0.3,0.5,0.2",
-                  "eval_episodes": "100"},
+    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "20"},
     "stack": {"sim.task": "Stack"},
     "door": {"sim.task": "Door"},
     "nut": {"sim.task": "NutAssemblySquare"},
@@ -53,7 +56,7 @@ class Study:
     """The runs of one task and training seed. They share the first one's store, so all see the same experience."""
 
     def __init__(self, task: str, seed: int, root: Path, flags: dict[str, str]):
-        self.main = make_config(RunConfig(), None, {**TASKS[task], **flags, "name": f"{task}-{seed}", "root": str(root), "seed": str(seed)})
+        self.main = make_config(RunConfig(), None, {**COMMON, **TASKS[task], **flags, "name": f"{task}-{seed}", "root": str(root), "seed": str(seed)})
 
     def outcomes(self) -> dict[str, list[int]]:
         """Run whatever is missing; success of every arm on every held-out initial state."""
@@ -63,34 +66,21 @@ class Study:
                 stage(run)
             out = _outcomes(evaluate(run), {"base": BASE, "refined": REFINED, "refined + planning": FUTURE})
             base, store = run.folder.checkpoint("base"), str(run.folder.replay)
-        again = dataclasses.replace(main, init=str(base), pretrain_steps=main.refine_steps,
-                                    replay=dataclasses.replace(main.replay, store=store))
-        learner = dataclasses.replace(main.learner, lr=main.learner.refine_lr)
-        for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, 0.5)):
-            config = dataclasses.replace(again, name=f"{main.name}-{name}", learner=dataclasses.replace(learner, self_imitation=share))
-            with open_run(config) as run:
+        with open_run(dataclasses.replace(main, planner=dataclasses.replace(main.planner, value="action"))) as run:
+            out |= _outcomes(evaluate(run, ["refined + planning"]), {"refined + planning": ACTION})
+        for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, main.learner.self_imitation)):
+            with open_run(self._control(name, str(base), store, share)) as run:
                 pretrain(run)
                 out |= _outcomes(evaluate(run, ["base"]), {"base": arm})
-        return out | self._by_action(again, base)
+        return out
 
-    def _by_action(self, again: RunConfig, base: Path) -> dict[str, list[int]]:
-        """The arm that ranks by Q(s, a): its value samples are other ones, so it is refined by itself, on the same experience."""
-        main = self.main
-        config = dataclasses.replace(
-            again, name=f"{main.name}-action", refine_rollouts=0, learner=dataclasses.replace(main.learner, value_mode="action"),
-            planner=dataclasses.replace(main.planner, value="action"))
-        with open_run(config) as run:
-            _adopt(run, base)
-            refine(run)
-            return _outcomes(evaluate(run, ["refined + planning"]), {"refined + planning": ACTION})
-
-
-def _adopt(run: Run, base: Path) -> None:
-    """Begin from another run's base policy."""
-    target = run.folder.checkpoint("base")
-    target.parent.mkdir(exist_ok=True)
-    if not target.exists():
-        target.symlink_to(base, target_is_directory=True)
+    def _control(self, name: str, base: str, store: str, share: float) -> RunConfig:
+        """As many steps from the same base at the same rate and mixture, ``share`` of the policy samples from successful rollouts."""
+        main, learner = self.main, self.main.learner
+        learner = dataclasses.replace(learner, lr=learner.refine_lr, base_mix=learner.refine_mix or learner.base_mix, self_imitation=share,
+                                      advantage=0.0)
+        return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=main.refine_steps, learner=learner,
+                                   replay=dataclasses.replace(main.replay, store=store))
 
 
 def _outcomes(evaluation: dict, arms: dict[str, str]) -> dict[str, list[int]]:
@@ -164,7 +154,7 @@ def run_studies(options: argparse.Namespace) -> None:
         summary = summarise([Study(task, seed, options.root, flags).outcomes() for seed in seeds])
         headline = summary["pairs"][f"{FUTURE} over {BASE}"]
         results[task] = {"arms": summary["arms"], **{k: headline[k] for k in ("gain_points", "ci_low", "ci_high")},
-                         "pairs": summary["pairs"], "seeds": seeds, "settings": {**TASKS[task], **flags}}
+                         "pairs": summary["pairs"], "seeds": seeds, "settings": {**COMMON, **TASKS[task], **flags}}
         for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
             replace((text + "\n").encode(), path)
         print(table(task, results[task]))

@@ -25,7 +25,7 @@ from cosmos_ray.weights import pack, unpack
 from tests.test_model import tiny
 from tests.test_replay_episode import make_episode
 
-FUTURE = SampleType.VALUE_FUTURE
+FUTURE = (SampleType.VALUE_FUTURE,)
 CONFIG = LearnerConfig(batch_size=8, warmup=2)
 BASE = Mixture.base(CONFIG, ReplayConfig())
 REFINEMENT = Mixture.refinement(CONFIG, ReplayConfig(), "cosmos-predict2-2b")
@@ -86,7 +86,7 @@ class Ledger:
 ], ids=["50/25/25", "10/45/45", "halves", "one at a time", "rare failures", "self-imitation"])  # fmt: skip
 def test_counts_follow_the_shares_exactly_over_many_batches(store, mixture, batch_size, kinds, strata):
     ledger = Ledger(source(store, mixture, batch_size)).run(40)
-    names = (SampleType.POLICY, SampleType.WORLD_MODEL, FUTURE)
+    names = (SampleType.POLICY, SampleType.WORLD_MODEL, *FUTURE)
     assert ledger.kinds == Counter({int(name): round(40 * n) for name, n in zip(names, kinds, strict=True)})
     assert ledger.strata == Counter({name: round(40 * n) for name, n in strata.items()})
 
@@ -106,10 +106,13 @@ def test_no_count_is_ever_negative_or_a_whole_sample_off(store, shares, batch_si
     assert not total[wanted == 0].any()
 
 
-@pytest.mark.parametrize("mode, kind", [("future", FUTURE), ("action", SampleType.VALUE_ACTION)])
-def test_the_value_mode_chooses_the_kind_of_value_samples(mode, kind):
+@pytest.mark.parametrize("mode, kinds", [
+    ("future", FUTURE), ("action", (SampleType.VALUE_ACTION,)), ("both", (*FUTURE, SampleType.VALUE_ACTION)),
+])  # fmt: skip
+def test_the_value_mode_chooses_the_kind_of_value_samples(mode, kinds):
     config = LearnerConfig(value_mode=mode)
-    assert Mixture.base(config, ReplayConfig()).value_kind is kind and Mixture.refinement(config, ReplayConfig(), "tiny").value_kind is kind
+    for mixture in (Mixture.base(config, ReplayConfig()), Mixture.refinement(config, ReplayConfig(), "tiny")):
+        assert mixture.value_kinds == kinds
 
 
 def test_policy_samples_imitate_labels_and_the_others_are_about_executed_actions(store):
@@ -134,6 +137,23 @@ def test_self_imitation_reaches_both_mixtures_and_waits_for_a_success(tmp_path):
     fill(tmp_path / "replay", demos=0, successes=1, failures=0)
     ledger.source.sampler.refresh()
     assert ledger.run(2).strata == {"demo": 30, "success": 10}
+
+
+def test_weighted_imitation_takes_failures_too_and_what_was_executed(store, tmp_path):
+    mixture = Mixture.refinement(LearnerConfig(self_imitation=0.5, advantage=0.1), ReplayConfig(), "tiny")
+    mixture = dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0)
+    drawn = source(store, mixture, 12)
+    assert Ledger(drawn).run(2).strata == {"demo": 12, "success": 6, "failure": 6}
+    plan = drawn.plan()
+    windows = drawn.sampler.build(plan.picks)
+    labels, actions = windows.labels.copy(), windows.actions.copy()
+    batch, own = drawn.build(plan), np.array(windows.sources) == "rollout"
+    assert np.array_equal(batch.own, own) and own.sum() == 6
+    assert np.array_equal(batch.actions[own], actions[own]) and np.array_equal(batch.actions[~own], labels[~own])
+    alone = source(fill(tmp_path / "replay", demos=1, successes=0, failures=0), mixture, 4).draw()
+    assert not alone.own.any()  # demonstrations stand in, and weigh as ever
+    unweighted = source(store, dataclasses.replace(mixture, weighted=False), 12)
+    assert Ledger(unweighted).run(2).strata == {"demo": 12, "success": 12} and not unweighted.draw().own.any()
 
 
 @pytest.mark.parametrize("have, expected", [

@@ -13,7 +13,7 @@ from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.injection import Normalizer, extract, extract_value, inject, inject_value
 from cosmos_ray.model.layout import LatentLayout
 from cosmos_ray.model.noise import hybrid_sigma, seeded_noise
-from cosmos_ray.model.policy import CosmosPolicy, TrainingBatch, build
+from cosmos_ray.model.policy import HEAVIEST, CosmosPolicy, TrainingBatch, build
 from cosmos_ray.model.sample_types import SampleType, clean_frames, target_frames
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PatchPCA
@@ -267,6 +267,30 @@ def test_values_are_trained_on_what_the_world_model_imagines(share):
     assert same[torch.as_tensor(kinds) == int(SampleType.VALUE_FULL)].all()  # of all others, none
     loss.backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in policy.net.parameters())
+
+
+def test_what_was_executed_weighs_by_how_much_the_value_of_the_state_rose():
+    policy, data = tiny(), batch(6, np.zeros(6, np.int64))
+    torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
+    latents, text = policy.training_latents(data), policy.embed(data.instructions)
+    later = policy.evaluate(latents, text, torch.zeros(6, dtype=torch.int64), 1, SampleType.VALUE_FUTURE)
+    stayed = latents.clone()
+    stayed[:, :, list(policy.layout.future)] = latents[:, :, list(policy.layout.current)]
+    now = policy.evaluate(stayed, text, torch.zeros(6, dtype=torch.int64), 1, SampleType.VALUE_FUTURE)
+    weights = policy.advantage_weights(latents, text, 0.1)
+    torch.testing.assert_close(weights, torch.exp((later - now) / 0.1).clamp(max=HEAVIEST))
+    assert weights.std() > 0.01 and torch.equal(policy.advantage_weights(stayed, text, 0.1), torch.ones(6))
+    assert policy.advantage_weights(latents, text, 1e-6).max() == HEAVIEST
+
+    def loss(own, advantage):
+        data.own = own
+        return policy.loss(data, torch.Generator().manual_seed(0), advantage=advantage)[0].item()
+
+    plain, nobody, first = loss(None, 0.0), loss(np.zeros(6, bool), 0.1), loss(np.arange(6) == 0, 0.1)
+    assert plain == nobody != first
+    whole = [loss(np.arange(6) == i, 0.1) - plain for i in range(6)]
+    assert [change > 0 for change in whole] == [float(weight) > 1 for weight in weights]
+    assert loss(np.ones(6, bool), 0.1) == pytest.approx(plain + sum(whole), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", SampleType)

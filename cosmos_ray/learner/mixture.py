@@ -12,7 +12,8 @@ from cosmos_ray.model.policy import TrainingBatch
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.replay.sampler import Empty, Picks, Unusable, WindowSampler, draw_from
 
-VALUE_KINDS = {"full": SampleType.VALUE_FULL, "future": SampleType.VALUE_FUTURE, "action": SampleType.VALUE_ACTION}
+VALUE_KINDS = {"full": (SampleType.VALUE_FULL,), "future": (SampleType.VALUE_FUTURE,), "action": (SampleType.VALUE_ACTION,),
+               "both": (SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION)}
 
 #: Refinement mixture of each preset: the paper's for the real model; the tiny one, 1.5 M parameters, forgets its policy at 10 %.
 REFINE_MIX = {"cosmos-predict2-2b": (0.1, 0.45, 0.45), "tiny": (0.5, 0.25, 0.25)}
@@ -25,22 +26,23 @@ class Mixture:
     policy: float
     world: float
     value: float
-    value_kind: SampleType
+    value_kinds: tuple[SampleType, ...]  #: the value samples are these in equal parts
     success_share: float  #: of the rollout samples, those from successes
     demos_as_success: bool  #: take the successes from demonstrations: base training has no rollouts yet (method section 3)
     self_imitation: float = 0.0  #: of the policy samples, those from successful rollouts
+    weighted: bool = False  #: these are from failures too and about what was executed, to be weighted by their advantage
 
     @classmethod
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
         return cls(*learner.base_mix, VALUE_KINDS[learner.base_value or learner.value_mode], replay.success_share, True,
-                   learner.self_imitation)
+                   learner.self_imitation, learner.advantage > 0)
 
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
         """The mixture of refining on rollouts, by default the model preset's."""
         return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False,
-                   learner.self_imitation)
+                   learner.self_imitation, learner.advantage > 0)
 
 
 class Plan(NamedTuple):
@@ -64,8 +66,10 @@ class BatchSource:
         success = "demo" if m.demos_as_success else "success"
         self._cells = [("demo", SampleType.POLICY, m.policy * (1 - m.self_imitation))]
         if m.self_imitation:
-            self._cells.append(("success", SampleType.POLICY, m.policy * m.self_imitation))
-        for kind, share in ((SampleType.WORLD_MODEL, m.world), (m.value_kind, m.value)):
+            own, failed = m.policy * m.self_imitation, 1 - m.success_share if m.weighted else 0.0
+            self._cells += [("success", SampleType.POLICY, own * (1 - failed)), ("failure", SampleType.POLICY, own * failed)]
+        values = [(kind, m.value / len(m.value_kinds)) for kind in m.value_kinds]
+        for kind, share in ((SampleType.WORLD_MODEL, m.world), *values):
             self._cells += [(success, kind, share * m.success_share), ("failure", kind, share * (1 - m.success_share))]
         self._owed = np.zeros(len(self._cells))
 
@@ -86,13 +90,14 @@ class BatchSource:
         """Read what was planned; see :meth:`WindowSampler.build`."""
         windows = self.sampler.build(plan.picks, empty)
         policy = plan.kinds == SampleType.POLICY
-        windows.actions[policy] = windows.labels[policy]
+        own = policy & (np.array(windows.sources) != "demo") & self.mixture.weighted
+        windows.actions[policy & ~own] = windows.labels[policy & ~own]
         # With the version: an episode that was lost and run again may be another one under the same name.
         names = [f"{episode}@{t}v{version}"
                  for episode, t, version in zip(windows.episodes, windows.offsets, windows.policy_versions, strict=True)]
         return TrainingBatch(images=windows.images, future_images=windows.future_images, proprio=windows.proprio,
                              future_proprio=windows.future_proprio, value=windows.value, actions=windows.actions,
-                             instructions=windows.instructions, kinds=plan.kinds, windows=names)
+                             instructions=windows.instructions, kinds=plan.kinds, windows=names, own=own)
 
     def forget(self, unusable: Unusable) -> None:
         self.sampler.forget(unusable)

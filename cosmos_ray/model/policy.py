@@ -27,6 +27,7 @@ from cosmos_ray.model.text import HashText, T5Text
 from cosmos_ray.model.tokenizer import PatchPCA, WanTokenizer
 from cosmos_ray.model.transformer import Modulation, Transformer
 
+HEAVIEST = 5.0  #: weight of the windows with the greatest advantage
 PROMPTS_KEPT = 128  #: different instructions whose keys and values a serving policy holds (some 5 MB each at 2B)
 
 
@@ -43,6 +44,7 @@ class TrainingBatch:
     instructions: Sequence[str]
     kinds: np.ndarray  #: (B,) int64 SampleType
     windows: Sequence[str] = ()  #: B names of the windows the frames are from, where latents may be cached under them
+    own: np.ndarray | None = None  #: (B,) bool: policy samples of what a policy itself did, which advantage weighting is for
 
 
 class CosmosPolicy(nn.Module):
@@ -219,11 +221,12 @@ class CosmosPolicy(nn.Module):
         return torch.where(given, known, x0)
 
     def loss(self, batch: TrainingBatch, generator: torch.Generator, net: Callable | None = None,
-             encoded: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, float]]:
+             encoded: torch.Tensor | None = None, advantage: float = 0.0) -> tuple[torch.Tensor, dict[str, float]]:
         """Training loss of one batch (method 2.2, 2.3) and the mean absolute error per kind of frame.
 
         Every sample draws its sigma and noise from ``generator``; ``net`` is the network to train (the DeepSpeed engine),
-        this policy's own by default; ``encoded`` as in :meth:`training_latents`. The errors are keyed ``action``, ``future``,
+        this policy's own by default; ``encoded`` as in :meth:`training_latents`. With ``advantage``, the samples of ``batch.own`` are
+        weighted by :meth:`advantage_weights` at that temperature. The errors are keyed ``action``, ``future``,
         ``value`` and averaged over the samples that carry loss there.
         """
         x0 = self.training_latents(batch, encoded)
@@ -232,6 +235,10 @@ class CosmosPolicy(nn.Module):
         sigma = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator).to(x0)[:, None]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         text = self.embed(batch.instructions)
+        samples = torch.ones(len(x0), 1, device=x0.device)
+        if advantage:
+            own = torch.as_tensor(batch.own, device=self.device).nonzero()[:, 0]
+            samples[own, 0] = self.advantage_weights(x0[own], text.take(own), advantage)
         if self.spec.imagined_share:
             chosen = torch.rand(len(x0), generator=generator).to(x0) < self.spec.imagined_share
             self._imagine_some(x0, text, (chosen & (kinds == int(SampleType.VALUE_FUTURE))).nonzero()[:, 0])
@@ -241,7 +248,7 @@ class CosmosPolicy(nn.Module):
             sigma = torch.where(top[:, None], self.spec.sigma_max, sigma)
             noised[top] = 0
         predicted = self.denoise(net or self.net, noised, sigma, x0, clean, text)
-        weight = ((1 + sigma) / sigma).square() * target * self.frame_weight[kinds]
+        weight = ((1 + sigma) / sigma).square() * target * self.frame_weight[kinds] * samples
         error = predicted - x0
         loss = self.spec.loss_scale * (weight * error.square().mean((1, 3, 4))).mean()
         with torch.no_grad():
@@ -256,11 +263,26 @@ class CosmosPolicy(nn.Module):
 
         The network runs for no rows too: under ZeRO-3 every rank has to gather its parameters as often as the others.
         """
-        known, clean, future = x0[rows], self.clean[int(SampleType.WORLD_MODEL)][None], list(self.layout.future)
-        imagined = self.denoise(self.net, torch.zeros_like(known), self.spec.sigma_max, known, clean,
-                                dataclasses.replace(text, rows=text.rows[rows]))
-        known[:, :, future] = imagined[:, :, future]
+        known, future = x0[rows], list(self.layout.future)
+        known[:, :, future] = self._expected(SampleType.WORLD_MODEL, known, text.take(rows))[:, :, future]
         x0[rows] = known
+
+    @torch.no_grad()
+    def advantage_weights(self, x0: torch.Tensor, text: Prompts, temperature: float) -> torch.Tensor:
+        """(B,) weights exp(A / temperature), at most ``HEAVIEST``, of windows x0 (B, C, T, h, w); A = V(s') - V(s) in units of the value
+        target, by this network as it stands: advantage-weighted regression (arXiv 1910.00177) with the future's value for the return.
+
+        The network runs for no rows too, as in :meth:`_imagine_some`.
+        """
+        before = x0.clone()
+        before[:, :, list(self.layout.future)] = x0[:, :, list(self.layout.current)]
+        latents = self._expected(SampleType.VALUE_FUTURE, torch.cat((before, x0)), text.repeat(2))
+        now, later = self.read_value(latents).clamp(-1, 1).chunk(2)
+        return ((later - now) / temperature).exp().clamp(max=HEAVIEST)
+
+    def _expected(self, kind: SampleType, known: torch.Tensor, text: Prompts) -> torch.Tensor:
+        """One evaluation from zeros at the first sigma: the mean of the frames that ``kind`` does not give."""
+        return self.denoise(self.net, torch.zeros_like(known), self.spec.sigma_max, known, self.clean[int(kind)][None], text)
 
     # ---------------------------------------------------------------- sampling
 

@@ -37,6 +37,10 @@ class Prompts:
         """All rows n times over, as ``Tensor.repeat``."""
         return dataclasses.replace(self, rows=self.rows.repeat(n))
 
+    def take(self, rows: torch.Tensor) -> Prompts:
+        """The rows at these indices (n,) int64."""
+        return dataclasses.replace(self, rows=self.rows[rows])
+
     def of_rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """(P, ...) values of the prompts to (B, ...) of the rows; a single prompt is broadcast, not copied."""
         return tensor.expand(len(self.rows), *tensor.shape[1:]) if len(tensor) == 1 else tensor[self.rows]
