@@ -34,9 +34,10 @@ from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What every task is studied with, as flags: the base policy is trained until more of the same brings nothing.
-COMMON = {"pretrain_steps": "1500", "rollouts": "150", "refine_rollouts": "150", "rollout.chunk_noise": "0.15",
-          "replay.rollout_frame_stride": "2", "refine_steps": "1500", "learner.refine_lr": "1.2e-3", "learner.refine_mix": "0.6,0.1,0.3",
-          "learner.self_imitation": "0.6", "learner.advantage": "0.1", "learner.value_mode": "both", "eval_episodes": "200"}
+COMMON = {"pretrain_steps": "1500", "rollouts": "150", "refine_rollouts": "250", "rollout.chunk_noise": "0.15",
+          "replay.rollout_frame_stride": "2", "refine_steps": "2000", "learner.refine_lr": "1.2e-3", "learner.refine_mix": "0.6,0.1,0.3",
+          "learner.self_imitation": "0.6", "learner.advantage": "0.1", "learner.value_mode": "both", "eval_episodes": "200",
+          "planner.spread": "0.06"}
 #: What differs from task to task.
 TASKS: dict[str, dict[str, str]] = {
     "lift": {"sim.task": "Lift"},
@@ -56,7 +57,8 @@ class Study:
     """The runs of one task and training seed. They share the first one's store, so all see the same experience."""
 
     def __init__(self, task: str, seed: int, root: Path, flags: dict[str, str]):
-        self.main = make_config(RunConfig(), None, {**COMMON, **TASKS[task], **flags, "name": f"{task}-{seed}", "root": str(root), "seed": str(seed)})
+        where = {"name": f"{task}-{seed}", "root": str(root), "seed": str(seed)}
+        self.main = make_config(RunConfig(), None, {**COMMON, **TASKS[task], **flags, **where})
 
     def outcomes(self) -> dict[str, list[int]]:
         """Run whatever is missing; success of every arm on every held-out initial state."""
