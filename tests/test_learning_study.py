@@ -56,6 +56,28 @@ def test_a_setting_out_of_range_is_one_clear_line(study, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.fixture(scope="module")
+def curves():
+    with imported_job("learning_curves") as module:
+        yield module
+
+
+def test_points_of_several_seeds_are_added_up_and_drawn(curves):
+    first = {"V(s')": [[1, 3, 10], [2, 4, 10]], "Q(s,a)": [[1, 3, 10], [2, 5, 10]]}
+    second = {"V(s')": [[1, 4, 20], [2, 9, 20]], "Q(s,a)": [[1, 4, 20], [2, 2, 20]]}
+    both = curves.joined([first, second])
+    assert both == {"V(s')": [[1, 7, 30], [2, 13, 30]], "Q(s,a)": [[1, 7, 30], [2, 7, 30]]}
+    (axis,) = curves.draw(both, "candidates", "lift, 2 training seeds").axes
+    assert [line.get_label() for line in axis.lines] == ["V(s')", "Q(s,a)"]
+    assert axis.lines[0].get_ydata() == pytest.approx([7 / 30, 13 / 30]) and [t.get_text() for t in axis.get_xticklabels()] == ["1", "2"]
+
+
+def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
+    assert curves.main(["--task", "lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]) == 1
+    assert capsys.readouterr().err.startswith("learning_curves: there is no study of lift")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, tmp_path):
     small = {"demos": 4, "pretrain_steps": 10, "rollouts": 3, "refine_steps": 10, "refine_rollouts": 2, "publish_every": 5,

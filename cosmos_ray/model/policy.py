@@ -146,6 +146,10 @@ class CosmosPolicy(nn.Module):
         """(B,) values in [-1, 1] out of generated latents."""
         return extract_value(latents[:, :, self.layout.value])
 
+    def read_future_proprio(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, p) proprioception in physical units out of generated latents."""
+        return self.proprio_scale.restore(extract(latents[:, :, self.layout.future_proprio], self.spec.proprio_dim))
+
     def read_future_images(self, latents: torch.Tensor, images: np.ndarray) -> torch.Tensor:
         """(B, cameras, H, W, 3) uint8 predicted frames, decoded on request only.
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 SCHEMA = 1  #: version of report.json
 
 
-def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None) -> dict:
+def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None = None, assessment: dict | None = None) -> dict:
     """Write ``report.json`` and ``report.html`` with the same numbers; returns them.
 
-    Without a ``trace`` (or with one that has no decision) the page has no filmstrip. ConfigError when nothing was evaluated yet,
-    StoreError when ``evaluation.json`` is damaged.
+    Without a ``trace`` (or with one that has no decision) the page has no filmstrip, without an ``assessment`` (see
+    :func:`cosmos_ray.planning.assessment.assess`) nothing on how well the network imagines and values. ConfigError when nothing was
+    evaluated yet, StoreError when ``evaluation.json`` is damaged.
     """
-    evaluation = _read_evaluation(folder)
+    evaluation = read_evaluation(folder)
     trace = trace if trace is not None and trace.steps else None
     store = folder.store()
     arms = _arms(evaluation)
@@ -47,7 +48,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None) 
         "store": contents.store_contents(store),
         "planning": diagnostics.planning(planned), "planner": next((a["planner"] for a in arms if a["planner"]), None),
         "values": diagnostics.values(acted, config.replay.gamma, config.model.chunk),
-        "imagination": diagnostics.imagination(trace) if trace else None,
+        "imagination": diagnostics.imagination(trace) if trace else None, "assessment": assessment,
         "fingerprints": _fingerprints([e for group in episodes.values() for e in group]),
         "settings": settings_table(config), "versions": versions(), "commands": commands(config)})
     page = render_page(report, trace)  # before anything is written: a page that cannot be drawn leaves the old pair in place
@@ -56,7 +57,8 @@ def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None) 
     return report
 
 
-def _read_evaluation(folder: RunFolder) -> dict:
+def read_evaluation(folder: RunFolder) -> dict:
+    """What `evaluate` wrote. ConfigError when it has not run, StoreError when its file is damaged."""
     try:
         evaluation = folder.read_json("evaluation.json")
     except json.JSONDecodeError as error:

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from cosmos_ray.report.build import write_report
+from typing import Any
+
+import torch
+
+from cosmos_ray.inference.core import load_core
+from cosmos_ray.planning.assessment import assess, recorded_chains
+from cosmos_ray.replay.schema import DamagedEpisode
+from cosmos_ray.report.build import read_evaluation, write_report
 from cosmos_ray.run import Run
 from cosmos_ray.stages.plan import plan_episode
 
+HORIZON = 3  #: chunks the world model is asked to imagine in a row
+WINDOWS = 256  #: held-out stretches that world model and value are measured on
+
 
 def report(run: Run) -> dict:
-    """Write ``report.html`` and ``report.json``, with a filmstrip of planned episode ``config.plan_seed``."""
-    trace = None
-    if (run.folder.checkpoint("refined") / "policy.json").exists():
-        trace = plan_episode(run.config, run.folder, run.config.plan_seed)
-    return write_report(run.folder, run.config, trace)
+    """Write ``report.html`` and ``report.json``, with a filmstrip of planned episode ``config.plan_seed`` and an assessment of the
+    refined network."""
+    if not (run.folder.checkpoint("refined") / "policy.json").exists():
+        return write_report(run.folder, run.config)
+    return write_report(run.folder, run.config, plan_episode(run.config, run.folder, run.config.plan_seed), assessment(run))
+
+
+def assessment(run: Run) -> dict[str, Any] | None:
+    """:func:`assess` of checkpoint ``refined`` on the evaluation episodes that ran without planning; None where they are all too short."""
+    config, store = run.config, run.folder.store()
+    torch.set_num_threads(config.inference.threads)
+    names = [name for arm in read_evaluation(run.folder)["arms"].values() if not arm["planner"] for name in arm["episode_names"]]
+    views = []
+    for name in names:
+        try:
+            views.append(store.view(name))
+        except (FileNotFoundError, DamagedEpisode):
+            continue  # the report says how many are missing
+    chains = recorded_chains(views, config.sim.cameras, config.model.chunk, HORIZON, WINDOWS, config.seed)
+    if chains is None:
+        return None
+    policy = load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu").policy
+    return assess(policy, chains, config.planner)

@@ -1,0 +1,113 @@
+"""How well a policy's world model and value function do on recorded episodes it was not trained on. No simulator, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cosmos_ray.config import PlannerConfig
+from cosmos_ray.model.injection import probability
+from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.planning.best_of_n import value_samples
+from cosmos_ray.replay.codec import decode_jpeg
+from cosmos_ray.replay.view import EpisodeView
+from cosmos_ray.report.statistics import auc
+
+MOVED = 10  #: grey levels of 255, in any colour, from which a pixel counts as moved
+ROWS = 64  #: windows of one forward pass
+
+
+@dataclass
+class Chains:
+    """M stretches of H consecutive chunks, with every state between them."""
+
+    images: np.ndarray  #: (M, H + 1, cameras, h, w, 3) uint8
+    proprio: np.ndarray  #: (M, H + 1, p) float32
+    actions: np.ndarray  #: (M, H, K, d) float32, executed
+    success: np.ndarray  #: (M,) bool, of the whole episode
+    instructions: list[str]  #: M
+
+    def __len__(self) -> int:
+        return len(self.success)
+
+
+def recorded_chains(views: Sequence[EpisodeView], cameras: Sequence[str], chunk: int, horizon: int, most: int, seed: int) -> Chains | None:
+    """Up to ``most`` chains of ``horizon`` chunks from episodes, drawn without replacement; None when no episode is long enough.
+
+    A chain begins where the frames of all its states are stored.
+    """
+    starts = []
+    for number, view in enumerate(views):
+        steps = set(view.summary.frame_steps.tolist())
+        ends = range(0, (horizon + 1) * chunk, chunk)
+        starts += [(number, t) for t in sorted(steps) if all(t + end in steps for end in ends)]
+    if not starts:
+        return None
+    chosen = np.random.default_rng(seed).permutation(len(starts))[:most]
+    images, proprio, actions = [], [], []
+    for number, t in (starts[i] for i in chosen):
+        view, states = views[number], [t + chunk * i for i in range(horizon + 1)]
+        images.append([[decode_jpeg(view.frame(camera, step)) for camera in cameras] for step in states])
+        proprio.append(view.column("proprio")[states])
+        actions.append(view.column("action")[t : t + horizon * chunk].reshape(horizon, chunk, -1))
+    of = [views[starts[i][0]] for i in chosen]
+    return Chains(np.array(images), np.array(proprio), np.array(actions), np.array([v.summary.success for v in of]),
+                  [v.instruction for v in of])
+
+
+def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig) -> dict[str, Any]:
+    """``{"windows", "successes", "values": {judgement: AUC}, "world_model": [{"horizon", frame: {...}}]}``.
+
+    AUC is of the episode's outcome, by V of the real s' and of the imagined one, and by Q(s, a). Errors of a frame are mean absolute
+    ones over the pixels that really moved (proprioception: in units of its normalised range, over all of it), of the imagined frame and of
+    copying the frame the chain began with; ``moving`` is the share of such pixels. From the second chunk on the world model sees
+    what it imagined before.
+    """
+    horizon = chains.actions.shape[1]
+    values: dict[str, list[np.ndarray]] = {"V(real s')": [], "V(imagined s')": [], "Q(s,a)": []}
+    sums = [{name: np.zeros(4) for name in ("proprioception", *policy.spec.cameras)} for _ in range(horizon)]
+    for first in range(0, len(chains), ROWS):
+        rows = slice(first, first + ROWS)
+        images, proprio = chains.images[rows], chains.proprio[rows]
+        text, seeds = policy.embed(chains.instructions[rows]), torch.arange(first, first + len(images))
+        seen, felt = images[:, 0], proprio[:, 0]
+        for step in range(horizon):
+            known = policy.current_latents(seen, felt)
+            known[:, :, policy.layout.action] = policy.action_frame(chains.actions[rows][:, step])
+            imagined = policy.imagine(known, text, seeds, planner.future_steps)
+            seen = policy.read_future_images(imagined, seen).cpu().numpy()
+            felt = policy.read_future_proprio(imagined).cpu().numpy()
+            _add_errors(sums[step], policy, seen, images[:, step + 1], images[:, 0], (felt, proprio[:, step + 1], proprio[:, 0]))
+            if step == 0:
+                real = known.clone()
+                after = policy.current_latents(images[:, 1], proprio[:, 1])
+                real[:, :, list(policy.layout.future)] = after[:, :, list(policy.layout.current)]
+                asked = ((real, SampleType.VALUE_FUTURE), (imagined, SampleType.VALUE_FUTURE), (known, SampleType.VALUE_ACTION))
+                for (latents, kind), found in zip(asked, values.values(), strict=True):
+                    samples = value_samples(policy, latents, text, seeds, planner, kind)
+                    found.append(probability(samples).mean(1).cpu().numpy())
+    return {"windows": len(chains), "successes": int(chains.success.sum()),
+            "values": {name: auc(np.concatenate(found), chains.success) for name, found in values.items()},
+            "world_model": [{"horizon": step + 1, **{name: _ratio(sums[step][name]) for name in sums[step]}} for step in range(horizon)]}
+
+
+def _add_errors(sums: dict[str, np.ndarray], policy: CosmosPolicy, imagined, real, before, vectors) -> None:
+    """Add (error, error of copying, how many, out of how many) of one batch to the sums of every frame."""
+    for camera, name in enumerate(policy.spec.cameras):
+        guess, truth, start = (x[:, camera].astype(np.float32) for x in (imagined, real, before))
+        copied = np.abs(truth - start)
+        moved = copied.max(-1) > MOVED
+        sums[name] += (np.abs(truth - guess).mean(-1)[moved].sum(), copied.mean(-1)[moved].sum(), moved.sum(), moved.size)
+    guess, truth, start = (policy.proprio_scale.normalize(torch.as_tensor(v).to(policy.device)).cpu().numpy() for v in vectors)
+    sums["proprioception"] += (np.abs(truth - guess).sum(), np.abs(truth - start).sum(), truth.size, truth.size)
+
+
+def _ratio(sums: np.ndarray) -> dict[str, float | None]:
+    error, copied, count, total = sums.tolist()
+    return {"error": error / count if count else None, "copied": copied / count if count else None,
+            "change": error / copied - 1 if copied else None, "moving": count / total}
