@@ -137,6 +137,8 @@ class LearnerConfig:
     advantage: float = option(0.0, "self_imitation takes what rollouts executed, failures and noise included, each window weighted by "
                               "exp(A / this), at most 5: A = V(s') - V(s) by the network that trains; 0 imitates successes alone, "
                               "unweighted", low=0, high=10)
+    advantage_from: float = option(0.2, "share of the stage's steps after which it does: before, the value function has seen too few "
+                                   "failures to say what was an advantage", low=0, high=1)
     value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'both' in equal parts; the planner "
                              "ranks by one of them", choices=("future", "action", "both"))
     base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",

@@ -1,6 +1,7 @@
 """The model: layout, injection, masks, sampler and the learnability of one network in three roles."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -288,6 +289,7 @@ def test_what_was_executed_weighs_by_how_much_the_value_of_the_state_rose():
 
     plain, nobody, first = loss(None, 0.0), loss(np.zeros(6, bool), 0.1), loss(np.arange(6) == 0, 0.1)
     assert plain == nobody != first
+    assert loss(np.ones(6, bool), math.inf) == 0 < loss(np.arange(6) < 5, math.inf) < plain
     whole = [loss(np.arange(6) == i, 0.1) - plain for i in range(6)]
     assert [change > 0 for change in whole] == [float(weight) > 1 for weight in weights]
     assert loss(np.ones(6, bool), 0.1) == pytest.approx(plain + sum(whole), rel=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -96,12 +97,17 @@ class LearnerCore:
         """Gradients of one batch, and the optimiser's step when they are the last it waits for; loss and errors."""
         batch = next(self.loader) if self.loader else self.source.draw()
         loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator),
-                                        advantage=self.config.advantage)
+                                        advantage=self._temperature())
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)
         self.engine.step()
         return {"loss": float(loss.detach()), **errors}
+
+    def _temperature(self) -> float:
+        """Of the advantage weights; infinite, which leaves a policy's own samples out, while the value function is too young."""
+        young = self.step_count < self.config.advantage_from * self.total_steps
+        return math.inf if self.config.advantage and young else self.config.advantage
 
     def refresh(self) -> None:
         """Take in which episodes came and went since; batches that were made ahead without knowing are made again."""

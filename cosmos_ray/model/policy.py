@@ -7,6 +7,7 @@ Pure torch. The learner trains it through :meth:`CosmosPolicy.loss`; inference q
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -230,8 +231,8 @@ class CosmosPolicy(nn.Module):
 
         Every sample draws its sigma and noise from ``generator``; ``net`` is the network to train (the DeepSpeed engine),
         this policy's own by default; ``encoded`` as in :meth:`training_latents`. With ``advantage``, the samples of ``batch.own`` are
-        weighted by :meth:`advantage_weights` at that temperature. The errors are keyed ``action``, ``future``,
-        ``value`` and averaged over the samples that carry loss there.
+        weighted by :meth:`advantage_weights` at that temperature; an infinite one leaves them out. The errors are keyed ``action``,
+        ``future``, ``value`` and averaged over the samples that carry loss there.
         """
         x0 = self.training_latents(batch, encoded)
         kinds = torch.as_tensor(batch.kinds, device=self.device)
@@ -242,7 +243,7 @@ class CosmosPolicy(nn.Module):
         samples = torch.ones(len(x0), 1, device=x0.device)
         if advantage:
             own = torch.as_tensor(batch.own, device=self.device).nonzero()[:, 0]
-            samples[own, 0] = self.advantage_weights(x0[own], text.take(own), advantage)
+            samples[own, 0] = self.advantage_weights(x0[own], text.take(own), advantage) if math.isfinite(advantage) else 0.0
         if self.spec.imagined_share:
             chosen = torch.rand(len(x0), generator=generator).to(x0) < self.spec.imagined_share
             self._imagine_some(x0, text, (chosen & (kinds == int(SampleType.VALUE_FUTURE))).nonzero()[:, 0])
