@@ -135,10 +135,10 @@ class LearnerConfig:
     self_imitation: float = option(0.0, "share of the policy samples that come from successful rollouts instead of demonstrations; what "
                                    "a rollout executed without exploration noise is imitated", low=0, high=1)
     advantage: float = option(0.0, "self_imitation takes what rollouts executed, failures and noise included, each window weighted by "
-                              "exp(A / this), at most 5: A = V(s') - V(s) by the network that trains; 0 imitates successes alone, "
-                              "unweighted", low=0, high=10)
-    advantage_from: float = option(0.2, "share of the stage's steps after which it does: before, the value function has seen too few "
-                                   "failures to say what was an advantage", low=0, high=1)
+                              "exp(A / this), at most 5: A = V(s') - V(s) by the planning network (planning_steps); 0 imitates "
+                              "successes alone, unweighted", low=0, high=10)
+    planning_mix: tuple[float, ...] = option((0.0, 0.3, 0.7), "shares of policy, world-model and value samples of the planning network",
+                                             low=0, high=1)
     value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'both' in equal parts; the planner "
                              "ranks by one of them", choices=("future", "action", "both"))
     base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",
@@ -209,6 +209,9 @@ class RunConfig:
     pretrain_steps: int = option(600, "learner steps of `pretrain`", low=1)
     rollouts: int = option(80, "rollout episodes to have in the store after `rollout`", low=0, high=500_000)
     refine_steps: int = option(600, "learner steps of `refine`", low=1)
+    planning_steps: int = option(0, "learner steps of `refine` that first train a network of its own for planning, from the base policy on "
+                                 "the rollouts there are: its world model and value judge candidates, and rollouts for learner.advantage; "
+                                 "0 leaves planning to the refined network", low=0)
     refine_rollouts: int = option(60, "further rollout episodes collected during `refine`", low=0, high=500_000)
     publish_every: int = option(50, "learner steps between weight pushes to the pool while refining", low=1)
     eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)
@@ -254,9 +257,9 @@ def check(config: Any, where: str = "") -> None:
 
 def _check_together(config: RunConfig) -> None:
     """The constraints that tie two fields together."""
-    for name in ("base_mix", "refine_mix"):
+    for name in ("base_mix", "refine_mix", "planning_mix"):
         mix = getattr(config.learner, name)
-        if (mix or name == "base_mix") and (len(mix) != 3 or abs(sum(mix) - 1) > 1e-6):
+        if (mix or name != "refine_mix") and (len(mix) != 3 or abs(sum(mix) - 1) > 1e-6):
             raise ConfigError(f"learner.{name} = {mix}: give three shares (policy, world model, value) that add up to 1")
     if config.learner.zero_stage == 3 and config.learner.ema:
         raise ConfigError("learner.ema needs whole parameters on every rank: set learner.ema to 0 with learner.zero_stage 3")
@@ -268,6 +271,8 @@ def _check_together(config: RunConfig) -> None:
                           f"{config.learner.value_mode!r} does not train: set learner.value_mode to it or to 'both'")
     if config.learner.advantage and config.learner.value_mode == "action":
         raise ConfigError("learner.advantage weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both'")
+    if config.learner.advantage and not config.planning_steps:
+        raise ConfigError("learner.advantage weighs by the value of the planning network: set planning_steps, as many as refine_steps, say")
     if config.inference.accelerate in ("graphs", "both") and not config.inference.gpus:
         raise ConfigError(f"inference.accelerate = {config.inference.accelerate!r} needs a GPU: give each inference actor one with "
                           "inference.gpus, or take 'compile'")

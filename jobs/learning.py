@@ -3,8 +3,8 @@
     python jobs/learning.py --task wide_lift --seed 0 --seed 1
 
 For every task and training seed: a base policy from demonstrations; the same compute again on demonstrations; behaviour cloning of
-demonstrations and successes; refinement, which weighs what was done by its advantage; best-of-N of the refined network by V(s') and by
-Q(s, a). All arms meet the same held-out initial states, under the same noise. What is done already is not done again. Writes
+demonstrations and successes; refinement, which weighs what was done by its advantage; best-of-N of the refined policy by V(s') and by
+Q(s, a) of the planning network. All arms meet the same held-out initial states, under the same noise. What is done already is not done again. Writes
 learning.json and learning.md under --to.
 """
 
@@ -34,14 +34,14 @@ from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What every task is studied with, as flags: the base policy is trained until more of the same brings nothing.
-COMMON = {"pretrain_steps": "1500", "rollouts": "150", "refine_rollouts": "250", "rollout.chunk_noise": "0.15",
-          "replay.rollout_frame_stride": "2", "refine_steps": "2000", "learner.refine_lr": "1.2e-3", "learner.refine_mix": "0.6,0.1,0.3",
-          "learner.self_imitation": "0.6", "learner.advantage": "0.1", "learner.value_mode": "both", "eval_episodes": "200",
-          "planner.spread": "0.06"}
+COMMON = {"pretrain_steps": "1500", "rollouts": "250", "rollout.chunk_noise": "0.3", "replay.rollout_frame_stride": "2",
+          "planning_steps": "800", "learner.value_mode": "both", "refine_steps": "1400", "refine_rollouts": "0", "learner.refine_lr": "1e-3",
+          "learner.refine_mix": "1,0,0", "learner.self_imitation": "0.7", "learner.advantage": "0.1", "planner.spread": "0.06",
+          "eval_episodes": "200"}
 #: What differs from task to task.
 TASKS: dict[str, dict[str, str]] = {
     "lift": {"sim.task": "Lift"},
-    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "20"},
+    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "12"},
     "stack": {"sim.task": "Stack"},
     "door": {"sim.task": "Door"},
     "nut": {"sim.task": "NutAssemblySquare"},
@@ -77,11 +77,12 @@ class Study:
         return out
 
     def _control(self, name: str, base: str, store: str, share: float) -> RunConfig:
-        """As many steps from the same base at the same rate and mixture, ``share`` of the policy samples from successful rollouts."""
+        """As many steps from the same base at the same rate, ``share`` of the policy samples from successful rollouts."""
         main, learner = self.main, self.main.learner
         learner = dataclasses.replace(learner, lr=learner.refine_lr, base_mix=learner.refine_mix or learner.base_mix, self_imitation=share,
                                       advantage=0.0)
-        return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=main.refine_steps, learner=learner,
+        steps = main.planning_steps + main.refine_steps
+        return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=steps, planning_steps=0, learner=learner,
                                    replay=dataclasses.replace(main.replay, store=store))
 
 

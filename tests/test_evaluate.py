@@ -154,6 +154,16 @@ def test_other_weights_are_another_arm(run):
     assert [name for name in before if before[name] == after[name]] == ["base"]
 
 
+def test_a_planning_network_judges_where_the_settings_have_one(run):
+    before = {arm.name: arm.run_key for arm in arms(run)}
+    assert all(arm.judge is None for arm in arms(changed(run, planning_steps=10)))  # it is not trained yet
+    save_policy(tiny(), run.folder.checkpoint("planning"), 2)
+    assert {arm.name: arm.run_key for arm in arms(run)} == before
+    after = arms(changed(run, planning_steps=10))
+    assert [arm.judge for arm in after] == [None, None, run.folder.checkpoint("planning")]
+    assert [arm.name for arm in after if arm.run_key != before[arm.name]] == ["refined + planning"]
+
+
 def test_only_arms_with_a_checkpoint_are_evaluated(tmp_path):
     config = RunConfig(root=str(tmp_path))
     folder = RunFolder(config)

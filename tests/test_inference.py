@@ -329,6 +329,32 @@ def test_the_pool_switches_to_another_checkpoint_whatever_its_version(shared_poo
                 InferenceCore(*load_policy(checkpoint)).answer([asked])[0])
 
 
+def test_an_actor_restarted_by_sigkill_gets_back_the_network_that_judges(local_ray, checkpoint, tmp_path):
+    judge = demo_policy()
+    torch.nn.init.normal_(judge.net.final_layer.linear.weight, std=0.2, generator=torch.Generator().manual_seed(5))
+    save_policy(judge, tmp_path / "judge", version=2)
+    planner = PlannerConfig(candidates=3)
+    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), cpus=0.5)
+    try:
+        client = PoolClient(pool.actors, LONG)
+        ask = lambda: client.result(client.submit(request(2, seed=3, planner=planner)))  # noqa: E731
+        own = ask()
+        pool.load(checkpoint, 1, tmp_path / "judge")  # the version it holds already
+        judged = ask()
+        assert np.array_equal(own.candidates, judged.candidates) and not np.array_equal(own.scores, judged.scores)
+        os.kill(pool.status()[0]["pid"], signal.SIGKILL)
+        for _ in range(600):
+            pool.repair()
+            if pool.restarts and (status := pool.status()) and status[0]["judge"]:
+                break
+            time.sleep(0.1)
+        assert pool.restarts == 1 and np.array_equal(ask().scores, judged.scores)
+        pool.load(checkpoint, 1)
+        assert np.array_equal(ask().scores, own.scores)
+    finally:
+        pool.close()
+
+
 def test_a_request_survives_sigkill_of_the_only_inference_actor(local_ray, checkpoint):
     # A batch is held back for a second, so the request is waiting in the actor when it is killed.
     pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1000.0), cpus=0.5)

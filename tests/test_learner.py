@@ -239,23 +239,6 @@ def test_training_lowers_the_loss_and_stops_at_the_last_step(alone, store):
     assert first["lr"] > last["lr"] and np.isfinite(last["grad_norm"])
 
 
-def test_own_rollouts_are_imitated_once_the_value_function_has_seen_failures(alone, store):
-    def run(root):
-        core = core_on(root, dataclasses.replace(REFINEMENT, self_imitation=0.5, weighted=True), advantage=0.1, advantage_from=0.1)
-        temperatures, loss = [], core.policy.loss
-
-        def noted(*arguments, advantage):
-            temperatures.append(advantage)
-            return loss(*arguments, advantage=advantage)
-
-        core.policy.loss = noted
-        return temperatures, losses(core, 6)
-
-    temperatures, found = alone(run, store.root)
-    assert temperatures == [float("inf")] * 4 + [0.1] * 2  # of 40 steps
-    assert np.isfinite(found).all()
-
-
 def test_a_resumed_learner_is_bit_identical_to_one_that_never_stopped(alone, store, tmp_path):
     def run(root, folder):
         whole = core_on(root)

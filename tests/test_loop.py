@@ -69,7 +69,8 @@ def test_demo_runs_every_stage(finished_run):
     assert sources[("demo", True)] == 6 and sources[("eval", False)] == 3 * (2 + 1)
     assert sum(s.source == "rollout" and s.policy_version >= 1 for s in stored(finished_run)) >= 4 + 1
     assert {row["name"] for row in metrics(finished_run, "demo")} == {"collect", "pretrain", "rollout", "refine", "evaluate"}
-    assert metrics(finished_run, "pretrain")[-1]["step"] == 30
+    assert metrics(finished_run, "pretrain")[-1]["step"] == 30 and metrics(finished_run, "planning")[-1]["step"] == 10
+    assert json.loads((finished_run / "checkpoints" / "planning" / "policy.json").read_text())["info"]["stage"] == "planning"
     assert {row["version"] for row in metrics(finished_run, "refine")} >= {1, 2, 3, 4}
     report = json.loads((finished_run / "report.json").read_text())
     evaluation = json.loads((finished_run / "evaluation.json").read_text())

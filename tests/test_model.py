@@ -1,7 +1,6 @@
 """The model: layout, injection, masks, sampler and the learnability of one network in three roles."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -278,18 +277,19 @@ def test_what_was_executed_weighs_by_how_much_the_value_of_the_state_rose():
     stayed = latents.clone()
     stayed[:, :, list(policy.layout.future)] = latents[:, :, list(policy.layout.current)]
     now = policy.evaluate(stayed, text, torch.zeros(6, dtype=torch.int64), 1, SampleType.VALUE_FUTURE)
-    weights = policy.advantage_weights(latents, text, 0.1)
+    weights = policy.advantage_weights(latents, data.instructions, 0.1)
     torch.testing.assert_close(weights, torch.exp((later - now) / 0.1).clamp(max=HEAVIEST))
-    assert weights.std() > 0.01 and torch.equal(policy.advantage_weights(stayed, text, 0.1), torch.ones(6))
-    assert policy.advantage_weights(latents, text, 1e-6).max() == HEAVIEST
+    assert weights.std() > 0.01 and torch.equal(policy.advantage_weights(stayed, data.instructions, 0.1), torch.ones(6))
+    assert policy.advantage_weights(latents, data.instructions, 1e-6).max() == HEAVIEST
+
+    learner = tiny()  # another network: the critic is not trained
 
     def loss(own, advantage):
         data.own = own
-        return policy.loss(data, torch.Generator().manual_seed(0), advantage=advantage)[0].item()
+        return learner.loss(data, torch.Generator().manual_seed(0), critic=policy, advantage=advantage)[0].item()
 
     plain, nobody, first = loss(None, 0.0), loss(np.zeros(6, bool), 0.1), loss(np.arange(6) == 0, 0.1)
     assert plain == nobody != first
-    assert loss(np.ones(6, bool), math.inf) == 0 < loss(np.arange(6) < 5, math.inf) < plain
     whole = [loss(np.arange(6) == i, 0.1) - plain for i in range(6)]
     assert [change > 0 for change in whole] == [float(weight) > 1 for weight in weights]
     assert loss(np.ones(6, bool), 0.1) == pytest.approx(plain + sum(whole), rel=1e-4)

@@ -12,7 +12,7 @@ from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.planning.aggregate import AGGREGATIONS, THRESHOLD, aggregate
-from cosmos_ray.planning.best_of_n import act_directly, plan, propose, step_ladder
+from cosmos_ray.planning.best_of_n import act_directly, plan, propose, score, step_ladder
 from tests.test_model import CAMERAS
 
 STEPS = 2
@@ -205,6 +205,24 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind)
     assert [v[:3] for v in valued] == futures * [(kind, steps, 4) for steps in (1, 2, 3, 4, 5)]
     drawn = [seed for *_, seeds in valued for seed in seeds]
     assert len(set(drawn)) == len(drawn) // 2  # no two value samples of a candidate share their noise, the two candidates do
+
+
+@pytest.mark.parametrize("value", ["future", "action"])
+def test_another_network_may_judge_the_policys_candidates(policy, value):
+    known, text, seeds = observed(policy, 2)
+    config, instructions = PlannerConfig(candidates=4, value=value), ["lift the cube 0", "lift the cube 1"]
+    judge = demo_policy()
+    for p in judge.net.parameters():
+        torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
+    alone = plan(policy, known, text, seeds, STEPS, config)
+    judged = plan(policy, known, text, seeds, STEPS, config, (judge, judge.embed(instructions)))
+    assert torch.equal(alone.candidates, judged.candidates) and not torch.equal(alone.scores, judged.scores)
+    proposals = propose(policy, known, text, seeds, STEPS, 4)
+    futures, scores = score(judge, dataclasses.replace(proposals, text=judge.embed(instructions).repeat_interleave(4)), config)
+    assert torch.equal(judged.scores, scores.view(2, 4)) and torch.equal(judged.chosen, judged.scores.argmax(1))
+    assert torch.equal(judged.latents, futures[torch.arange(2) * 4 + judged.chosen])
+    itself = plan(policy, known, text, seeds, STEPS, config, (policy, text))
+    assert torch.equal(itself.scores, alone.scores) and torch.equal(itself.actions, alone.actions)
 
 
 def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy):

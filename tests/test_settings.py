@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from cosmos_ray.cli import main
-from cosmos_ray.config import LearnerConfig, ModelConfig, RolloutConfig, RunConfig, SimConfig, check
+from cosmos_ray.config import LearnerConfig, ModelConfig, PlannerConfig, RolloutConfig, RunConfig, SimConfig, check
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.settings import FIELDS, format_value, make_config, parse_value
@@ -133,6 +133,11 @@ def test_the_defaults_and_both_ends_of_every_range_are_accepted():
     (RunConfig(rollout=RolloutConfig(execute=9), model=ModelConfig(chunk=8)), "rollout.execute = 9"),
     (RunConfig(sim=SimConfig(wrist_cameras=(), third_cameras=())), "at least one camera"),
     (RunConfig(sim=SimConfig(wrist_cameras=("a",), third_cameras=("b", "a"))), "name a camera twice"),
+    (RunConfig(learner=LearnerConfig(planning_mix=())), "learner.planning_mix"),
+    (RunConfig(learner=LearnerConfig(advantage=0.1)), "learner.advantage.*set planning_steps"),
+    (RunConfig(learner=LearnerConfig(value_mode="action", advantage=0.1), planner=PlannerConfig(value="action"), planning_steps=9),
+     "learner.advantage weighs by V"),
+    (RunConfig(planner=PlannerConfig(value="action")), "planner.value = 'action'.*or to 'both'"),
     (RunConfig(name="a/b"), "name = 'a/b'"), (RunConfig(name=".."), "name"), (RunConfig(name=""), "name"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together(config, complaint):

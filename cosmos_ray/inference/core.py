@@ -19,11 +19,14 @@ from cosmos_ray.weights import Weights, unpack
 
 
 class InferenceCore:
-    """One policy and its version. ``answer`` and ``set_weights`` must not run at the same time."""
+    """One policy and its version, and the network that judges its candidates if that is another one. ``answer`` and ``set_weights``
+    must not run at the same time."""
 
-    def __init__(self, policy: CosmosPolicy, version: int):
-        self.policy, self.version = policy.eval(), version
+    def __init__(self, policy: CosmosPolicy, version: int, judge: CosmosPolicy | None = None):
+        self.policy, self.version, self.judge = policy.eval(), version, judge and judge.eval()
         policy.serve()
+        if judge is not None:
+            judge.serve()
 
     def set_weights(self, weights: Weights) -> int:
         """Adopt newer weights (older ones are ignored, so late messages do no harm); returns the version now held."""
@@ -56,12 +59,14 @@ class InferenceCore:
         first = requests[0]
         images = np.concatenate([r.images for r in requests])
         known = self.policy.current_latents(images, np.concatenate([r.proprio for r in requests]))
-        text = self.policy.embed([i for r in requests for i in r.instructions])
+        instructions = [i for r in requests for i in r.instructions]
+        text = self.policy.embed(instructions)
         seeds = torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64))
         if first.planner is None:
             decision = act_directly(self.policy, known, text, seeds, first.steps)
         else:
-            decision = plan(self.policy, known, text, seeds, first.steps, first.planner)
+            judge = (self.judge, self.judge.embed(instructions)) if self.judge is not None else None
+            decision = plan(self.policy, known, text, seeds, first.steps, first.planner, judge)
         futures = self.policy.read_future_images(decision.latents, images) if first.decode_futures else None
         replies, start = [], 0
         for request in requests:
@@ -72,11 +77,17 @@ class InferenceCore:
         return replies
 
 
-def load_core(checkpoint: str | Path, config: InferenceConfig, device: str) -> InferenceCore:
-    """The policy of a checkpoint, ready to answer on ``device`` ("cpu" or "cuda") as ``config`` wants."""
+def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, judge: str | Path = "") -> InferenceCore:
+    """The policy of a checkpoint, ready to answer on ``device`` ("cpu" or "cuda") as ``config`` wants; ``judge`` is the checkpoint of
+    the network that judges candidates, if it is another one."""
+    policy, version = _load(checkpoint, config, device)
+    return InferenceCore(policy, version, _load(judge, config, device)[0] if judge else None)
+
+
+def _load(checkpoint: str | Path, config: InferenceConfig, device: str) -> tuple[CosmosPolicy, int]:
     half = config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
     policy, version = load_policy(checkpoint, dtype)
     policy.reference_steps = config.reference_steps
     accelerate(policy.place(device, dtype), config.accelerate)
-    return InferenceCore(policy, version)
+    return policy, version

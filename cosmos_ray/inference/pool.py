@@ -29,7 +29,7 @@ class InferencePool:
         options = {"num_cpus": cpus, "num_gpus": config.gpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
         self.actors = [InferenceActor.options(**options).remote(str(Path(checkpoint).resolve()), config) for _ in range(config.actors)]
         self.restarts = 0
-        self._current: tuple[int, ray.ObjectRef | str] | None = None
+        self._current: tuple[int, ray.ObjectRef | tuple[str, str]] | None = None  #: version, and weights or (checkpoint, judge)
         self._probes: dict[int, tuple[ray.ObjectRef | None, float]] = {}  #: actor -> status asked for, and when
         try:
             self._pids = [s["pid"] for s in ray.get([a.status.remote() for a in self.actors], timeout=START_S)]
@@ -44,9 +44,9 @@ class InferencePool:
         self._current = (weights.version, ray.put(weights))
         self._deliver(self.actors)
 
-    def load(self, checkpoint: str | Path, version: int) -> None:
-        """Switch every actor to a checkpoint (evaluation of another policy)."""
-        self._current = (version, str(Path(checkpoint).resolve()))
+    def load(self, checkpoint: str | Path, version: int, judge: str | Path = "") -> None:
+        """Switch every actor to a checkpoint (evaluation of another policy), and to the network that judges its candidates."""
+        self._current = (version, (str(Path(checkpoint).resolve()), judge and str(Path(judge).resolve())))
         self._deliver(self.actors)
 
     def repair(self) -> None:
@@ -72,10 +72,16 @@ class InferencePool:
                 self._pids[i] = status["pid"]
                 self.restarts += 1
                 logger.warning("inference actor %d was restarted", i)
-            if self._current and status["version"] != self._current[0]:
+            if self._current and (status["version"], status["judge"]) != (self._current[0], self._judge):
                 stale.append(actor)
         if stale:
             self._deliver(stale)
+
+    @property
+    def _judge(self) -> str:
+        """The network that judges candidates, which every actor ought to hold beside the policy."""
+        payload = self._current[1]
+        return payload[1] if isinstance(payload, tuple) else ""
 
     def status(self) -> list[dict]:
         """Status of the actors that answer within five seconds."""
@@ -96,7 +102,7 @@ class InferencePool:
 
     def _deliver(self, actors: list) -> None:
         version, payload = self._current
-        calls = [a.load.remote(payload) if isinstance(payload, str) else a.set_weights.remote(payload) for a in actors]
+        calls = [a.load.remote(*payload) if isinstance(payload, tuple) else a.set_weights.remote(payload) for a in actors]
         ready, late = ray.wait(calls, num_returns=len(calls), timeout=PUSH_S)
         for call in late:
             logger.warning("an inference actor has not taken policy version %d within %g s", version, PUSH_S)

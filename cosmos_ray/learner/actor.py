@@ -37,6 +37,7 @@ class LearnerTask:
     total_steps: int
     seed: int
     latents: str = ""  #: directory of the latent cache, if the config wants one
+    critic: str = ""  #: checkpoint directory of the network whose value weighs own rollouts, if the config wants them weighted
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -72,8 +73,9 @@ class LearnerActor:
         source = BatchSource(sampler, task.mixture, self.config.rows)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         latents = open_latents(policy.place(device, dtype), self.config, task.chunk, task.latents)
+        critic = load_policy(task.critic, dtype)[0].place(device, dtype).eval() if task.critic else None
         self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
-                                rank=self.rank, device=device, latents=latents)
+                                rank=self.rank, device=device, latents=latents, critic=critic)
         self.state = task.state
         if resume:
             self.core.load(self.state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -60,10 +59,12 @@ class LearnerCore:
     """
 
     def __init__(self, config: LearnerConfig, policy: CosmosPolicy, source: BatchSource, *, peak_lr: float, total_steps: int,
-                 seed: int, rank: int = 0, device: str = "cpu", latents: LatentCache | None = None):
+                 seed: int, rank: int = 0, device: str = "cpu", latents: LatentCache | None = None,
+                 critic: CosmosPolicy | None = None):
         self.config, self.source = config, source
         self.loader = PrefetchLoader(source, threads=config.loader_threads, pin=device != "cpu") if config.loader_threads else None
         self.policy = policy.place(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        self.critic = critic
         self.encoder = WindowEncoder(policy, config.latent_cache, config.latent_variants, latents)
         self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
         self.step_count = 0
@@ -97,17 +98,12 @@ class LearnerCore:
         """Gradients of one batch, and the optimiser's step when they are the last it waits for; loss and errors."""
         batch = next(self.loader) if self.loader else self.source.draw()
         loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator),
-                                        advantage=self._temperature())
+                                        critic=self.critic, advantage=self.config.advantage)
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)
         self.engine.step()
         return {"loss": float(loss.detach()), **errors}
-
-    def _temperature(self) -> float:
-        """Of the advantage weights; infinite, which leaves a policy's own samples out, while the value function is too young."""
-        young = self.step_count < self.config.advantage_from * self.total_steps
-        return math.inf if self.config.advantage and young else self.config.advantage
 
     def refresh(self) -> None:
         """Take in which episodes came and went since; batches that were made ahead without knowing are made again."""

@@ -44,6 +44,11 @@ class Mixture:
         return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False,
                    learner.self_imitation, learner.advantage > 0)
 
+    @classmethod
+    def planning(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
+        """The mixture of the network that only plans."""
+        return cls(*learner.planning_mix, VALUE_KINDS[learner.value_mode], replay.success_share, False)
+
 
 class Plan(NamedTuple):
     """A batch that was decided on but not read yet."""

@@ -7,7 +7,6 @@ Pure torch. The learner trains it through :meth:`CosmosPolicy.loss`; inference q
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -226,13 +225,14 @@ class CosmosPolicy(nn.Module):
         return torch.where(given, known, x0)
 
     def loss(self, batch: TrainingBatch, generator: torch.Generator, net: Callable | None = None,
-             encoded: torch.Tensor | None = None, advantage: float = 0.0) -> tuple[torch.Tensor, dict[str, float]]:
+             encoded: torch.Tensor | None = None, *, critic: CosmosPolicy | None = None,
+             advantage: float = 0.0) -> tuple[torch.Tensor, dict[str, float]]:
         """Training loss of one batch (method 2.2, 2.3) and the mean absolute error per kind of frame.
 
         Every sample draws its sigma and noise from ``generator``; ``net`` is the network to train (the DeepSpeed engine),
         this policy's own by default; ``encoded`` as in :meth:`training_latents`. With ``advantage``, the samples of ``batch.own`` are
-        weighted by :meth:`advantage_weights` at that temperature; an infinite one leaves them out. The errors are keyed ``action``,
-        ``future``, ``value`` and averaged over the samples that carry loss there.
+        weighted by :meth:`advantage_weights` of ``critic`` at that temperature. The errors are keyed ``action``, ``future``, ``value``
+        and averaged over the samples that carry loss there.
         """
         x0 = self.training_latents(batch, encoded)
         kinds = torch.as_tensor(batch.kinds, device=self.device)
@@ -241,9 +241,9 @@ class CosmosPolicy(nn.Module):
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         text = self.embed(batch.instructions)
         samples = torch.ones(len(x0), 1, device=x0.device)
-        if advantage:
-            own = torch.as_tensor(batch.own, device=self.device).nonzero()[:, 0]
-            samples[own, 0] = self.advantage_weights(x0[own], text.take(own), advantage) if math.isfinite(advantage) else 0.0
+        if advantage and batch.own.any():
+            own = torch.as_tensor(batch.own, device=self.device)
+            samples[own, 0] = critic.advantage_weights(x0[own], list(np.asarray(batch.instructions)[batch.own]), advantage)
         if self.spec.imagined_share:
             chosen = torch.rand(len(x0), generator=generator).to(x0) < self.spec.imagined_share
             self._imagine_some(x0, text, (chosen & (kinds == int(SampleType.VALUE_FUTURE))).nonzero()[:, 0])
@@ -273,15 +273,12 @@ class CosmosPolicy(nn.Module):
         x0[rows] = known
 
     @torch.no_grad()
-    def advantage_weights(self, x0: torch.Tensor, text: Prompts, temperature: float) -> torch.Tensor:
+    def advantage_weights(self, x0: torch.Tensor, instructions: Sequence[str], temperature: float) -> torch.Tensor:
         """(B,) weights exp(A / temperature), at most ``HEAVIEST``, of windows x0 (B, C, T, h, w); A = V(s') - V(s) in units of the value
-        target, by this network as it stands: advantage-weighted regression (arXiv 1910.00177) with the future's value for the return.
-
-        The network runs for no rows too, as in :meth:`_imagine_some`.
-        """
+        target, by this network: advantage-weighted regression (arXiv 1910.00177) with the future's value for the return."""
         before = x0.clone()
         before[:, :, list(self.layout.future)] = x0[:, :, list(self.layout.current)]
-        latents = self._expected(SampleType.VALUE_FUTURE, torch.cat((before, x0)), text.repeat(2))
+        latents = self._expected(SampleType.VALUE_FUTURE, torch.cat((before, x0)), self.embed(instructions).repeat(2))
         now, later = self.read_value(latents).clamp(-1, 1).chunk(2)
         return ((later - now) / temperature).exp().clamp(max=HEAVIEST)
 

@@ -13,8 +13,8 @@ from cosmos_ray.config import RunConfig
 class OracleActor:
     """One process with a simulator and a policy. Its answers depend on nothing but what is asked, so a lost one is asked again."""
 
-    def __init__(self, config: RunConfig, checkpoint: str):
-        self._config, self._checkpoint, self._core = config, checkpoint, None
+    def __init__(self, config: RunConfig, checkpoint: str, critic: str = ""):
+        self._config, self._checkpoint, self._critic, self._core = config, checkpoint, critic, None
 
     def play(self, arm: str, indices: list[int]) -> list[dict[str, Any]]:
         """See :meth:`OracleCore.play`."""
@@ -31,5 +31,5 @@ class OracleActor:
             from cosmos_ray.oracle.core import OracleCore
 
             torch.set_num_threads(self._config.inference.threads)
-            self._core = OracleCore(self._config, self._checkpoint)
+            self._core = OracleCore(self._config, self._checkpoint, self._critic)
         return self._core

@@ -19,13 +19,17 @@ PROBED = 0.25  #: share of the policy's decisions at which every candidate is ju
 
 
 class OracleCore:
-    """One simulator and one policy. Episode ``index`` has the initial state and the noise it has in ``evaluate``."""
+    """One simulator and one policy; ``critic`` is the checkpoint of the network that judges candidates, if it is another one.
 
-    def __init__(self, config: RunConfig, checkpoint: str):
+    Episode ``index`` has the initial state and the noise it has in ``evaluate``.
+    """
+
+    def __init__(self, config: RunConfig, checkpoint: str, critic: str = ""):
         self.config = config
-        policy = load_core(checkpoint, config.inference, "cuda" if config.inference.gpus else "cpu").policy
+        core = load_core(checkpoint, config.inference, "cuda" if config.inference.gpus else "cpu", critic)
         simulator = Simulator(Environment(config.sim), config.rollout.execute)
-        self.judge = Judge(policy, simulator, config.planner, steps=config.inference.steps, gamma=config.replay.gamma)
+        self.judge = Judge(core.policy, simulator, config.planner, steps=config.inference.steps, gamma=config.replay.gamma,
+                           critic=core.judge)
 
     def play(self, arm: str, indices: list[int]) -> list[dict[str, Any]]:
         """Whether ``arm`` succeeds in each episode: {arm, index, success, steps}."""

@@ -10,6 +10,7 @@ import torch
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.model.injection import probability
 from cosmos_ray.model.policy import CosmosPolicy, TrainingBatch
+from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.planning.aggregate import aggregate
@@ -33,9 +34,12 @@ class Judge:
     Args:
         steps: network evaluations per proposed chunk.
         gamma: discount of returns per control step.
+        critic: the network that imagines and values candidates, the policy itself by default.
     """
 
-    def __init__(self, policy: CosmosPolicy, simulator: Simulator, planner: PlannerConfig, *, steps: int, gamma: float):
+    def __init__(self, policy: CosmosPolicy, simulator: Simulator, planner: PlannerConfig, *, steps: int, gamma: float,
+                 critic: CosmosPolicy | None = None):
+        self.critic = critic or policy
         self.policy, self.simulator, self.planner, self.steps, self.gamma = policy, simulator, planner, steps, gamma
 
     def propose(self, branches: list[Branch], n: int | None = None) -> Proposals:
@@ -52,7 +56,8 @@ class Judge:
 
     def imagined_values(self, proposals: Proposals, value: str = "future") -> np.ndarray:
         """(B*N,) the planner's own scores, in [0, 1]: V(s') or, with ``"action"``, Q(s, a)."""
-        return score(self.policy, proposals, dataclasses.replace(self.planner, value=value))[1].cpu().numpy()
+        proposals = dataclasses.replace(proposals, text=self._prompts(len(proposals.seeds)))
+        return score(self.critic, proposals, dataclasses.replace(self.planner, value=value))[1].cpu().numpy()
 
     def true_future_values(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> np.ndarray:
         """(B*N,) the learned value of what every candidate really leads to, in [0, 1]."""
@@ -63,9 +68,13 @@ class Judge:
             actions=proposals.actions.cpu().numpy(),
             value=np.zeros(len(outcomes), np.float32), instructions=[self.simulator.instruction] * len(outcomes),
             kinds=np.full(len(outcomes), int(SampleType.VALUE_FUTURE)))
-        latents = self.policy.training_latents(window)
-        values = value_samples(self.policy, latents, proposals.text, proposals.seeds, self.planner, SampleType.VALUE_FUTURE)
+        latents, text = self.critic.training_latents(window), self._prompts(len(outcomes))
+        values = value_samples(self.critic, latents, text, proposals.seeds, self.planner, SampleType.VALUE_FUTURE)
         return aggregate(probability(values), self.planner.aggregate).cpu().numpy()
+
+    def _prompts(self, rows: int) -> Prompts:
+        """The instruction as the critic attends to it, ``rows`` times."""
+        return self.critic.embed([self.simulator.instruction] * rows)
 
     def returns(self, outcomes: list[Branch], began: np.ndarray) -> np.ndarray:
         """(rows,) what the policy gets when it goes on alone: gamma to the control steps from ``began`` (rows,) to success, 0 for

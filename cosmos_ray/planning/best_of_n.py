@@ -6,6 +6,7 @@ futures. Candidate 0 keeps the caller's seed, so with N = 1 this is the policy i
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
@@ -76,18 +77,22 @@ def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: tor
     return Proposals(latents, actions, text, seeds)
 
 
-def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig) -> Decision:
+def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig,
+         judge: tuple[CosmosPolicy, Prompts] | None = None) -> Decision:
     """Choose among ``config.candidates`` chunks per observation.
 
     Args:
         known: (B, C, T, h, w) current latents; text B rows of prompts; seeds (B,) int64 one per observation.
         steps: network evaluations per proposed chunk.
+        judge: the network that imagines and values the candidates, with its own B rows of prompts; the policy itself by default. Both
+            must have one tokenizer and one normalisation.
 
     Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action".
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
-    futures, scores = score(policy, proposals, config)
+    judging, prompts = judge or (policy, text)
+    futures, scores = score(judging, dataclasses.replace(proposals, text=prompts.repeat_interleave(n)), config)
     scores = scores.view(b, n)
     chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties
     pick = torch.arange(b) * n + chosen

@@ -50,7 +50,8 @@ def _draw_states(axis, arms: list[dict], colours: list[str]) -> None:
 def draw_training(curves: dict[str, dict]) -> Figure:
     """Loss and error per frame kind of each training stage."""
     figure, axes = style.figure(WIDTH, 0.4 + 2.15 * len(curves), len(curves), 2)
-    titles = {"pretrain": "Pretraining on demonstrations", "refine": "Refinement on demonstrations and rollouts"}
+    titles = {"pretrain": "Pretraining on demonstrations", "planning": "Planning network on rollouts",
+              "refine": "Refinement on demonstrations and rollouts"}
     for i, (stage, curve) in enumerate(curves.items()):
         loss, errors = axes[2 * i], axes[2 * i + 1]
         _line(loss, curve, "loss", style.INK)

@@ -55,7 +55,7 @@ def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
     A resumed stage logs some steps twice: the later row counts. Long curves are thinned to MAX_POINTS.
     """
     curves = {}
-    for stage in ("pretrain", "refine"):
+    for stage in ("pretrain", "planning", "refine"):
         by_step = {row["step"]: row for row in folder.metrics(stage) if _number(row.get("step")) is not None}
         rows = [by_step[step] for step in sorted(by_step)]
         stride = -(-len(rows) // MAX_POINTS) or 1

@@ -21,7 +21,7 @@ from cosmos_ray.remote import own_error
 from cosmos_ray.replay.files import append_line
 from cosmos_ray.report.audit_page import write_audit_page
 from cosmos_ray.run import Run
-from cosmos_ray.stages.evaluate import check_held_out, settings_digest
+from cosmos_ray.stages.evaluate import check_held_out, planning_network, settings_digest
 
 TOGETHER = 3  #: episodes that share their batches, so that the last tasks of an arm are not long
 
@@ -41,10 +41,11 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str
     if not (path / "policy.json").exists():
         raise ConfigError(f"there is no policy {checkpoint!r} in {path.parent}: run `pretrain` (base) or `refine` (refined) first")
     check_held_out(run, run.folder.store())
-    answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{settings_digest(run, path, config.planner)}.jsonl")
+    judge = planning_network(run) if checkpoint == "refined" else None
+    answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{settings_digest(run, path, config.planner, judge)}.jsonl")
     todo = [("play", arm, i) for arm in ARMS for i in range(config.eval_episodes)]
     todo += [("probe", "", i) for i in range(min(probes, config.eval_episodes))]
-    _play(run, str(path), answers, [task for task in todo if task not in answers.known])
+    _play(run, str(path), str(judge or ""), answers, [task for task in todo if task not in answers.known])
     asked = set(todo)
     result = shares([row for task, rows in answers.known.items() if task in asked and task[0] == "play" for row in rows],
                     [row for task, rows in answers.known.items() if task in asked and task[0] == "probe" for row in rows])
@@ -74,7 +75,7 @@ class _Answers:
         self.known[task] = rows
 
 
-def _play(run: Run, checkpoint: str, answers: _Answers, todo: list[tuple[str, str, int]]) -> None:
+def _play(run: Run, checkpoint: str, critic: str, answers: _Answers, todo: list[tuple[str, str, int]]) -> None:
     """Have actors work through ``todo``, a few episodes of one arm at a time."""
     if not todo:
         return
@@ -82,7 +83,7 @@ def _play(run: Run, checkpoint: str, answers: _Answers, todo: list[tuple[str, st
     count = min(len(queue), max(run.config.rollout.workers, 1))
     options = {"num_cpus": run.cpu_share(count), "num_gpus": run.config.inference.gpus,
                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(run.config.inference.threads)}}}
-    actors = [OracleActor.options(**options).remote(run.config, checkpoint) for _ in range(count)]
+    actors = [OracleActor.options(**options).remote(run.config, checkpoint, critic) for _ in range(count)]
     progress, done, pending = run.progress("audit", len(todo), unit="episodes"), 0, {}
     try:
         while queue or pending:

@@ -37,6 +37,7 @@ class Arm:
     checkpoint: Path
     version: int
     planner: PlannerConfig | None
+    judge: Path | None  #: checkpoint of the network that judges candidates, where it is not the policy
     run_key: str  #: the ``run`` part of its episode keys: run, arm and digest
 
 
@@ -50,11 +51,18 @@ def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
     for name, (checkpoint, plans) in ARMS.items():
         path, planner = run.folder.checkpoint(checkpoint), run.config.planner if plans else None
         if (path / "policy.json").exists() and name in (only or ARMS):
-            key = f"{run.config.name}:{name}:{settings_digest(run, path, planner)}"
-            out.append(Arm(name, path, read_description(path)[1], planner, key))
+            judge = planning_network(run) if plans else None
+            key = f"{run.config.name}:{name}:{settings_digest(run, path, planner, judge)}"
+            out.append(Arm(name, path, read_description(path)[1], planner, judge, key))
     if not out:
         raise ConfigError(f"there is no policy to evaluate in {run.folder.path / 'checkpoints'}: run `pretrain` first")
     return out
+
+
+def planning_network(run: Run) -> Path | None:
+    """The checkpoint of the network that only plans, if the run's settings have one and it is trained."""
+    path = run.folder.checkpoint("planning")
+    return path if run.config.planning_steps and (path / "policy.json").exists() else None
 
 
 def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
@@ -82,7 +90,7 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
             fleet = start_fleet(run, pool, cpus)
             progress, done = run.progress("evaluate", total, unit="episodes"), 0
             for arm, tickets in todo.items():
-                pool.load(arm.checkpoint, arm.version)
+                pool.load(arm.checkpoint, arm.version, arm.judge or "")
                 fleet.submit(tickets)
                 ran = wins = 0
                 while fleet.outstanding:
@@ -149,18 +157,24 @@ def _pairs(table: dict) -> list[dict]:
     return [{"arm": other, "against": first, **paired(table[other]["outcomes"], table[first]["outcomes"])} for other in others]
 
 
-def settings_digest(run: Run, checkpoint: Path, planner: PlannerConfig | None) -> str:
+def settings_digest(run: Run, checkpoint: Path, planner: PlannerConfig | None, judge: Path | None = None) -> str:
     """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
     config, inference = run.config, run.config.inference
-    file = checkpoint / "model.safetensors"
-    settings = {"weights": _hash(file, file.stat().st_mtime_ns), "planner": dataclasses.asdict(planner) if planner else None,
+    settings = {"weights": _hash(checkpoint), "planner": dataclasses.asdict(planner) if planner else None,
                 "sampler": [inference.steps, inference.reference_steps, inference.precision, inference.accelerate],
                 "execute": config.rollout.execute, "sim": dataclasses.asdict(config.sim)}
+    if judge is not None:
+        settings["judge"] = _hash(judge)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def _hash(checkpoint: Path) -> str:
+    file = checkpoint / "model.safetensors"
+    return _hash_file(file, file.stat().st_mtime_ns)
+
+
 @functools.lru_cache
-def _hash(file: Path, changed: int) -> str:
+def _hash_file(file: Path, changed: int) -> str:
     """SHA-256 of a file, computed once per change."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,13 +37,13 @@ class PlanTrace:
     values: list[float] = field(default_factory=list)  #: the policy's own value of the chosen chunk, in [-1, 1]
 
 
-def plan_episode(config: RunConfig, folder: RunFolder, index: int, checkpoint: str = "refined") -> PlanTrace:
+def plan_episode(config: RunConfig, folder: RunFolder, index: int, checkpoint: str = "refined", judge: str | Path = "") -> PlanTrace:
     """Run held-out episode ``index`` with best-of-N in this process and keep everything.
 
     Uses one thread and the evaluation's noise, so it is the very episode that `evaluate` stored for the planning arm.
     """
     torch.set_num_threads(config.inference.threads)
-    client = LocalClient(load_core(folder.checkpoint(checkpoint), config.inference, "cuda" if config.inference.gpus else "cpu"))
+    client = LocalClient(load_core(folder.checkpoint(checkpoint), config.inference, "cuda" if config.inference.gpus else "cpu", judge))
     env = Environment(config.sim)
     seed = state_seed("eval", config.seed, index)
     trajectory = start(env, seed)

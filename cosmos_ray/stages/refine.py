@@ -20,7 +20,7 @@ from cosmos_ray.replay.limiter import SamplesPerInsert, resume_counters, steps_s
 from cosmos_ray.rollout.ticket import own_rollouts
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import rollout_ticket, start_fleet
-from cosmos_ray.stages.training import start_learner
+from cosmos_ray.stages.training import start_learner, train_alone
 
 BURST = 10  #: learner steps per call: short, so that pacing and pushes are prompt
 
@@ -33,10 +33,10 @@ def refine(run: Run) -> dict:
         _, version, info = read_description(target)
         if info["step"] >= config.refine_steps and info["base_version"] == base_version:
             return {"steps": config.refine_steps, "new": 0, "version": version}
+    train_planning_network(run, base_version)
     store = run.folder.store()
     before = own_rollouts(store, config.name, config.sim.task)
-    acted = any(s.source == "rollout" and s.policy_version >= 0 and s.task == config.sim.task for s in store.summaries())
-    if not acted and not config.refine_rollouts:
+    if not acted(run) and not config.refine_rollouts:
         raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
     actors = config.rollout.workers + config.inference.actors
     cpus = run.cpu_share(config.learner.world_size + actors)
@@ -48,7 +48,8 @@ def refine(run: Run) -> dict:
         settings = dataclasses.replace(config.learner, warmup=config.learner.refine_warmup or config.learner.warmup,
                                        cycle=config.learner.refine_cycle or config.learner.cycle)
         learner = start_learner(run, settings, f"refined_from_{base_version}", "base", mixture, config.learner.refine_lr,
-                                config.refine_steps, actors_beside=actors)
+                                config.refine_steps, actors_beside=actors,
+                                critic="planning" if config.learner.advantage else "")
         loop = _RefineLoop(run, pool, fleet, learner,
                            mean_length=sum(s.length for s in before) / len(before) if before else 50.0)
         result = loop.run_to_end()
@@ -63,6 +64,30 @@ def refine(run: Run) -> dict:
                 part.close()
     run.tracker.log("refine_result", **result)
     return result
+
+
+def train_planning_network(run: Run, base_version: int) -> None:
+    """Train checkpoint ``planning`` from ``base`` for ``config.planning_steps`` steps, as the paper keeps a planning model beside the
+    policy; continues an interrupted training."""
+    config, target, total = run.config, run.folder.checkpoint("planning"), run.config.planning_steps
+    if not total:
+        return
+    if target.exists():
+        info = read_description(target)[2]
+        if info["step"] >= total and info["base_version"] == base_version:
+            return
+    if not acted(run):
+        raise ConfigError("there is no rollout to train the planning network on: run `rollout` first")
+    mixture = Mixture.planning(config.learner, config.replay)
+    learner = start_learner(run, config.learner, f"planning_from_{base_version}", "base", mixture, config.learner.refine_lr, total,
+                            actors_beside=0)
+    train_alone(run, "planning", learner, total, "planning", {"base_version": base_version})
+
+
+def acted(run: Run) -> bool:
+    """Whether the store holds a rollout of a policy on the run's task."""
+    task = run.config.sim.task
+    return any(s.source == "rollout" and s.policy_version >= 0 and s.task == task for s in run.folder.store().summaries())
 
 
 class _RefineLoop:

@@ -11,6 +11,7 @@ from cosmos_ray.planning.assessment import assess, recorded_chains
 from cosmos_ray.replay.schema import DamagedEpisode
 from cosmos_ray.report.build import read_evaluation, write_report
 from cosmos_ray.run import Run
+from cosmos_ray.stages.evaluate import planning_network
 from cosmos_ray.stages.plan import plan_episode
 
 HORIZON = 3  #: chunks the world model is asked to imagine in a row
@@ -19,14 +20,15 @@ WINDOWS = 256  #: held-out stretches that world model and value are measured on
 
 def report(run: Run) -> dict:
     """Write ``report.html`` and ``report.json``, with a filmstrip of planned episode ``config.plan_seed`` and an assessment of the
-    refined network."""
+    network that judges its candidates."""
     if not (run.folder.checkpoint("refined") / "policy.json").exists():
         return write_report(run.folder, run.config)
-    return write_report(run.folder, run.config, plan_episode(run.config, run.folder, run.config.plan_seed), assessment(run))
+    trace = plan_episode(run.config, run.folder, run.config.plan_seed, judge=planning_network(run) or "")
+    return write_report(run.folder, run.config, trace, assessment(run))
 
 
 def assessment(run: Run) -> dict[str, Any] | None:
-    """:func:`assess` of checkpoint ``refined`` on the evaluation episodes that ran without planning; None where they are all too short."""
+    """:func:`assess` of the network that judges candidates, on the evaluation episodes without planning; None where all are too short."""
     config, store = run.config, run.folder.store()
     torch.set_num_threads(config.inference.threads)
     names = [name for arm in read_evaluation(run.folder)["arms"].values() if not arm["planner"] for name in arm["episode_names"]]
@@ -39,5 +41,5 @@ def assessment(run: Run) -> dict[str, Any] | None:
     chains = recorded_chains(views, config.sim.cameras, config.model.chunk, HORIZON, WINDOWS, config.seed)
     if chains is None:
         return None
-    policy = load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu").policy
-    return assess(policy, chains, config.planner)
+    judge = planning_network(run) or run.folder.checkpoint("refined")
+    return assess(load_core(judge, config.inference, "cuda" if config.inference.gpus else "cpu").policy, chains, config.planner)

@@ -18,6 +18,7 @@ from cosmos_ray.replay.statistics import dataset_statistics
 from cosmos_ray.run import Run
 from cosmos_ray.sim import tasks
 
+BURST = 25  #: learner steps between two progress updates while nobody acts
 FIT_FRAMES = 512  #: frames the tokenizer is fitted on
 NARROWEST = 0.1  #: smallest range (metres, or of a quaternion) that proprioception is scaled from, in the tiny preset
 
@@ -48,16 +49,38 @@ def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low - more, high + more
 
 
+def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target: str, info: dict) -> dict:
+    """Train ``learner`` to step ``total`` and write checkpoint ``target``, while nobody acts. An interrupt keeps what was learned."""
+    every = run.config.learner.checkpoint_every
+    try:
+        first, metrics = learner.step, {"loss": float("nan")}
+        progress = run.progress(stage, total, first, "steps")
+        while learner.step < total:
+            metrics = learner.finish_training(learner.begin_training(min(BURST, total - learner.step)))
+            run.tracker.log(stage, **metrics)
+            progress.update(learner.step, f"loss {metrics['loss']:.3f}  action error {metrics['action']:.3f}")
+            if learner.step % every < BURST and learner.step < total:
+                learner.save()
+        learner.export(run.folder.checkpoint(target), run.folder.next_version(), {"stage": stage, **info})
+        progress.finish(learner.step, f"loss {metrics['loss']:.3f}")
+    except KeyboardInterrupt:
+        learner.save()  # queued behind the burst that is running: nothing learned is lost
+        raise
+    finally:
+        learner.close()
+    return {"steps": learner.step, "new": learner.step - first, "loss": metrics["loss"]}
+
+
 def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
-                  actors_beside: int) -> LearnerGroup:
+                  actors_beside: int, critic: str = "") -> LearnerGroup:
     """Start the learner ranks of stage ``name`` from checkpoint ``policy``, resuming if the stage was interrupted.
 
-    ``actors_beside`` is how many other actors share the machine's cores.
+    ``actors_beside`` is how many other actors share the machine's cores; ``critic`` the checkpoint whose value weighs own rollouts.
     """
     config = run.config
     task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
-                       seed=config.seed, latents=str(run.folder.latents))
+                       seed=config.seed, latents=str(run.folder.latents), critic=str(run.folder.checkpoint(critic)) if critic else "")
     ranks = learner.world_size
     threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
     return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, _gpus(run, learner, actors_beside > 0), resume=True)
