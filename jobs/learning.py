@@ -35,9 +35,9 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What every task is studied with, as flags: the base policy is trained until more of the same brings nothing.
 COMMON = {"pretrain_steps": "1500", "rollouts": "250", "rollout.chunk_noise": "0.3", "replay.rollout_frame_stride": "2",
-          "planning_steps": "800", "learner.value_mode": "both", "refine_steps": "1400",
-          "refine_rollouts": "0", "learner.refine_lr": "1e-3", "learner.refine_mix": "1,0,0", "learner.self_imitation": "0.7", "learner.advantage": "0.1", "planner.spread": "0.06",
-          "eval_episodes": "200"}
+          "planning_steps": "800", "learner.value_mode": "both", "refine_steps": "1400", "refine_rollouts": "0",
+          "learner.refine_lr": "1e-3", "learner.refine_mix": "1,0,0", "learner.self_imitation": "0.7", "learner.advantage": "0.1",
+          "planner.spread": "0.06", "eval_episodes": "200"}
 #: What differs from task to task.
 TASKS: dict[str, dict[str, str]] = {
     "lift": {"sim.task": "Lift"},
