@@ -34,7 +34,6 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 CANDIDATES = (1, 2, 4, 8, 16)
 ROLLOUTS = (50, 100, 200, 500)
-FROM_BASE = 0.375  #: of the rollouts, those of the base policy; the others are collected while refining, as in the study
 
 Curve = dict[str, list[list[int]]]  #: name of a line -> points [x, successes, episodes]
 
@@ -52,12 +51,11 @@ def over_candidates(main: RunConfig) -> Curve:
 
 
 def over_rollouts(main: RunConfig) -> Curve:
-    """The study's base policy, refined with as many steps on fewer or more rollouts."""
+    """The study's base policy, refined with as many steps on fewer or more of its rollouts."""
     lines: Curve = {"refined": [], "refined + V(s')": []}
     base = Path(main.root) / main.name / "checkpoints" / "base"
     for n in ROLLOUTS:
-        first = round(FROM_BASE * n)
-        config = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=first, refine_rollouts=n - first)
+        config = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n, refine_rollouts=0)
         with open_run(config) as run:
             collect(run)
             _adopt(run, base)
