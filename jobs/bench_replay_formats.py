@@ -246,8 +246,9 @@ class Lance:
 
 # ---------------------------------------------------------------- LeRobot v3
 
-#: The encoder options LeRobot sets: a key frame every second frame, constant quality 30, and the default codec's preset.
-VIDEO = {"libsvtav1": {"g": "2", "crf": "30", "preset": "12"}, "h264": {"g": "2", "crf": "30"}}
+#: The encoder options LeRobot sets: a key frame every second frame, constant quality 30, and the default codec's preset. One worker thread
+#: for AV1: with many, on a busy machine, the container once refused a packet.
+VIDEO = {"libsvtav1": {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "lp=1"}, "h264": {"g": "2", "crf": "30"}}
 
 
 def write_lerobot(folder: Path, episodes: list[Episode], size: int, codec: str, progress=lambda text: None) -> None:

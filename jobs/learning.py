@@ -102,7 +102,8 @@ def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
         arms[arm] = {"successes": int(won.sum()), "episodes": len(won), "low": low, "high": high,
                      "by_seed": [int(sum(o[arm])) for o in outcomes]}
     pairs = {}
-    for arm, other in [(a, BASE) for a in ARMS[1:]] + [(FUTURE, COMPUTE), (FUTURE, CLONED), (FUTURE, REFINED), (FUTURE, ACTION)]:
+    for arm, other in [(a, BASE) for a in ARMS[1:]] + [
+            (REFINED, COMPUTE), (REFINED, CLONED), (FUTURE, COMPUTE), (FUTURE, CLONED), (FUTURE, REFINED), (FUTURE, ACTION)]:
         if arm in joined and other in joined:
             pairs[f"{arm} over {other}"] = paired_with_interval(joined[arm], joined[other])
     return {"arms": arms, "pairs": pairs}
