@@ -140,7 +140,9 @@ def test_self_imitation_reaches_both_mixtures_and_waits_for_a_success(tmp_path):
 
 
 def test_weighted_imitation_takes_failures_too_and_what_was_executed(store, tmp_path):
-    mixture = Mixture.refinement(LearnerConfig(self_imitation=0.5, advantage=0.1), ReplayConfig(), "tiny")
+    config = LearnerConfig(self_imitation=0.5, advantage=0.1)
+    assert not Mixture.base(config, ReplayConfig()).weighted and not Mixture.planning(config, ReplayConfig()).weighted  # no critic yet
+    mixture = Mixture.refinement(config, ReplayConfig(), "tiny")
     mixture = dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0)
     drawn = source(store, mixture, 12)
     assert Ledger(drawn).run(2).strata == {"demo": 12, "success": 6, "failure": 6}

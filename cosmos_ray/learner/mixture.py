@@ -36,7 +36,7 @@ class Mixture:
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
         return cls(*learner.base_mix, VALUE_KINDS[learner.base_value or learner.value_mode], replay.success_share, True,
-                   learner.self_imitation, learner.advantage > 0)
+                   learner.self_imitation)
 
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
