@@ -271,6 +271,11 @@ def _check_together(config: RunConfig) -> None:
                           f"{config.learner.value_mode!r} does not train: set learner.value_mode to it or to 'both'")
     if config.learner.advantage and config.learner.value_mode == "action":
         raise ConfigError("learner.advantage weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both'")
+    if config.learner.advantage and not (config.learner.self_imitation and config.learner.planning_mix[2]):
+        raise ConfigError("learner.advantage weighs the policy samples of learner.self_imitation by a value that learner.planning_mix "
+                          "trains: neither may be 0")
+    if config.learner.advantage and not (config.model.top_share if config.model.top_share >= 0 else config.model.preset == "tiny"):
+        raise ConfigError("learner.advantage asks for a value in one evaluation, which model.top_share trains: set it above 0 (0.7, say)")
     if config.learner.advantage and not config.planning_steps:
         raise ConfigError("learner.advantage weighs by the value of the planning network: set planning_steps, as many as refine_steps, say")
     if config.inference.accelerate in ("graphs", "both") and not config.inference.gpus:

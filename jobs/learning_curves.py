@@ -131,8 +131,7 @@ def _studied(task: str, seed: int, root: Path) -> RunConfig:
     if not (folder / "checkpoints" / "refined" / "policy.json").exists():
         raise ConfigError(f"there is no study of {task} with training seed {seed} in {root}: run `python jobs/learning.py --task {task} "
                           f"--seed {seed} --root {root}` first")
-    kept = stored_config(main)
-    return dataclasses.replace(kept, planner=dataclasses.replace(kept.planner, value="future"))  # the study's last arm ranked by Q(s, a)
+    return dataclasses.replace(stored_config(main), planner=main.planner)  # the run was last used with another number of candidates
 
 
 def run_curves(options: argparse.Namespace) -> None:

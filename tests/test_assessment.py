@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from cosmos_ray.config import PlannerConfig
+from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.planning.assessment import Chains, assess, recorded_chains
 from cosmos_ray.replay.store import ReplayStore
 from tests.test_model import CAMERAS, tiny
 from tests.test_replay_episode import make_episode
 
 HORIZON, CHUNK = 2, 8
+ALL = (SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION)
 
 
 def chains(n: int = 6, move: int = 60) -> Chains:
@@ -44,7 +46,7 @@ def test_chains_are_stretches_whose_states_are_all_stored(tmp_path):
 
 
 def test_a_world_model_that_predicts_no_change_is_as_good_as_copying():
-    result = assess(tiny(), chains(), PlannerConfig())  # fresh weights add nothing to the current frame
+    result = assess(tiny(), chains(), PlannerConfig(), ALL)  # fresh weights add nothing to the current frame
     for step, row in enumerate(result["world_model"], 1):
         assert row["horizon"] == step and row["proprioception"]["change"] == pytest.approx(0, abs=1e-5)
         for camera in CAMERAS:  # but for what the tokenizer loses
@@ -67,17 +69,22 @@ def test_a_world_model_that_is_right_has_no_error_in_proprioception():
 
     policy.imagine = imagine
     torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
-    result = assess(policy, data, PlannerConfig())
+    result = assess(policy, data, PlannerConfig(), ALL)
     assert [row["proprioception"]["change"] for row in result["world_model"]] == pytest.approx([-1, -1], abs=1e-5)
     assert result["values"]["V(imagined s')"] == result["values"]["V(real s')"]
 
 
 def test_where_nothing_moves_there_is_no_ratio():
-    row = assess(tiny(), chains(move=0), PlannerConfig())["world_model"][0]
+    row = assess(tiny(), chains(move=0), PlannerConfig(), ALL)["world_model"][0]
     assert row["wrist"] == {"error": None, "copied": None, "change": None, "moving": 0.0}
 
 
 def test_outcomes_that_are_all_alike_have_no_auc():
     data = chains()
     data.success[:] = True
-    assert set(assess(tiny(), data, PlannerConfig())["values"].values()) == {None}
+    assert set(assess(tiny(), data, PlannerConfig(), ALL)["values"].values()) == {None}
+
+
+def test_only_values_that_were_trained_are_reported():
+    assert set(assess(tiny(), chains(), PlannerConfig(), ALL[:1])["values"]) == {"V(real s')", "V(imagined s')"}
+    assert set(assess(tiny(), chains(), PlannerConfig(), ALL[1:])["values"]) == {"Q(s,a)"}

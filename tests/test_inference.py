@@ -1,6 +1,7 @@
 """The shared inference pool: batching, versions, and answers that survive the death of the actor."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import threading
@@ -327,6 +328,16 @@ def test_the_pool_switches_to_another_checkpoint_whatever_its_version(shared_poo
     asked = request(version=1)
     assert_same(PoolClient(shared_pool.actors, LONG).result(PoolClient(shared_pool.actors, LONG).submit(asked)),
                 InferenceCore(*load_policy(checkpoint)).answer([asked])[0])
+
+
+def test_a_request_that_wants_another_judge_is_not_answered_by_the_policy_itself(policy):
+    core = InferenceCore(policy, 3)
+    wanted = request(1, planner=PlannerConfig(candidates=2), version=3, judge="/somewhere/planning")
+    (refused,) = core.answer([wanted])
+    assert isinstance(refused, WrongVersion) and "/somewhere/planning was asked to judge, this actor holds no other network" in str(refused)
+    judged = InferenceCore(policy, 3, demo_policy(), "/somewhere/planning")
+    answered, other = judged.answer([wanted, dataclasses.replace(wanted, judge="")])
+    assert answered.version == 3 and "the policy itself was asked to judge" in str(other)
 
 
 def test_an_actor_restarted_by_sigkill_gets_back_the_network_that_judges(local_ray, checkpoint, tmp_path):

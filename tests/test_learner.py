@@ -139,6 +139,13 @@ def test_self_imitation_reaches_both_mixtures_and_waits_for_a_success(tmp_path):
     assert ledger.run(2).strata == {"demo": 30, "success": 10}
 
 
+def test_a_stream_of_another_mixture_begins_owing_nothing(store):
+    state = source(store, BASE, 16).state_dict()
+    other = source(store, dataclasses.replace(BASE, value_kinds=(*FUTURE, SampleType.VALUE_ACTION)), 16)
+    other.load_state_dict(state)
+    assert len(other.draw().kinds) == 16
+
+
 def test_weighted_imitation_takes_failures_too_and_what_was_executed(store, tmp_path):
     config = LearnerConfig(self_imitation=0.5, advantage=0.1)
     assert not Mixture.base(config, ReplayConfig()).weighted and not Mixture.planning(config, ReplayConfig()).weighted  # no critic yet

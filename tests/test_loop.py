@@ -79,7 +79,7 @@ def test_demo_runs_every_stage(finished_run):
     outcomes = {s.name: s.success for s in stored(finished_run, "eval")}
     for arm in evaluation["arms"].values():
         assert arm["successes"] == sum(outcomes[name] for name in arm["episode_names"])
-    assert report["assessment"]["windows"] > 0 and set(report["assessment"]["values"]) == {"V(real s')", "V(imagined s')", "Q(s,a)"}
+    assert report["assessment"]["windows"] > 0 and set(report["assessment"]["values"]) == {"V(real s')", "V(imagined s')"}
     page = (finished_run / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert any(base64.b64decode(data)[:4] == b"\x89PNG" for data in re.findall(r"base64,([A-Za-z0-9+/=]+)", page)) or "<svg" in page

@@ -25,7 +25,7 @@ class InferenceActor:
     def __init__(self, checkpoint: str, config: InferenceConfig):
         torch.set_num_threads(config.threads)
         self._load = partial(load_core, config=config, device="cuda" if ray.get_gpu_ids() else "cpu")
-        self._core, self._judge = self._load(checkpoint), ""
+        self._core = self._load(checkpoint)
         self._batcher = Batcher(lambda requests: self._core.answer(requests), config.max_batch, config.wait_ms / 1000)
 
     async def act(self, request: ActRequest) -> ActReply:
@@ -39,10 +39,9 @@ class InferenceActor:
     async def load(self, checkpoint: str, judge: str = "") -> int:
         """Replace the policy by a checkpoint, whatever its version; returns that version. ``judge`` as in :func:`load_core`."""
         self._core = await self._batcher.between(partial(self._load, judge=judge), checkpoint)
-        self._judge = judge
         return self._core.version
 
     async def status(self) -> dict:
         """{version, judge, batches, rows, pid}."""
-        return {"version": self._core.version, "judge": self._judge, "batches": self._batcher.batches, "rows": self._batcher.rows,
+        return {"version": self._core.version, "judge": self._core.judge_name, "batches": self._batcher.batches, "rows": self._batcher.rows,
                 "pid": os.getpid()}

@@ -22,8 +22,8 @@ class InferenceCore:
     """One policy and its version, and the network that judges its candidates if that is another one. ``answer`` and ``set_weights``
     must not run at the same time."""
 
-    def __init__(self, policy: CosmosPolicy, version: int, judge: CosmosPolicy | None = None):
-        self.policy, self.version, self.judge = policy.eval(), version, judge and judge.eval()
+    def __init__(self, policy: CosmosPolicy, version: int, judge: CosmosPolicy | None = None, judge_name: str = ""):
+        self.policy, self.version, self.judge, self.judge_name = policy.eval(), version, judge and judge.eval(), judge_name
         policy.serve()
         if judge is not None:
             judge.serve()
@@ -43,6 +43,9 @@ class InferenceCore:
         for i, request in enumerate(requests):
             if request.version is not None and request.version != self.version:
                 replies[i] = WrongVersion(f"policy version {request.version} was asked for, this actor holds {self.version}")
+            elif request.version is not None and request.judge != self.judge_name:
+                replies[i] = WrongVersion(f"{request.judge or 'the policy itself'} was asked to judge, this actor holds "
+                                          f"{self.judge_name or 'no other network'}")
             else:
                 key = (request.steps, request.planner, request.decode_futures, request.images.shape[1:], request.proprio.shape[1:])
                 groups[key].append(i)
@@ -81,7 +84,7 @@ def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, judg
     """The policy of a checkpoint, ready to answer on ``device`` ("cpu" or "cuda") as ``config`` wants; ``judge`` is the checkpoint of
     the network that judges candidates, if it is another one."""
     policy, version = _load(checkpoint, config, device)
-    return InferenceCore(policy, version, _load(judge, config, device)[0] if judge else None)
+    return InferenceCore(policy, version, _load(judge, config, device)[0] if judge else None, str(judge))
 
 
 def _load(checkpoint: str | Path, config: InferenceConfig, device: str) -> tuple[CosmosPolicy, int]:

@@ -11,7 +11,7 @@ from cosmos_ray.errors import ConfigError, CosmosRayError
 
 
 class WrongVersion(CosmosRayError):
-    """The request insists on a policy version that this actor does not hold (yet): ask again, or ask another."""
+    """The request insists on a policy version, or a judge, that this actor does not hold (yet): ask again, or ask another."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ActRequest:
     steps: int = 5  #: network evaluations per chunk
     planner: PlannerConfig | None = None  #: best-of-N, or None for the policy alone
     version: int | None = None  #: insist on this policy version
+    judge: str = ""  #: with a version: insist on this checkpoint to judge candidates, "" on the policy itself
     decode_futures: bool = False  #: also return the predicted frames
 
     def __post_init__(self):

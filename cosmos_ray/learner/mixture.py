@@ -36,7 +36,7 @@ class Mixture:
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
         return cls(*learner.base_mix, VALUE_KINDS[learner.base_value or learner.value_mode], replay.success_share, True,
-                   learner.self_imitation)
+                   0.0 if learner.advantage else learner.self_imitation)
 
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
@@ -72,7 +72,9 @@ class BatchSource:
         self._cells = [("demo", SampleType.POLICY, m.policy * (1 - m.self_imitation))]
         if m.self_imitation:
             own, failed = m.policy * m.self_imitation, 1 - m.success_share if m.weighted else 0.0
-            self._cells += [("success", SampleType.POLICY, own * (1 - failed)), ("failure", SampleType.POLICY, own * failed)]
+            self._cells.append(("success", SampleType.POLICY, own * (1 - failed)))
+            if m.weighted:
+                self._cells.append(("failure", SampleType.POLICY, own * failed))
         values = [(kind, m.value / len(m.value_kinds)) for kind in m.value_kinds]
         for kind, share in ((SampleType.WORLD_MODEL, m.world), *values):
             self._cells += [(success, kind, share * m.success_share), ("failure", kind, share * (1 - m.success_share))]
@@ -140,5 +142,6 @@ class BatchSource:
         return {**state, "sampler": self.sampler.state_dict(state["sampler"])}
 
     def load_state_dict(self, state: dict) -> None:
-        self._owed = np.array(state["owed"])
+        owed = np.array(state["owed"])
+        self._owed = owed if len(owed) == len(self._cells) else np.zeros(len(self._cells))  # another mixture than when it was saved
         self.sampler.load_state_dict(state["sampler"])

@@ -19,6 +19,7 @@ from cosmos_ray.replay.view import EpisodeView
 from cosmos_ray.report.statistics import auc
 
 MOVED = 10  #: grey levels of 255, in any colour, from which a pixel counts as moved
+JUDGEMENTS = {"V(real s')": SampleType.VALUE_FUTURE, "V(imagined s')": SampleType.VALUE_FUTURE, "Q(s,a)": SampleType.VALUE_ACTION}
 ROWS = 64  #: windows of one forward pass
 
 
@@ -60,16 +61,18 @@ def recorded_chains(views: Sequence[EpisodeView], cameras: Sequence[str], chunk:
                   [v.instruction for v in of])
 
 
-def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig) -> dict[str, Any]:
+def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, kinds: Sequence[SampleType]) -> dict[str, Any]:
     """``{"windows", "successes", "values": {judgement: AUC}, "world_model": [{"horizon", frame: {...}}]}``.
 
-    AUC is of the episode's outcome, by V of the real s' and of the imagined one, and by Q(s, a). Errors of a frame are mean absolute
+    AUC is of the episode's outcome, by V of the real s' and of the imagined one, and by Q(s, a), as far as ``kinds`` says that
+    they were trained. Errors of a frame are mean absolute
     ones over the pixels that really moved (proprioception: in units of its normalised range, over all of it), of the imagined frame and of
     copying the frame the chain began with; ``moving`` is the share of such pixels. From the second chunk on the world model sees
     what it imagined before.
     """
     horizon = chains.actions.shape[1]
-    values: dict[str, list[np.ndarray]] = {"V(real s')": [], "V(imagined s')": [], "Q(s,a)": []}
+    asked = [(name, kind) for name, kind in JUDGEMENTS.items() if kind in kinds]
+    values: dict[str, list[np.ndarray]] = {name: [] for name, _ in asked}
     sums = [{name: np.zeros(4) for name in ("proprioception", *policy.spec.cameras)} for _ in range(horizon)]
     for first in range(0, len(chains), ROWS):
         rows = slice(first, first + ROWS)
@@ -87,10 +90,10 @@ def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig) -> dict
                 real = known.clone()
                 after = policy.current_latents(images[:, 1], proprio[:, 1])
                 real[:, :, list(policy.layout.future)] = after[:, :, list(policy.layout.current)]
-                asked = ((real, SampleType.VALUE_FUTURE), (imagined, SampleType.VALUE_FUTURE), (known, SampleType.VALUE_ACTION))
-                for (latents, kind), found in zip(asked, values.values(), strict=True):
-                    samples = value_samples(policy, latents, text, seeds, planner, kind)
-                    found.append(probability(samples).mean(1).cpu().numpy())
+                latents = {"V(real s')": real, "V(imagined s')": imagined, "Q(s,a)": known}
+                for name, kind in asked:
+                    samples = value_samples(policy, latents[name], text, seeds, planner, kind)
+                    values[name].append(probability(samples).mean(1).cpu().numpy())
     return {"windows": len(chains), "successes": int(chains.success.sum()),
             "values": {name: auc(np.concatenate(found), chains.success) for name, found in values.items()},
             "world_model": [{"horizon": step + 1, **{name: _ratio(sums[step][name]) for name in sums[step]}} for step in range(horizon)]}

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,7 +108,8 @@ class RolloutCore:
                 self._queue.popleft()
         # One request carries one setting: the episodes that share it with the first, the others wait for their turn.
         active = [slot for slot in half.slots if slot.ticket is not None]
-        half.asked = [s for s in active if (s.ticket.planner, s.ticket.version) == (active[0].ticket.planner, active[0].ticket.version)]
+        setting = attrgetter("ticket.planner", "ticket.version", "ticket.judge")
+        half.asked = [s for s in active if setting(s) == setting(active[0])]
         if half.asked:
             half.pending = self.client.submit(self._request(half.asked))
         return bool(half.asked)
@@ -127,7 +129,7 @@ class RolloutCore:
             proprio=np.stack([s.trajectory.proprio[-1] for s in slots]),
             instructions=tuple(s.trajectory.instruction for s in slots),
             seeds=np.array([mix_seed(s.ticket.noise_seed, s.trajectory.length) for s in slots]),
-            steps=self.steps, planner=slots[0].ticket.planner, version=slots[0].ticket.version)
+            steps=self.steps, planner=slots[0].ticket.planner, version=slots[0].ticket.version, judge=slots[0].ticket.judge)
 
     def _act(self, slot: _Slot, reply: ActReply, row: int) -> None:
         """Execute one answered chunk and, where that ends the episode, commit it."""

@@ -28,6 +28,7 @@ class EpisodeTicket:
     noise_seed: int  #: fixes the sampler's noise of every decision of the episode
     planner: PlannerConfig | None = None
     version: int | None = None  #: insist on this policy version (evaluation)
+    judge: str = ""  #: checkpoint of the network that has to judge candidates, where it is not the policy (evaluation)
     action_noise: float = 0.0  #: standard deviation of exploration noise on executed actions
     chunk_noise: float = 0.0  #: standard deviation of the offset that half of the chunks are executed with
     frame_stride: int = 0  #: also store frames every this many steps; 0 keeps chunk ends only

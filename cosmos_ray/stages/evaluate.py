@@ -60,16 +60,20 @@ def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
 
 
 def planning_network(run: Run) -> Path | None:
-    """The checkpoint of the network that only plans, if the run's settings have one and it is trained."""
-    path = run.folder.checkpoint("planning")
-    return path if run.config.planning_steps and (path / "policy.json").exists() else None
+    """The checkpoint of the network that only plans, if the settings have one and it began from the same base as the refined policy."""
+    paths = [run.folder.checkpoint(name) for name in ("planning", "refined")]
+    if not run.config.planning_steps or not all((path / "policy.json").exists() for path in paths):
+        return None
+    planning, refined = (read_description(path)[2].get("base_version") for path in paths)
+    return paths[0] if planning == refined else None
 
 
 def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
     """Evaluation episode ``index`` of an arm. The noise depends on the initial state only: all arms draw the same."""
     seed = state_seed("eval", run.config.seed, index)
     key = EpisodeKey(arm.run_key, run.config.sim.task, "eval", seed, attempt)
-    return EpisodeTicket(key, noise_seed=mix_seed(seed, 13), planner=arm.planner, version=arm.version, arm=arm.name)
+    judge = str(arm.judge.resolve()) if arm.judge else ""
+    return EpisodeTicket(key, noise_seed=mix_seed(seed, 13), planner=arm.planner, version=arm.version, judge=judge, arm=arm.name)
 
 
 def evaluate(run: Run, only: Sequence[str] = ()) -> dict:

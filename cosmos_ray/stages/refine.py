@@ -10,6 +10,7 @@ import dataclasses
 
 import ray
 
+from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.pool import InferencePool
@@ -29,11 +30,11 @@ def refine(run: Run) -> dict:
     """Train checkpoint ``refined`` from ``base``; continues where an interrupted refinement stopped."""
     config, target = run.config, run.folder.checkpoint("refined")
     base_version = read_description(run.folder.checkpoint("base"))[1]
+    train_planning_network(run, base_version)
     if target.exists():
         _, version, info = read_description(target)
         if info["step"] >= config.refine_steps and info["base_version"] == base_version:
             return {"steps": config.refine_steps, "new": 0, "version": version}
-    train_planning_network(run, base_version)
     store = run.folder.store()
     before = own_rollouts(store, config.name, config.sim.task)
     if not acted(run) and not config.refine_rollouts:
@@ -45,9 +46,7 @@ def refine(run: Run) -> dict:
     try:
         fleet = start_fleet(run, pool, cpus)
         mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
-        settings = dataclasses.replace(config.learner, warmup=config.learner.refine_warmup or config.learner.warmup,
-                                       cycle=config.learner.refine_cycle or config.learner.cycle)
-        learner = start_learner(run, settings, f"refined_from_{base_version}", "base", mixture, config.learner.refine_lr,
+        learner = start_learner(run, schedule(config.learner), f"refined_from_{base_version}", "base", mixture, config.learner.refine_lr,
                                 config.refine_steps, actors_beside=actors,
                                 critic="planning" if config.learner.advantage else "")
         loop = _RefineLoop(run, pool, fleet, learner,
@@ -79,9 +78,14 @@ def train_planning_network(run: Run, base_version: int) -> None:
     if not acted(run):
         raise ConfigError("there is no rollout to train the planning network on: run `rollout` first")
     mixture = Mixture.planning(config.learner, config.replay)
-    learner = start_learner(run, config.learner, f"planning_from_{base_version}", "base", mixture, config.learner.refine_lr, total,
-                            actors_beside=0)
+    learner = start_learner(run, schedule(config.learner), f"planning_from_{base_version}", "base", mixture, config.learner.refine_lr,
+                            total, actors_beside=0)
     train_alone(run, "planning", learner, total, "planning", {"base_version": base_version})
+
+
+def schedule(learner: LearnerConfig) -> LearnerConfig:
+    """The settings with the warm-up and cycle of refinement."""
+    return dataclasses.replace(learner, warmup=learner.refine_warmup or learner.warmup, cycle=learner.refine_cycle or learner.cycle)
 
 
 def acted(run: Run) -> bool:

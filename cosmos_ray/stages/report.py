@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from cosmos_ray.inference.core import load_core
+from cosmos_ray.learner.mixture import VALUE_KINDS
 from cosmos_ray.planning.assessment import assess, recorded_chains
-from cosmos_ray.replay.schema import DamagedEpisode
+from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.report.build import read_evaluation, write_report
 from cosmos_ray.run import Run
 from cosmos_ray.stages.evaluate import planning_network
@@ -28,18 +29,24 @@ def report(run: Run) -> dict:
 
 
 def assessment(run: Run) -> dict[str, Any] | None:
-    """:func:`assess` of the network that judges candidates, on the evaluation episodes without planning; None where all are too short."""
+    """:func:`assess` of the network that judges candidates, on the evaluation episodes without planning; None where all are too short, and
+    for a policy that sees other frames than were stored (cropped, or through JPEG)."""
     config, store = run.config, run.folder.store()
     torch.set_num_threads(config.inference.threads)
     names = [name for arm in read_evaluation(run.folder)["arms"].values() if not arm["planner"] for name in arm["episode_names"]]
     views = []
     for name in names:
         try:
-            views.append(store.view(name))
-        except (FileNotFoundError, DamagedEpisode):
+            view = store.view(name)
+            view.check()
+            views.append(view)
+        except (FileNotFoundError, DamagedEpisode, NewerSchema):
             continue  # the report says how many are missing
     chains = recorded_chains(views, config.sim.cameras, config.model.chunk, HORIZON, WINDOWS, config.seed)
     if chains is None:
         return None
     judge = planning_network(run) or run.folder.checkpoint("refined")
-    return assess(load_core(judge, config.inference, "cuda" if config.inference.gpus else "cpu").policy, chains, config.planner)
+    policy = load_core(judge, config.inference, "cuda" if config.inference.gpus else "cpu").policy
+    if policy.spec.jpeg or policy.spec.augmented:
+        return None
+    return assess(policy, chains, config.planner, VALUE_KINDS[config.learner.value_mode])
