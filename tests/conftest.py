@@ -27,8 +27,8 @@ STATUS = pytest.StashKey[int]()
 #: Settings that make every stage small; passed to every command of the small run.
 SMALL = ["--demos", "6", "--pretrain-steps", "30", "--rollouts", "4", "--refine-steps", "40", "--refine-rollouts", "6", "--publish-every",
          "10", "--eval-episodes", "2", "--rollout.workers", "1", "--rollout.envs-per-worker", "2", "--learner.batch-size", "8",
-         "--learner.checkpoint-every", "10", "--planner.candidates", "3", "--planning-steps", "10", "--learner.advantage", "0.1",
-         "--learner.self-imitation", "0.5"]
+         "--learner.checkpoint-every", "10", "--planner.candidates", "3"]
+PLANNING = ["--planning-steps", "10", "--learner.advantage", "0.1", "--learner.self-imitation", "0.5"]
 
 
 def environment() -> dict[str, str]:
@@ -113,7 +113,7 @@ def finished_run(tmp_path_factory) -> Path:
     """Folder of a run on which `demo` went through every stage, one episode of each arm twice. Do not change it: copy it with
     :func:`copy_run`."""
     root = tmp_path_factory.mktemp("runs")
-    run_command("demo", root, "--verify", "1")
+    run_command("demo", root, "--verify", "1", *PLANNING)
     return root / "small"
 
 
