@@ -80,7 +80,8 @@ def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, tmp_path):
-    small = {"demos": 4, "pretrain_steps": 10, "rollouts": 3, "refine_steps": 10, "refine_rollouts": 2, "publish_every": 5,
+    small = {"demos": 4, "pretrain_steps": 10, "planning_steps": 5, "rollouts": 3, "refine_steps": 10, "refine_rollouts": 2,
+             "publish_every": 5,
              "eval_episodes": 2, "rollout.workers": 1, "rollout.envs_per_worker": 2, "learner.batch_size": 8, "planner.candidates": 2}
     flags = ["--task", "lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
     for name, value in small.items():
