@@ -123,12 +123,18 @@ def table(task: str, result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+def study_parser(text: str, written: str) -> argparse.ArgumentParser:
+    """The flags that say which studies a job is about; ``text`` is its docstring, ``written`` what it leaves under --to."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--task", action="append", choices=TASKS, help="task to study; may be given several times [all]")
     parser.add_argument("--seed", action="append", type=int, help="training seed; may be given several times [0 and 1]")
     parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="folder of the study's runs [runs/learning]")
-    parser.add_argument("--to", type=Path, default=Path("docs/results"), help="folder for learning.json and learning.md [docs/results]")
+    parser.add_argument("--to", type=Path, default=Path("docs/results"), help=f"folder for {written} [docs/results]")
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = study_parser(__doc__, "learning.json and learning.md")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of every run, such as rollouts=200")
     options = parser.parse_args(arguments)
     for item in options.set:

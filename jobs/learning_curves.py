@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
-from learning import TASKS, Study  # noqa: E402
+from learning import TASKS, Study, study_parser  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
@@ -105,12 +105,8 @@ def draw(curve: Curve, over: str, title: str) -> Figure:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--task", action="append", choices=TASKS, help="task; may be given several times [all]")
-    parser.add_argument("--seed", action="append", type=int, help="training seed; may be given several times [0 and 1]")
+    parser = study_parser(__doc__, "curves.json and the pictures")
     parser.add_argument("--over", action="append", choices=OVER, help="which curve; may be given several times [both]")
-    parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="folder of the study's runs [runs/learning]")
-    parser.add_argument("--to", type=Path, default=Path("docs/results"), help="folder for curves.json and the pictures [docs/results]")
     return parser.parse_args(arguments)
 
 
