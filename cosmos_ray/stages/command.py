@@ -8,7 +8,7 @@ from cosmos_ray.run import Run
 from cosmos_ray.stages.audit import audit
 from cosmos_ray.stages.collect import collect
 from cosmos_ray.stages.demo import demo
-from cosmos_ray.stages.evaluate import evaluate, planning_network
+from cosmos_ray.stages.evaluate import evaluate
 from cosmos_ray.stages.exchange import export_policy, import_policy
 from cosmos_ray.stages.plan import plan_episode
 from cosmos_ray.stages.pretrain import pretrain
@@ -50,7 +50,7 @@ def _evaluate(run: Run) -> str:
 
 
 def _plan(run: Run) -> str:
-    trace = plan_episode(run.config, run.folder, run.config.plan_seed, judge=planning_network(run) or "")
+    trace = plan_episode(run)
     path = run.folder.path / f"plan_{trace.seed}.png"
     save_filmstrip(trace, path)
     lines = [f"{'step':>5} {'chosen':>6}  scores"]

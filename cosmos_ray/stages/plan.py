@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from cosmos_ray.config import RunConfig
-from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActReply, ActRequest
 from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.run import Run
 from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.stages.evaluate import planning_network
 
 
 @dataclass
@@ -37,15 +37,16 @@ class PlanTrace:
     values: list[float] = field(default_factory=list)  #: the policy's own value of the chosen chunk, in [-1, 1]
 
 
-def plan_episode(config: RunConfig, folder: RunFolder, index: int, checkpoint: str = "refined", judge: str | Path = "") -> PlanTrace:
-    """Run held-out episode ``index`` with best-of-N in this process and keep everything.
+def plan_episode(run: Run) -> PlanTrace:
+    """Run held-out episode ``config.plan_seed`` of the refined policy with best-of-N in this process and keep everything.
 
     Uses one thread and the evaluation's noise, so it is the very episode that `evaluate` stored for the planning arm.
     """
+    config, judge = run.config, planning_network(run) or ""
     torch.set_num_threads(config.inference.threads)
-    client = LocalClient(load_core(folder.checkpoint(checkpoint), config.inference, "cuda" if config.inference.gpus else "cpu", judge))
+    client = LocalClient(load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu", judge))
     env = Environment(config.sim)
-    seed = state_seed("eval", config.seed, index)
+    seed = state_seed("eval", config.seed, config.plan_seed)
     trajectory = start(env, seed)
     trace = PlanTrace(env.task, seed, env.cameras, config.planner.candidates)
     try:

@@ -24,8 +24,7 @@ def report(run: Run) -> dict:
     network that judges its candidates."""
     if not (run.folder.checkpoint("refined") / "policy.json").exists():
         return write_report(run.folder, run.config)
-    trace = plan_episode(run.config, run.folder, run.config.plan_seed, judge=planning_network(run) or "")
-    return write_report(run.folder, run.config, trace, assessment(run))
+    return write_report(run.folder, run.config, plan_episode(run), assessment(run))
 
 
 def assessment(run: Run) -> dict[str, Any] | None:
