@@ -178,6 +178,8 @@ class RolloutConfig:
     action_noise: float = option(0.0, "standard deviation of exploration noise added to executed actions", low=0, high=1)
     chunk_noise: float = option(0.0, "standard deviation of an exploration offset that stays the same for a chunk; half of the chunks get "
                                 "one. It moves the hand: for end-effector actions", low=0, high=1)
+    horizon: int = option(0, "control steps before a rollout times out, evaluation aside: a longer one also sees how a policy that went "
+                          "astray comes back; 0 takes sim.horizon", low=0)
     deadline_s: float = option(180.0, "seconds without any answer after which a worker is replaced", low=5)
 
 

@@ -101,6 +101,14 @@ def test_what_an_episode_records(work, settings, stride, frames, decisions):
     assert np.array_equal(episode.actions, episode.labels) and np.abs(episode.actions).max() <= 1
 
 
+def test_a_rollout_may_be_longer_or_shorter_than_the_environments_own_horizon(work):
+    core = work(1)
+    finished = finish(core, [ticket(0, horizon=28), ticket(1, horizon=12), ticket(2)])
+    assert [f.length for f in finished] == [28, 12, 20]
+    episodes = [core.store.read(f.name) for f in finished]
+    assert [e.info["horizon"] for e in episodes] == [28, 12, 20] and all(e.timed_out for e in episodes)
+
+
 def test_a_ticket_that_was_run_before_is_not_run_again(work):
     first = finish(work(1), [ticket(0)])
     core = work(2)

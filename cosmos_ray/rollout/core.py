@@ -36,6 +36,7 @@ class _Slot:
     """One environment and the episode it is running."""
 
     env: Environment
+    horizon: int  #: the environment's own, in control steps
     ticket: EpisodeTicket | None = None
     trajectory: Trajectory | None = None
     began: float = 0.0
@@ -46,6 +47,7 @@ class _Slot:
     def begin(self, ticket: EpisodeTicket) -> None:
         self.ticket, self.began = ticket, time.perf_counter()
         self.versions, self.values, self.decisions = [], [], []
+        self.env.horizon = ticket.horizon or self.horizon
         self.trajectory = start(self.env, ticket.key.seed)
 
 
@@ -72,7 +74,7 @@ class RolloutCore:
 
     def __init__(self, make_env: Callable[[], Environment], envs: int, store: ReplayStore, client: Client, *, steps: int, execute: int = 0,
                  patience_s: float = 120.0):
-        slots = [_Slot(make_env()) for _ in range(envs)]
+        slots = [_Slot(env, env.horizon) for env in (make_env() for _ in range(envs))]
         self._halves = [_Half(slots[: (envs + 1) // 2])] + ([_Half(slots[(envs + 1) // 2 :])] if envs > 1 else [])
         self._queue: deque[EpisodeTicket] = deque()
         self._finished: list[Finished] = []

@@ -31,6 +31,7 @@ class EpisodeTicket:
     judge: str = ""  #: checkpoint of the network that has to judge candidates, where it is not the policy (evaluation)
     action_noise: float = 0.0  #: standard deviation of exploration noise on executed actions
     chunk_noise: float = 0.0  #: standard deviation of the offset that half of the chunks are executed with
+    horizon: int = 0  #: control steps before it times out; 0 takes the environment's own
     frame_stride: int = 0  #: also store frames every this many steps; 0 keeps chunk ends only
     arm: str = ""  #: label kept with the episode (evaluation arm)
 

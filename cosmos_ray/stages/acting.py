@@ -25,4 +25,5 @@ def rollout_ticket(run: Run, index: int) -> EpisodeTicket:
     seed = state_seed("rollout", config.seed, index)
     key = EpisodeKey(config.name, config.sim.task, "rollout", seed)
     return EpisodeTicket(key, noise_seed=mix_seed(seed, 11), action_noise=config.rollout.action_noise,
-                         chunk_noise=config.rollout.chunk_noise, frame_stride=config.replay.rollout_frame_stride, arm="rollout")
+                         chunk_noise=config.rollout.chunk_noise, horizon=config.rollout.horizon,
+                         frame_stride=config.replay.rollout_frame_stride, arm="rollout")
