@@ -12,7 +12,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 
-from cosmos_ray.config import QUICK, QUICK_COUNTS, RunConfig
+from cosmos_ray.config import DEMO, QUICK, QUICK_COUNTS, RunConfig
 from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.settings import FIELDS, add_flags, make_config, stored_config, with_absolute_paths
 
@@ -28,7 +28,7 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("run every stage and write the report", creates=True),
+    "demo": Command("run every stage and write the report, on Lift within 10 cm unless told a task, model or file", creates=True),
     "collect": Command("record scripted demonstrations", creates=True),
     "pretrain": Command("train the base policy on the demonstrations"),
     "rollout": Command("run episodes of the base policy: successes and failures"),
@@ -131,8 +131,8 @@ def _run(options: argparse.Namespace) -> int:
         return code
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     quick = getattr(options, "quick", False)
-    base = QUICK if quick else RunConfig()
     flags = {name: getattr(options, name) for name in FIELDS}
+    base = QUICK if quick else starting_point(options.command, options.config, flags)
     own = {flag.removeprefix("--"): getattr(options, flag.removeprefix("--")) for flag, _ in command.options}
     config = make_config(base, options.config, flags)
     if not fresh and (stored := stored_config(config)) is not None:
@@ -150,6 +150,12 @@ def _run(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0
+
+
+def starting_point(command: str, file: str | None, flags: dict[str, str | None]) -> RunConfig:
+    """The defaults of a new run: ``demo`` has a task of its own, unless it is told what to run."""
+    told = file or flags["sim.task"] or flags["model.preset"] or flags["model.suite"]
+    return DEMO if command == "demo" and not told else RunConfig()
 
 
 def _interrupt(*_: object) -> None:

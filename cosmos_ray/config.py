@@ -230,6 +230,13 @@ class RunConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
 
 
+#: ``demo``: Lift on ten times the usual area, from few demonstrations: what a policy that fails half the time learns from its rollouts
+DEMO = RunConfig(
+    demos=20, pretrain_steps=900, rollouts=160, planning_steps=500, refine_steps=900, refine_rollouts=60, eval_episodes=100,
+    sim=SimConfig(placement=0.1), replay=ReplayConfig(rollout_frame_stride=2),
+    learner=LearnerConfig(value_mode="both", refine_lr=1e-3, refine_mix=(1.0, 0.0, 0.0), self_imitation=0.7, advantage=0.1),
+    rollout=RolloutConfig(chunk_noise=0.25, horizon=160), planner=PlannerConfig(spread=0.06))
+
 #: ``demo --quick``: every stage at small counts, to see it work rather than to learn much
 QUICK_COUNTS = {"demos": 30, "pretrain_steps": 150, "rollouts": 12, "refine_steps": 60, "refine_rollouts": 12, "publish_every": 20,
                 "eval_episodes": 8}

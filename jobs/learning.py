@@ -41,9 +41,12 @@ COMMON = {"pretrain_steps": "1500", "rollouts": "250", "rollout.chunk_noise": "0
 #: What differs from task to task.
 TASKS: dict[str, dict[str, str]] = {
     "lift": {"sim.task": "Lift"},
-    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "12"},
+    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "20", "rollouts": "400", "rollout.chunk_noise": "0.25",
+                  "rollout.horizon": "160"},
     "stack": {"sim.task": "Stack"},
     "door": {"sim.task": "Door"},
+    "wide_door": {"sim.task": "Door", "sim.placement": "0.1", "demos": "16", "rollouts": "300", "rollout.chunk_noise": "0.15",
+                  "rollout.horizon": "300"},
     "nut": {"sim.task": "NutAssemblySquare"},
     "can": {"sim.task": "PickPlaceCan"},
 }

@@ -11,8 +11,8 @@ import sys
 import pytest
 import ray
 
-from cosmos_ray.cli import main
-from cosmos_ray.config import LearnerConfig, ModelConfig, PlannerConfig, RolloutConfig, RunConfig, SimConfig, check
+from cosmos_ray.cli import main, starting_point
+from cosmos_ray.config import DEMO, LearnerConfig, ModelConfig, PlannerConfig, RolloutConfig, RunConfig, SimConfig, check
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.settings import FIELDS, format_value, make_config, parse_value
@@ -118,6 +118,19 @@ def test_a_value_out_of_range_names_its_field(name, value):
     part = dataclasses.replace(getattr(config, section) if section else config, **{field: value})
     with pytest.raises(ConfigError, match=rf"^{name.replace('.', '[.]')} = .*(out of range|is not one of)"):
         check(dataclasses.replace(config, **{section: part}) if section else part)
+
+
+@pytest.mark.parametrize("command, file, told, base", [
+    ("demo", None, {}, DEMO),
+    ("demo", None, {"demos": "3", "seed": "1"}, DEMO),
+    ("demo", None, {"sim.task": "Stack"}, RunConfig()),
+    ("demo", None, {"model.preset": "cosmos-predict2-2b"}, RunConfig()),
+    ("demo", "run.toml", {}, RunConfig()),
+    ("collect", None, {}, RunConfig()),
+], ids=str)  # fmt: skip
+def test_demo_has_a_task_of_its_own_unless_it_is_told_what_to_run(command, file, told, base):
+    assert starting_point(command, file, dict.fromkeys(FIELDS) | told) == base
+    check(make_config(base, None, told))
 
 
 def test_the_defaults_and_both_ends_of_every_range_are_accepted():
