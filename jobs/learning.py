@@ -46,7 +46,7 @@ TASKS: dict[str, dict[str, str]] = {
     "stack": {"sim.task": "Stack"},
     "door": {"sim.task": "Door"},
     "wide_door": {"sim.task": "Door", "sim.placement": "0.1", "demos": "16", "rollouts": "300", "rollout.chunk_noise": "0.15",
-                  "rollout.horizon": "300"},
+                  "rollout.horizon": "300", "replay.gamma": "0.99"},
     "nut": {"sim.task": "NutAssemblySquare"},
     "can": {"sim.task": "PickPlaceCan"},
 }

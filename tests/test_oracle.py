@@ -147,6 +147,21 @@ def test_the_learned_value_of_a_true_future_sees_that_future(judge):
     assert changed.tolist() == [False] * 4 + [True, False]
 
 
+def test_a_future_with_one_true_part_is_valued_by_that_part_alone(judge):
+    branches = [branch_of(judge, 0), branch_of(judge, 1)]
+    proposals = judge.propose(branches)
+    outcomes = judge.outcomes(branches, proposals)
+    values = judge.partly_true_values(branches, proposals, outcomes)
+    wrist, third = judge.policy.layout.cameras
+    assert list(values) == ["proprioception", wrist, third]
+    seen = [dataclasses.replace(o, images=np.stack([255 - o.images[0], o.images[1]])) for o in outcomes]
+    changed = judge.partly_true_values(branches, proposals, seen)
+    assert {name: bool((changed[name] != values[name]).all()) for name in values} == {"proprioception": False, wrist: True, third: False}
+    felt = [dataclasses.replace(o, proprio=o.proprio + 0.01) for o in outcomes]
+    changed = judge.partly_true_values(branches, proposals, felt)
+    assert [bool((changed[name] != values[name]).all()) for name in values] == [True, False, False]
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_arms_do_not_depend_on_what_else_is_in_the_batch(judge, arm):
     branches = [branch_of(judge, i) for i in range(2)]
@@ -194,6 +209,17 @@ def test_a_judgement_is_measured_where_candidates_differ():
     good, bad, blind = (found["judgements"][name] for name in ("V(s')", "V(true s')", "Q(s,a)"))
     assert (good["auc_within_a_decision"], good["chose_success"]) == (1.0, 1.0) and good["chance"] == pytest.approx(1 / 3)
     assert (bad["auc_within_a_decision"], bad["chose_success"]) == (0.0, 0.0) and blind["auc_within_a_decision"] == 0.5
+
+
+def test_the_part_that_misleads_the_value_is_the_one_whose_truth_restores_the_order():
+    true = [0.1, 0.2, 0.3, 0.4]
+    parts = {"proprioception": [0.4, 0.3, 0.2, 0.1], "wrist": [0.0, 0.1, 0.6, 0.9], "third": [0.5] * 4}
+    one = probe(true, **{"V(true s')": true, "V(s')": [0.1, 0.2, 0.4, 0.3], "parts": parts})
+    old = probe(true, **{"V(true s')": true, "V(s')": true})  # of an audit before there were parts
+    found = shares(rows(**OUTCOMES), [one, old])["probes"]["agreement"]
+    assert found == pytest.approx({"Q(s,a)": 0, "V(s')": (0.8 + 1) / 2, "V(s') with the true proprioception": -1,
+                                   "V(s') with the true wrist": 1, "V(s') with the true third": 0})
+    assert shares(rows(**OUTCOMES), [])["probes"]["agreement"] == {}
 
 
 def test_the_page_says_what_the_result_says(tmp_path):

@@ -41,7 +41,8 @@ class OracleCore:
 
     def probe(self, indices: list[int]) -> list[dict[str, Any]]:
         """Every candidate's scores at some of the decisions that the policy meets on its way: {index, step, spread (mean standard
-        deviation of the candidates' actions), and by name of the judgement the N scores}."""
+        deviation of the candidates' actions), by name of the judgement the N scores, and ``parts``: those of
+        :meth:`Judge.partly_true_values`}."""
         return [row for index in indices for row in self._probe(index)]
 
     def close(self) -> None:
@@ -62,6 +63,7 @@ class OracleCore:
                     "Q(s,a)": judge.imagined_values(proposals, "action").tolist(),
                     "V(s')": judge.imagined_values(proposals).tolist(),
                     "V(true s')": judge.true_future_values([branch], proposals, outcomes).tolist(),
+                    "parts": {name: v.tolist() for name, v in judge.partly_true_values([branch], proposals, outcomes).items()},
                     "return": judge.returns(outcomes, np.full(len(outcomes), branch.step)).tolist(),
                 }
             branch = judge.choose("policy", [branch])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from cosmos_ray.oracle.judge import ARMS
 from cosmos_ray.report.statistics import auc, paired_with_interval, wilson
@@ -57,7 +58,27 @@ def _ranking(probes: list[dict[str, Any]]) -> dict[str, Any]:
             "auc_within_a_decision": _mean([auc(np.array(p[name]), np.array(p["return"]) > 0) for p in mixed]),
             "chose_success": _mean(chosen), "chance": _mean([float(np.mean(np.array(p["return"]) > 0)) for p in mixed]),
         }
+    out["agreement"] = _agreement(probes)
     return out
+
+
+def _agreement(probes: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Mean rank correlation with V(true s') among the candidates of a decision: of the planner's own judgements, and of V of an imagined
+    future of which one part is the real one. Where that helps, this part is what the world model gets wrong and the value reads."""
+    scores: dict[str, list[float]] = {}
+    for probe in probes:
+        rows = {name: probe[name] for name in JUDGEMENTS[:2]}
+        rows |= {f"V(s') with the true {part}": values for part, values in probe.get("parts", {}).items()}  # older audits lack them
+        for name, values in rows.items():
+            scores.setdefault(name, []).append(_rank_correlation(values, probe["V(true s')"]))
+    return {name: _mean(found) for name, found in scores.items()}
+
+
+def _rank_correlation(a: list[float], b: list[float]) -> float:
+    """Spearman's; 0 where either knows no difference."""
+    ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (a, b)]
+    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float(ranks[0] @ ranks[1] / scale) if scale else 0.0
 
 
 def _mean(values: list) -> float | None:
