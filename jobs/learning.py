@@ -130,7 +130,7 @@ def table(task: str, result: dict) -> str:
 def study_parser(text: str, written: str) -> argparse.ArgumentParser:
     """The flags that say which studies a job is about; ``text`` is its docstring, ``written`` what it leaves under --to."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--task", action="append", choices=TASKS, help="task to study; may be given several times [wide_lift and wide_door]")
+    parser.add_argument("--task", action="append", choices=TASKS, help="task to study; may be given several times [wide_lift, wide_door]")
     parser.add_argument("--seed", action="append", type=int, help="training seed; may be given several times [0 and 1]")
     parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="folder of the study's runs [runs/learning]")
     parser.add_argument("--to", type=Path, default=Path("docs/results"), help=f"folder for {written} [docs/results]")
