@@ -12,7 +12,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 
-from cosmos_ray.config import DEMO, QUICK, QUICK_COUNTS, RunConfig
+from cosmos_ray.config import DEMO, QUICK_COUNTS, RunConfig
 from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.settings import FIELDS, add_flags, make_config, stored_config, with_absolute_paths
 
@@ -74,7 +74,7 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
     parser = _Parser(prog="cosmos_ray", description="Closed-loop Cosmos Policy: collect, train, roll out, refine, plan.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help.capitalize() + ".", allow_abbrev=False)
+        sub = commands.add_parser(name, help=command.help, description=command.help[0].upper() + command.help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--quiet", action="store_true", help="no progress lines")
         if command.creates:
             sub.add_argument("--fresh", action="store_true", help="move an existing run of this name aside and start anew")
@@ -82,7 +82,7 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
             sub.add_argument(flag, **keywords)
         if name == "demo":
             sub.add_argument("--quick", action="store_true", help="every stage at small counts, about four minutes on two cores")
-        add_flags(sub)
+        add_flags(sub, DEMO if name == "demo" else RunConfig())
     text = "look at a replay store, check it, mend it, shrink it, exchange it"
     replay = commands.add_parser("replay", help=text, description=text.capitalize() + ".")
     if with_verbs:
@@ -132,12 +132,14 @@ def _run(options: argparse.Namespace) -> int:
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     quick = getattr(options, "quick", False)
     flags = {name: getattr(options, name) for name in FIELDS}
-    base = QUICK if quick else starting_point(options.command, options.config, flags)
+    base = starting_point(options.command, options.config, flags)
+    if quick:
+        base = dataclasses.replace(base, name="quick", **QUICK_COUNTS)
     own = {flag.removeprefix("--"): getattr(options, flag.removeprefix("--")) for flag, _ in command.options}
     config = make_config(base, options.config, flags)
     if not fresh and (stored := stored_config(config)) is not None:
         if quick:
-            stored = dataclasses.replace(stored, **{name: getattr(QUICK, name) for name in QUICK_COUNTS})
+            stored = dataclasses.replace(stored, **QUICK_COUNTS)
         config = make_config(stored, options.config, flags, new=False)  # a run keeps its settings from stage to stage
 
     config = with_absolute_paths(config)

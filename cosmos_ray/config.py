@@ -190,7 +190,7 @@ class PlannerConfig:
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
     value: str = option("future", "rank by 'future' V(s') of predicted futures or by 'action' Q(s,a)", choices=("future", "action"))
     spread: float = option(0.0, "standard deviation of an offset that moves the hand of every second candidate elsewhere; give rollouts "
-                           "the same as rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
+                           "no less as rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "predicted futures per candidate", low=1, high=64)
     future_steps: int = option(1, "network evaluations of the longest future prediction", low=1, high=100)
     values: int = option(1, "value samples per predicted future", low=1, high=64)
@@ -230,7 +230,7 @@ class RunConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
 
 
-#: ``demo``: Lift on ten times the usual area, from few demonstrations: what a policy that fails half the time learns from its rollouts
+#: ``demo``: Lift on eleven times the usual area, from few demonstrations: what a policy that often fails learns from its rollouts
 DEMO = RunConfig(
     demos=20, pretrain_steps=900, rollouts=160, planning_steps=500, refine_steps=900, refine_rollouts=60, eval_episodes=100,
     sim=SimConfig(placement=0.1), replay=ReplayConfig(rollout_frame_stride=2),
@@ -238,9 +238,8 @@ DEMO = RunConfig(
     rollout=RolloutConfig(chunk_noise=0.25, horizon=160), planner=PlannerConfig(spread=0.06))
 
 #: ``demo --quick``: every stage at small counts, to see it work rather than to learn much
-QUICK_COUNTS = {"demos": 30, "pretrain_steps": 150, "rollouts": 12, "refine_steps": 60, "refine_rollouts": 12, "publish_every": 20,
-                "eval_episodes": 8}
-QUICK = RunConfig(name="quick", **QUICK_COUNTS)
+QUICK_COUNTS = {"demos": 20, "pretrain_steps": 150, "rollouts": 12, "planning_steps": 40, "refine_steps": 60, "refine_rollouts": 12,
+                "publish_every": 20, "eval_episodes": 8}
 
 
 def check(config: Any, where: str = "") -> None:
@@ -279,17 +278,24 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"planner.value = {config.planner.value!r} ranks by a value function that learner.value_mode = "
                           f"{config.learner.value_mode!r} does not train: set learner.value_mode to it or to 'both'")
     if config.learner.advantage and config.learner.value_mode == "action":
-        raise ConfigError("learner.advantage weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both'")
+        raise ConfigError("learner.advantage weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both', or "
+                          "learner.advantage to 0")
     if config.learner.advantage and not (config.learner.self_imitation and config.learner.planning_mix[2]):
         raise ConfigError("learner.advantage weighs the policy samples of learner.self_imitation by a value that learner.planning_mix "
-                          "trains: neither may be 0")
-    if config.learner.advantage and not (config.model.top_share if config.model.top_share >= 0 else config.model.preset == "tiny"):
-        raise ConfigError("learner.advantage asks for a value in one evaluation, which model.top_share trains: set it above 0 (0.7, say)")
+                          "trains: neither may be 0, or set learner.advantage to 0")
+    top_share = config.model.top_share if config.model.top_share >= 0 else config.model.preset == "tiny"
+    if config.learner.advantage and not top_share:
+        raise ConfigError("learner.advantage asks for a value in one evaluation, which model.top_share trains: set it above 0 (0.7, say), "
+                          "or learner.advantage to 0")
     if config.learner.advantage and not config.planning_steps:
-        raise ConfigError("learner.advantage weighs by the value of the planning network: set planning_steps, as many as refine_steps, say")
+        raise ConfigError("learner.advantage weighs by the value of the planning network: set planning_steps, as many as refine_steps, "
+                          "or learner.advantage to 0")
     if config.inference.accelerate in ("graphs", "both") and not config.inference.gpus:
         raise ConfigError(f"inference.accelerate = {config.inference.accelerate!r} needs a GPU: give each inference actor one with "
                           "inference.gpus, or take 'compile'")
+    if 0 < config.rollout.horizon < config.sim.horizon:
+        raise ConfigError(f"rollout.horizon = {config.rollout.horizon} is shorter than sim.horizon = {config.sim.horizon}: rollouts would "
+                          "never see the end of an episode; set it to 0 or to more")
     if config.rollout.execute > config.model.chunk:
         raise ConfigError(f"rollout.execute = {config.rollout.execute} is longer than the chunk, model.chunk = {config.model.chunk}")
     scheme, mark, _ = config.replay.store.partition("://")

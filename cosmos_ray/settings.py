@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 import tomllib
 import typing
@@ -35,14 +36,14 @@ PER_COMMAND = ("root", "name", "address", "wandb", "verify", "plan_seed")
 PATHS = ("tokenizer_path", "text_path")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config`` and a flag for every field, grouped by section."""
+def add_flags(parser: argparse.ArgumentParser, defaults: RunConfig) -> None:
+    """Add ``--config`` and a flag for every field, grouped by section; the help names ``defaults``."""
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of the settings below; flags win over it")
     groups: dict[str, Any] = {}
     for name, (item, kind) in FIELDS.items():
         section = name.rpartition(".")[0] or "run"
         group = groups.setdefault(section, parser.add_argument_group(section))
-        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
+        default = functools.reduce(getattr, name.split("."), defaults)
         text = f"{item.metadata['help']} [{format_value(default)}]"
         flag = "--" + name.replace("_", "-")
         group.add_argument(flag, dest=name, default=None, metavar=_metavar(item, kind), help=text.replace("%", "%%"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -21,36 +22,26 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 
 import numpy as np  # noqa: E402
 
-from cosmos_ray.config import RunConfig  # noqa: E402
-from cosmos_ray.errors import CosmosRayError  # noqa: E402
+from cosmos_ray.config import DEMO, RunConfig  # noqa: E402
+from cosmos_ray.errors import ConfigError, CosmosRayError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report.statistics import paired_with_interval, wilson  # noqa: E402
 from cosmos_ray.run import open_run  # noqa: E402
-from cosmos_ray.settings import FIELDS, make_config  # noqa: E402
+from cosmos_ray.settings import FIELDS, format_value, make_config, stored_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
 from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
 from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
-#: What every task is studied with, as flags: the base policy is trained until more of the same brings nothing.
-COMMON = {"pretrain_steps": "1500", "rollouts": "250", "rollout.chunk_noise": "0.3", "replay.rollout_frame_stride": "2",
-          "planning_steps": "800", "learner.value_mode": "both", "refine_steps": "1400", "refine_rollouts": "0",
-          "learner.refine_lr": "1e-3", "learner.refine_mix": "1,0,0", "learner.self_imitation": "0.7", "learner.advantage": "0.1",
-          "planner.spread": "0.06", "eval_episodes": "200"}
-#: What differs from task to task.
+#: What every task is studied with beyond the settings of the demo: the base policy is trained until more of the same brings nothing.
+COMMON = {"pretrain_steps": "1500", "planning_steps": "800", "refine_steps": "1400", "refine_rollouts": "0", "eval_episodes": "200"}
+#: What differs from task to task: base policies that fail often, not always.
 TASKS: dict[str, dict[str, str]] = {
-    "lift": {"sim.task": "Lift"},
-    "wide_lift": {"sim.task": "Lift", "sim.placement": "0.1", "demos": "20", "rollouts": "400", "rollout.chunk_noise": "0.25",
-                  "rollout.horizon": "160"},
-    "stack": {"sim.task": "Stack"},
-    "door": {"sim.task": "Door"},
-    "wide_door": {"sim.task": "Door", "sim.placement": "0.1", "demos": "16", "rollouts": "300", "rollout.chunk_noise": "0.15",
-                  "rollout.horizon": "300", "replay.gamma": "0.99"},
-    "nut": {"sim.task": "NutAssemblySquare"},
-    "can": {"sim.task": "PickPlaceCan"},
+    "wide_lift": {"sim.task": "Lift", "demos": "20", "rollouts": "400"},
+    "wide_door": {"sim.task": "Door", "demos": "16", "rollouts": "300", "rollout.chunk_noise": "0.15", "rollout.horizon": "300",
+                  "replay.gamma": "0.99"},
 }
-STUDIED = ("wide_lift", "wide_door")  #: those whose base policy fails often, not always
 
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
 REFINED, FUTURE, ACTION = "refined", "refined + V(s')", "refined + Q(s,a)"
@@ -62,11 +53,17 @@ class Study:
 
     def __init__(self, task: str, seed: int, root: Path, flags: dict[str, str]):
         where = {"name": f"{task}-{seed}", "root": str(root), "seed": str(seed)}
-        self.main = make_config(RunConfig(), None, {**COMMON, **TASKS[task], **flags, **where})
+        self.main = make_config(DEMO, None, {**COMMON, **TASKS[task], **flags, **where})
 
     def outcomes(self) -> dict[str, list[int]]:
-        """Run whatever is missing; success of every arm on every held-out initial state."""
+        """Run whatever is missing; success of every arm on every held-out initial state. ConfigError when there are runs of this
+        study with other settings: their results would be taken for these settings'."""
         main = self.main
+        before = stored_config(main)
+        if before is not None and (others := _differences(before, dataclasses.replace(main, planner=before.planner))):
+            name, (theirs, ours) = next(iter(others.items()))
+            raise ConfigError(f"study {main.name} in {main.root} was run with {name} = {theirs}, not {ours}: give another --root, or the "
+                              "same --set")
         with open_run(main) as run:
             for stage in (collect, pretrain, rollout, refine):
                 stage(run)
@@ -88,6 +85,18 @@ class Study:
         steps = main.planning_steps + main.refine_steps
         return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=steps, planning_steps=0, learner=learner,
                                    replay=dataclasses.replace(main.replay, store=store))
+
+
+def _differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[str, str]]:
+    """Settings in which two runs differ, as texts."""
+    values = {name: [format_value(functools.reduce(getattr, name.split("."), config)) for config in (one, other)] for name in FIELDS}
+    return {name: (theirs, ours) for name, (theirs, ours) in values.items() if theirs != ours}
+
+
+def settings(main: RunConfig) -> dict[str, str]:
+    """What a study sets, by name, its task and seed aside."""
+    where = RunConfig(name=main.name, root=main.root, seed=main.seed)
+    return {name: ours for name, (_, ours) in _differences(where, main).items()}
 
 
 def _outcomes(evaluation: dict, arms: dict[str, str]) -> dict[str, list[int]]:
@@ -130,7 +139,7 @@ def table(task: str, result: dict) -> str:
 def study_parser(text: str, written: str) -> argparse.ArgumentParser:
     """The flags that say which studies a job is about; ``text`` is its docstring, ``written`` what it leaves under --to."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--task", action="append", choices=TASKS, help="task to study; may be given several times [wide_lift, wide_door]")
+    parser.add_argument("--task", action="append", choices=TASKS, help="task to study; may be given several times [all]")
     parser.add_argument("--seed", action="append", type=int, help="training seed; may be given several times [0 and 1]")
     parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="folder of the study's runs [runs/learning]")
     parser.add_argument("--to", type=Path, default=Path("docs/results"), help=f"folder for {written} [docs/results]")
@@ -163,12 +172,13 @@ def run_studies(options: argparse.Namespace) -> None:
     file = options.to / "learning.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     options.to.mkdir(parents=True, exist_ok=True)
-    for task in options.task or STUDIED:
+    for task in options.task or TASKS:
         seeds = options.seed or [0, 1]
-        summary = summarise([Study(task, seed, options.root, flags).outcomes() for seed in seeds])
+        studies = [Study(task, seed, options.root, flags) for seed in seeds]
+        summary = summarise([study.outcomes() for study in studies])
         headline = summary["pairs"][f"{FUTURE} over {BASE}"]
         results[task] = {"arms": summary["arms"], **{k: headline[k] for k in ("gain_points", "ci_low", "ci_high")},
-                         "pairs": summary["pairs"], "seeds": seeds, "settings": {**COMMON, **TASKS[task], **flags}}
+                         "pairs": summary["pairs"], "seeds": seeds, "settings": settings(studies[0].main)}
         for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
             replace((text + "\n").encode(), path)
         print(table(task, results[task]))

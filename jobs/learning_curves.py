@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
-from learning import STUDIED, Study, study_parser  # noqa: E402
+from learning import TASKS, Study, study_parser  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
@@ -135,7 +135,7 @@ def run_curves(options: argparse.Namespace) -> None:
     file = options.to / "curves.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     options.to.mkdir(parents=True, exist_ok=True)
-    for task in options.task or STUDIED:
+    for task in options.task or TASKS:
         for over in options.over or OVER:
             seeds = options.seed or [0, 1]
             curve = joined([OVER[over](_studied(task, seed, options.root)) for seed in seeds])

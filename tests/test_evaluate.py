@@ -5,13 +5,14 @@ import json
 
 import pytest
 
-from cosmos_ray.config import PlannerConfig, RunConfig, SimConfig
+from cosmos_ray.config import PlannerConfig, RolloutConfig, RunConfig, SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.replay.episode import Episode, EpisodeKey
 from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
+from cosmos_ray.stages.acting import rollout_ticket
 from cosmos_ray.stages.evaluate import _pairs, arms, check_held_out, evaluate, results, ticket, verify, wilson
 from cosmos_ray.tracking import Tracker
 from tests.test_model import tiny
@@ -130,6 +131,13 @@ def test_all_arms_draw_the_same_states_and_noise(run):
         assert len({(t.key.seed, t.noise_seed) for t in same}) == 1 and len({t.key.name for t in same}) == 3
     assert len({t.noise_seed for t in tickets[0]}) == 4
     assert [row[0].version for row in tickets] == [1, 3, 3] and [bool(row[0].planner) for row in tickets] == [False, False, True]
+
+
+def test_rollouts_have_a_horizon_of_their_own_and_evaluation_does_not(run):
+    longer = dataclasses.replace(run, config=dataclasses.replace(run.config, rollout=RolloutConfig(horizon=70)))
+    assert (rollout_ticket(longer, 0).horizon, rollout_ticket(run, 0).horizon) == (70, 0)
+    assert {ticket(longer, arm, 0) for arm in arms(longer)} == {ticket(run, arm, 0) for arm in arms(run)}
+    assert {ticket(longer, arm, 0).horizon for arm in arms(longer)} == {0}
 
 
 @pytest.mark.parametrize("change, kept", [

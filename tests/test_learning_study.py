@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cosmos_ray.folder import RunFolder
 from tests.conftest import imported_job
 
 
@@ -50,10 +51,16 @@ def test_wrong_flags_are_one_clear_line(study, flags, message, capsys):
 
 
 def test_a_setting_out_of_range_is_one_clear_line(study, tmp_path, capsys):
-    flags = ["--task", "lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results"), "--set", "demos=0"]
+    flags = ["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results"), "--set", "demos=0"]
     assert study.main(flags) == 1
     assert capsys.readouterr().err == "learning: demos = 0 is out of range: it must be at least 1 and at most 500000\n"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_that_was_run_with_other_settings_is_refused(study, tmp_path, capsys):
+    RunFolder(study.Study("wide_lift", 0, tmp_path, {"demos": "12"}).main).close()
+    assert study.main(["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path), "--to", str(tmp_path / "results")]) == 1
+    assert "study wide_lift-0 in " in (error := capsys.readouterr().err) and "was run with demos = 12, not 20: give another" in error
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +80,8 @@ def test_points_of_several_seeds_are_added_up_and_drawn(curves):
 
 
 def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
-    assert curves.main(["--task", "lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]) == 1
-    assert capsys.readouterr().err.startswith("learning_curves: there is no study of lift")
+    assert curves.main(["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]) == 1
+    assert capsys.readouterr().err.startswith("learning_curves: there is no study of wide_lift")
     assert not (tmp_path / "runs").exists()
 
 
@@ -83,12 +90,12 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, tmp_path):
     small = {"demos": 4, "pretrain_steps": 10, "planning_steps": 5, "rollouts": 3, "refine_steps": 10, "refine_rollouts": 2,
              "publish_every": 5,
              "eval_episodes": 2, "rollout.workers": 1, "rollout.envs_per_worker": 2, "learner.batch_size": 8, "planner.candidates": 2}
-    flags = ["--task", "lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
+    flags = ["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
     for name, value in small.items():
         flags += ["--set", f"{name}={value}"]
     assert study.main(flags) == 0
     file = tmp_path / "results" / "learning.json"
-    result = json.loads(file.read_text())["lift"]
+    result = json.loads(file.read_text())["wide_lift"]
     assert list(result["arms"]) == list(study.ARMS) and all(arm["episodes"] == 2 for arm in result["arms"].values())
     assert {"gain_points", "ci_low", "ci_high"} <= result.keys()
     before, stamps = file.read_text(), {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")}

@@ -17,6 +17,7 @@ from cosmos_ray.oracle.branch import Simulator
 from cosmos_ray.oracle.core import OracleCore
 from cosmos_ray.oracle.judge import ARMS, Judge
 from cosmos_ray.oracle.shares import shares
+from cosmos_ray.planning.best_of_n import score
 from cosmos_ray.replay.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.report.audit_page import headline, write_audit_page
@@ -162,6 +163,28 @@ def test_a_future_with_one_true_part_is_valued_by_that_part_alone(judge):
     assert [bool((changed[name] != values[name]).all()) for name in values] == [True, False, False]
 
 
+def test_an_imagined_part_in_its_own_place_changes_nothing(judge):
+    proposals = judge.propose([branch_of(judge)])
+    planner = dataclasses.replace(judge.planner, futures=2, future_steps=2, values=2)
+    futures, scores = score(judge.critic, proposals, planner)
+    again, same = score(judge.critic, proposals, planner, {})
+    assert torch.equal(again, futures) and torch.equal(same, scores)
+    frame = judge.critic.layout.future_images[0]
+    _, other = score(judge.critic, proposals, planner, {frame: futures[:, :, frame] + 1})
+    one = dataclasses.replace(planner, futures=1)
+    _, alone = score(judge.critic, proposals, one)
+    assert not torch.equal(other, scores)
+    assert torch.equal(score(judge.critic, proposals, one, {frame: score(judge.critic, proposals, one)[0][:, :, frame]})[1], alone)
+
+
+def test_a_probe_has_every_part(run):
+    core = OracleCore(run.config, str(run.folder.checkpoint("base")))
+    found = [row for index in range(2) for row in core.probe([index])]
+    core.close()
+    assert found and all(list(row["parts"]) == ["proprioception", *core.judge.critic.layout.cameras] for row in found)
+    assert all(len(values) == 2 for row in found for values in row["parts"].values())
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_arms_do_not_depend_on_what_else_is_in_the_batch(judge, arm):
     branches = [branch_of(judge, i) for i in range(2)]
@@ -182,7 +205,7 @@ def rows(**texts):
 
 def probe(returns, **scores):
     return {"index": 0, "step": 8, "spread": 0.1, "return": returns, "Q(s,a)": [0.5] * len(returns), "V(s')": [0.5] * len(returns),
-            "V(true s')": [0.5] * len(returns), **scores}
+            "V(true s')": [0.5] * len(returns), "parts": {}, **scores}
 
 
 def test_points_are_lost_to_candidates_then_to_the_value_then_to_the_world_model():
@@ -211,14 +234,17 @@ def test_a_judgement_is_measured_where_candidates_differ():
     assert (bad["auc_within_a_decision"], bad["chose_success"]) == (0.0, 0.0) and blind["auc_within_a_decision"] == 0.5
 
 
-def test_the_part_that_misleads_the_value_is_the_one_whose_truth_restores_the_order():
+def test_the_part_that_misleads_the_value_is_the_one_whose_truth_restores_the_order(tmp_path):
     true = [0.1, 0.2, 0.3, 0.4]
     parts = {"proprioception": [0.4, 0.3, 0.2, 0.1], "wrist": [0.0, 0.1, 0.6, 0.9], "third": [0.5] * 4}
     one = probe(true, **{"V(true s')": true, "V(s')": [0.1, 0.2, 0.4, 0.3], "parts": parts})
-    old = probe(true, **{"V(true s')": true, "V(s')": true})  # of an audit before there were parts
-    found = shares(rows(**OUTCOMES), [one, old])["probes"]["agreement"]
+    other = probe(true, **{"V(true s')": true, "V(s')": true, "parts": parts})
+    result = shares(rows(**OUTCOMES), [one, other])
+    found = result["probes"]["agreement"]
     assert found == pytest.approx({"Q(s,a)": 0, "V(s')": (0.8 + 1) / 2, "V(s') with the true proprioception": -1,
                                    "V(s') with the true wrist": 1, "V(s') with the true third": 0})
+    write_audit_page({**result, "task": "Lift", "checkpoint": "base", "candidates": 4, "gamma": 0.98}, tmp_path / "audit.html")
+    assert "<td>V(s&#x27;) with the true proprioception</td><td>-1.00</td>" in (tmp_path / "audit.html").read_text()
     assert shares(rows(**OUTCOMES), [])["probes"]["agreement"] == {}
 
 

@@ -20,6 +20,7 @@ from cosmos_ray.rollout.core import RolloutCore, frame_offsets
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
 from cosmos_ray.rollout.ticket import PURPOSES, SPAN, EpisodeTicket, state_seed
 from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.resimulate import resimulate
 from cosmos_ray.weights import pack
 from tests.test_planning import demo_policy
 
@@ -107,6 +108,7 @@ def test_a_rollout_may_be_longer_or_shorter_than_the_environments_own_horizon(wo
     assert [f.length for f in finished] == [28, 12, 20]
     episodes = [core.store.read(f.name) for f in finished]
     assert [e.info["horizon"] for e in episodes] == [28, 12, 20] and all(e.timed_out for e in episodes)
+    assert all(resimulate(e).identical for e in episodes[:2])
 
 
 def test_a_ticket_that_was_run_before_is_not_run_again(work):

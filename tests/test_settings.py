@@ -133,6 +133,12 @@ def test_demo_has_a_task_of_its_own_unless_it_is_told_what_to_run(command, file,
     check(make_config(base, None, told))
 
 
+def test_help_names_the_defaults_of_its_command(capsys):
+    for command, demos in (("demo", DEMO.demos), ("collect", RunConfig().demos)):
+        assert main([command, "--help"]) == 0
+        assert f"in the store after `collect` [{demos}]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_defaults_and_both_ends_of_every_range_are_accepted():
     check(RunConfig())
     check(RunConfig(learner=LearnerConfig(base_mix=(1.0, 0.0, 0.0), ema=1.0), sim=SimConfig(image_size=1024)))
@@ -144,6 +150,7 @@ def test_the_defaults_and_both_ends_of_every_range_are_accepted():
     (RunConfig(learner=LearnerConfig(zero_stage=3)), "learner.ema"),
     (RunConfig(learner=LearnerConfig(batch_size=9, world_size=2)), "learner.batch_size = 9"),
     (RunConfig(rollout=RolloutConfig(execute=9), model=ModelConfig(chunk=8)), "rollout.execute = 9"),
+    (RunConfig(rollout=RolloutConfig(horizon=160), sim=SimConfig(horizon=300)), "rollout.horizon = 160 is shorter than sim.horizon = 300"),
     (RunConfig(sim=SimConfig(wrist_cameras=(), third_cameras=())), "at least one camera"),
     (RunConfig(sim=SimConfig(wrist_cameras=("a",), third_cameras=("b", "a"))), "name a camera twice"),
     (RunConfig(learner=LearnerConfig(planning_mix=())), "learner.planning_mix"),

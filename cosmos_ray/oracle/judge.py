@@ -56,41 +56,34 @@ class Judge:
 
     def imagined_values(self, proposals: Proposals, value: str = "future") -> np.ndarray:
         """(B*N,) the planner's own scores, in [0, 1]: V(s') or, with ``"action"``, Q(s, a)."""
-        proposals = dataclasses.replace(proposals, text=self._prompts(len(proposals.seeds)))
-        return score(self.critic, proposals, dataclasses.replace(self.planner, value=value))[1].cpu().numpy()
+        return self._scores(proposals, value, {})
 
     def true_future_values(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> np.ndarray:
         """(B*N,) the learned value of what every candidate really leads to, in [0, 1]."""
-        return self._values(self._true_latents(branches, proposals, outcomes), proposals)
+        latents = self._true_latents(branches, proposals, outcomes)
+        values = value_samples(self.critic, latents, self._prompts(len(outcomes)), proposals.seeds, self.planner, SampleType.VALUE_FUTURE)
+        return aggregate(probability(values), self.planner.aggregate).cpu().numpy()
 
     def partly_true_values(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> dict[str, np.ndarray]:
-        """(B*N,) the learned value of every imagined future with one part of it as it really comes, in [0, 1], by the name of that
+        """(B*N,) the planner's scores V(s') with one part of every imagined future as it really comes, in [0, 1], by the name of that
         part: ``proprioception`` or a camera."""
-        layout = self.critic.layout
-        true = self._true_latents(branches, proposals, outcomes)
-        imagined = self.critic.imagine(proposals.latents, self._prompts(len(outcomes)), proposals.seeds, self.planner.future_steps)
-        values = {}
-        for name, frame in zip(("proprioception", *layout.cameras), layout.future, strict=True):
-            latents = imagined.clone()
-            latents[:, :, frame] = true[:, :, frame]
-            values[name] = self._values(latents, proposals)
-        return values
+        layout, true = self.critic.layout, self._true_latents(branches, proposals, outcomes)
+        return {name: self._scores(proposals, "future", {frame: true[:, :, frame]})
+                for name, frame in zip(("proprioception", *layout.cameras), layout.future, strict=True)}
+
+    def _scores(self, proposals: Proposals, value: str, known: dict[int, torch.Tensor]) -> np.ndarray:
+        proposals = dataclasses.replace(proposals, text=self._prompts(len(proposals.seeds)))
+        return score(self.critic, proposals, dataclasses.replace(self.planner, value=value), known)[1].cpu().numpy()
 
     def _true_latents(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> torch.Tensor:
         """Latents (B*N, C, T, h, w) of state, candidate and what that really leads to."""
         before = [branch for branch in branches for _ in range(len(outcomes) // len(branches))]
-        window = TrainingBatch(
+        return self.critic.training_latents(TrainingBatch(
             images=np.stack([b.images for b in before]), future_images=np.stack([o.images for o in outcomes]),
             proprio=np.stack([b.proprio for b in before]), future_proprio=np.stack([o.proprio for o in outcomes]),
             actions=proposals.actions.cpu().numpy(),
             value=np.zeros(len(outcomes), np.float32), instructions=[self.simulator.instruction] * len(outcomes),
-            kinds=np.full(len(outcomes), int(SampleType.VALUE_FUTURE)))
-        return self.critic.training_latents(window)
-
-    def _values(self, latents: torch.Tensor, proposals: Proposals) -> np.ndarray:
-        """(B*N,) V(s') in [0, 1] of the futures in ``latents``."""
-        values = value_samples(self.critic, latents, self._prompts(len(latents)), proposals.seeds, self.planner, SampleType.VALUE_FUTURE)
-        return aggregate(probability(values), self.planner.aggregate).cpu().numpy()
+            kinds=np.full(len(outcomes), int(SampleType.VALUE_FUTURE))))
 
     def _prompts(self, rows: int) -> Prompts:
         """The instruction as the critic attends to it, ``rows`` times."""

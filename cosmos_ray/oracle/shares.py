@@ -62,16 +62,16 @@ def _ranking(probes: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _agreement(probes: list[dict[str, Any]]) -> dict[str, float | None]:
+def _agreement(probes: list[dict[str, Any]]) -> dict[str, float]:
     """Mean rank correlation with V(true s') among the candidates of a decision: of the planner's own judgements, and of V of an imagined
     future of which one part is the real one. Where that helps, this part is what the world model gets wrong and the value reads."""
     scores: dict[str, list[float]] = {}
     for probe in probes:
         rows = {name: probe[name] for name in JUDGEMENTS[:2]}
-        rows |= {f"V(s') with the true {part}": values for part, values in probe.get("parts", {}).items()}  # older audits lack them
+        rows |= {f"V(s') with the true {part}": values for part, values in probe["parts"].items()}
         for name, values in rows.items():
             scores.setdefault(name, []).append(_rank_correlation(values, probe["V(true s')"]))
-    return {name: _mean(found) for name, found in scores.items()}
+    return {name: float(np.mean(found)) for name, found in scores.items()}
 
 
 def _rank_correlation(a: list[float], b: list[float]) -> float:

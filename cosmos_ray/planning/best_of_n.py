@@ -100,21 +100,25 @@ def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.
                     proposals.actions.unflatten(0, (b, n)), futures[pick])
 
 
-def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1])."""
+def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
+          known: dict[int, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1]). ``known`` are latent frames (B*N, C, h, w), by their
+    position, to be valued in place of the imagined ones."""
     if config.value == "action":
         futures = proposals.latents
         values = value_samples(policy, futures, proposals.text, proposals.seeds, config, SampleType.VALUE_ACTION)
     else:
-        futures, values = _values_of_futures(policy, proposals.latents, proposals.text, proposals.seeds, config)
+        futures, values = _values_of_futures(policy, proposals.latents, proposals.text, proposals.seeds, config, known or {})
     return futures, aggregate(probability(values), config.aggregate)
 
 
-def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig):
+def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig, known: dict[int, torch.Tensor]):
     """(first futures (B*N, ...), values (B*N, futures * values)) of V(s')."""
     futures = []
     for i, steps in enumerate(step_ladder(config.future_steps, config.futures)):
         futures.append(policy.imagine(proposed, text, _derive(seeds, 2, i), steps))
+        for frame, latents in known.items():
+            futures[-1][:, :, frame] = latents
     rows = torch.cat([
         value_samples(policy, future, text, _derive(seeds, 3, i), config, SampleType.VALUE_FUTURE) for i, future in enumerate(futures)
     ], dim=1)

@@ -22,9 +22,7 @@ td:first-child, th:first-child, td:last-child, th:last-child {{ text-align: left
 <p>{headline}</p>
 <img src="{image}" alt="success rate per arm and points lost per part">
 <h2>Arms</h2>{arms}
-<h2>How well candidates are ranked</h2><p>{probed}</p>{judgements}
-<h2>Which part of the imagined future misleads the value</h2><p>Rank correlation with V of the true future among the candidates of one
-decision: by what the planner has, and with one part of the imagined future replaced by the real one.</p>{agreement}
+<h2>How well candidates are ranked</h2><p>{probed}</p>{judgements}{agreement}
 </body></html>
 """
 
@@ -59,9 +57,18 @@ def write_audit_page(result: dict, path: Path) -> None:
         probed=f"{probes['decisions']} decisions of the policy; at {probes['candidates_differ']} of them some candidates lead to "
                f"success and some to failure, at {probes['all_fail']} all fail. Mean standard deviation of the candidates' actions: "
                f"{spread}.",
-        agreement=_table(("judged by", "rank correlation"), [(name, _number(value)) for name, value in probes["agreement"].items()]),
+        agreement=_agreement(probes["agreement"]),
         judgements=_table(("judgement", "AUC over all candidates", "AUC within a decision", "chose a success", "by chance"), judged))
     write_page(path, page)
+
+
+def _agreement(found: dict[str, float]) -> str:
+    """The section on the parts of the future, where anything was probed."""
+    if not found:
+        return ""
+    return ("<h2>Which part of the imagined future misleads the value</h2><p>Rank correlation with V of the true future among the "
+            "candidates of one decision: by what the planner has, and with one part of the imagined future replaced by the real one.</p>"
+            + _table(("judged by", "rank correlation"), [(name, _number(value)) for name, value in found.items()]))
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
