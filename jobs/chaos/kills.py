@@ -92,6 +92,7 @@ class Slot:
     def __init__(self, kind: str, number: int) -> None:
         self.kind, self.number = kind, number
         self.position = 0  # writers: index of the next episode in their sequence
+        self.furthest = 0  # writers: how many of the sequence were acknowledged, also before they were set back
         self.child: Child | None = None
         self.taken = 0  # lines of the child that are noted
         self.reports = 0
@@ -253,6 +254,7 @@ class KillRun:
                 self.acknowledged.add(number)
                 self.new[number] += new
                 slot.position = max(slot.position, position + 1)
+                slot.furthest = max(slot.furthest, position + 1)
             elif what == "wrong":
                 self.tally.violation("wrong content", f"found while writers run: {rest}")
             elif what == "vanished":
@@ -275,7 +277,7 @@ class KillRun:
     def _finish(self) -> None:
         """Let every writer offer what its partner has offered and it has not, undisturbed."""
         for slot in self.writers:
-            stop = max(slot.position, self.writers[slot.number ^ 1].position)
+            stop = max(slot.furthest, self.writers[slot.number ^ 1].furthest)
             self._fork(slot, self._writer(slot, slot.position, stop))
         for slot in self.writers:
             while not slot.child.ended():
