@@ -81,7 +81,7 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
         for flag, keywords in command.options:
             sub.add_argument(flag, **keywords)
         if name == "demo":
-            sub.add_argument("--quick", action="store_true", help="every stage at small counts, about four minutes on two cores")
+            sub.add_argument("--quick", action="store_true", help="every stage at small counts, about five minutes on two cores")
         add_flags(sub, DEMO if name == "demo" else RunConfig())
     text = "look at a replay store, check it, mend it, shrink it, exchange it"
     replay = commands.add_parser("replay", help=text, description=text.capitalize() + ".")
