@@ -190,7 +190,7 @@ class PlannerConfig:
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
     value: str = option("future", "rank by 'future' V(s') of predicted futures or by 'action' Q(s,a)", choices=("future", "action"))
     spread: float = option(0.0, "standard deviation of an offset that moves the hand of every second candidate elsewhere; give rollouts "
-                           "no less as rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
+                           "at least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "predicted futures per candidate", low=1, high=64)
     future_steps: int = option(1, "network evaluations of the longest future prediction", low=1, high=100)
     values: int = option(1, "value samples per predicted future", low=1, high=64)

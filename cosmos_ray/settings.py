@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser, defaults: RunConfig) -> None:
     for name, (item, kind) in FIELDS.items():
         section = name.rpartition(".")[0] or "run"
         group = groups.setdefault(section, parser.add_argument_group(section))
-        default = functools.reduce(getattr, name.split("."), defaults)
+        default = value_of(defaults, name)
         text = f"{item.metadata['help']} [{format_value(default)}]"
         flag = "--" + name.replace("_", "-")
         group.add_argument(flag, dest=name, default=None, metavar=_metavar(item, kind), help=text.replace("%", "%%"))
@@ -53,6 +53,11 @@ def _metavar(item: dataclasses.Field, kind: type) -> str:
     if item.metadata["choices"]:
         return "{" + ",".join(map(str, item.metadata["choices"])) + "}"
     return {int: "N", float: "X", str: "TEXT", bool: "true|false"}.get(kind, "A,B,...")
+
+
+def value_of(config: RunConfig, name: str) -> Any:
+    """The value of a setting of :data:`FIELDS`, such as ``sim.task``."""
+    return functools.reduce(getattr, name.split("."), config)
 
 
 def format_value(value: Any) -> str:

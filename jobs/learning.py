@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -27,7 +26,7 @@ from cosmos_ray.errors import ConfigError, CosmosRayError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report.statistics import paired_with_interval, wilson  # noqa: E402
 from cosmos_ray.run import open_run  # noqa: E402
-from cosmos_ray.settings import FIELDS, format_value, make_config, stored_config  # noqa: E402
+from cosmos_ray.settings import FIELDS, format_value, make_config, stored_config, value_of  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
 from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
@@ -89,7 +88,7 @@ class Study:
 
 def _differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[str, str]]:
     """Settings in which two runs differ, as texts."""
-    values = {name: [format_value(functools.reduce(getattr, name.split("."), config)) for config in (one, other)] for name in FIELDS}
+    values = {name: [format_value(value_of(config, name)) for config in (one, other)] for name in FIELDS}
     return {name: (theirs, ours) for name, (theirs, ours) in values.items() if theirs != ours}
 
 

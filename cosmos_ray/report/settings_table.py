@@ -9,7 +9,7 @@ import shlex
 
 import cosmos_ray
 from cosmos_ray.config import RunConfig
-from cosmos_ray.settings import FIELDS, format_value
+from cosmos_ray.settings import FIELDS, format_value, value_of
 from cosmos_ray.uri import without_credentials
 
 PACKAGES = ("torch", "deepspeed", "ray", "robosuite", "mujoco", "numpy", "pyarrow")
@@ -19,7 +19,7 @@ def settings_table(config: RunConfig) -> list[dict]:
     """Every setting as {name, value, default, changed, help}, sections together."""
     default, rows = RunConfig(), []
     for name, (item, _) in FIELDS.items():
-        value, usual = (without_credentials(format_value(_get(c, name))) for c in (config, default))
+        value, usual = (without_credentials(format_value(value_of(c, name))) for c in (config, default))
         rows.append({"name": name, "value": value, "default": usual, "changed": value != usual, "help": item.metadata["help"]})
     return rows
 
@@ -50,9 +50,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {**found, "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"}
-
-
-def _get(config: RunConfig, name: str):
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
