@@ -210,11 +210,13 @@ class RunConfig:
     demos: int = option(120, "demonstrations to have in the store after `collect`", low=1, high=500_000)
     pretrain_steps: int = option(600, "learner steps of `pretrain`", low=1)
     rollouts: int = option(80, "rollout episodes to have in the store after `rollout`", low=0, high=500_000)
-    refine_steps: int = option(600, "learner steps of `refine`", low=1)
-    planning_steps: int = option(0, "learner steps of `refine` that first train a network of its own for planning, from the base policy on "
-                                 "the rollouts there are: its world model and value judge candidates, and rollouts for learner.advantage; "
-                                 "0 leaves planning to the refined network", low=0)
-    refine_rollouts: int = option(60, "further rollout episodes collected during `refine`", low=0, high=500_000)
+    rounds: int = option(1, "rounds of `refine`: each one after the first collects as many rollouts again, with the policy refined so far, "
+                            "and trains as many steps from it", low=1, high=1000)
+    refine_steps: int = option(600, "learner steps of `refine`, each round", low=1)
+    planning_steps: int = option(0, "learner steps of `refine`, each round, that first train a network of its own for planning, from the "
+                                 "base policy on the rollouts there are: its world model and value judge candidates, and rollouts for "
+                                 "learner.advantage; 0 leaves planning to the refined network", low=0)
+    refine_rollouts: int = option(60, "further rollout episodes collected during `refine`, each round", low=0, high=500_000)
     publish_every: int = option(50, "learner steps between weight pushes to the pool while refining", low=1)
     eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)
     verify: int = option(0, "`evaluate` also repeats this many stored episodes per arm and compares them step by step", low=0)

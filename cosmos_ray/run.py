@@ -37,6 +37,10 @@ class Run:
         """A progress line, silent when the run is quiet."""
         return Progress(what, total, done, unit, quiet=self.quiet)
 
+    def of_round(self, what: str, number: int) -> str:
+        """``what`` as a progress line names it, with the number of its round where there are several."""
+        return what if self.config.rounds == 1 else f"{what} {number}/{self.config.rounds}"
+
     @property
     def cores(self) -> int:
         """CPUs of the cluster."""

@@ -34,12 +34,13 @@ from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What every task is studied with beyond the settings of the demo: the base policy is trained until more of the same brings nothing.
-COMMON = {"pretrain_steps": "1500", "planning_steps": "800", "refine_steps": "1400", "refine_rollouts": "0", "eval_episodes": "200"}
+COMMON = {"pretrain_steps": "1500", "rounds": "2", "planning_steps": "600", "refine_steps": "1100", "refine_rollouts": "0",
+          "eval_episodes": "200"}
 #: What differs from task to task: base policies that fail often, not always.
 TASKS: dict[str, dict[str, str]] = {
     "wide_lift": {"sim.task": "Lift", "demos": "20", "rollouts": "400"},
-    "wide_door": {"sim.task": "Door", "demos": "16", "rollouts": "300", "rollout.chunk_noise": "0.15", "rollout.horizon": "300",
-                  "replay.gamma": "0.99"},
+    "wide_door": {"sim.task": "Door", "demos": "16", "pretrain_steps": "3000", "rollouts": "300", "rollout.chunk_noise": "0.15",
+                  "rollout.horizon": "300", "replay.gamma": "0.99"},
 }
 
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
@@ -81,7 +82,7 @@ class Study:
         main, learner = self.main, self.main.learner
         learner = dataclasses.replace(learner, lr=learner.refine_lr, base_mix=learner.refine_mix or learner.base_mix, self_imitation=share,
                                       advantage=0.0)
-        steps = main.planning_steps + main.refine_steps
+        steps = main.rounds * (main.planning_steps + main.refine_steps)
         return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=steps, planning_steps=0, learner=learner,
                                    replay=dataclasses.replace(main.replay, store=store))
 

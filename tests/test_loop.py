@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from cosmos_ray.replay.store import ReplayStore
-from tests.conftest import ROOT, SMALL, command, copy_run, environment, metrics, run_command
+from tests.conftest import PLANNING, ROOT, SMALL, command, copy_run, environment, metrics, run_command
 
 
 def stored(folder: Path, source: str | None = None) -> list:
@@ -84,6 +84,20 @@ def test_demo_runs_every_stage(finished_run):
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert any(base64.b64decode(data)[:4] == b"\x89PNG" for data in re.findall(r"base64,([A-Za-z0-9+/=]+)", page)) or "<svg" in page
     assert page.count("<td>agentview</td>") == len(report["assessment"]["world_model"])
+
+
+def test_another_round_acts_with_the_refined_policy_and_goes_on_from_it(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    before, rows = {s.name for s in stored(folder, "rollout")}, len(metrics(folder, "refine"))
+    version = json.loads((folder / "checkpoints" / "refined" / "policy.json").read_text())["version"]
+    run_command("refine", tmp_path, *PLANNING, "--rounds", "2", "--refine-steps", "20")
+    more = {s.name: s.policy_version for s in stored(folder, "rollout") if s.name not in before}
+    assert len(more) == 4 + 6 and sorted(more.values())[:4] == [version] * 4
+    assert [row["step"] for row in metrics(folder, "refine")[rows:]] == [10, 20]
+    infos = [json.loads((folder / "checkpoints" / name / "policy.json").read_text())["info"] for name in ("planning", "refined")]
+    assert [(info["round"], info["step"], info["base_version"]) for info in infos] == [(2, 10, 1), (2, 20, 1)]
+    done = run_command("refine", tmp_path, *PLANNING, "--rounds", "2", "--refine-steps", "20")
+    assert "(0 new)" in done.stdout and len(metrics(folder, "refine")) == rows + 2
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.replay.episode import Episode, EpisodeKey
 from cosmos_ray.report.build import write_report
+from cosmos_ray.report.contents import training_curves
 from cosmos_ray.report.filmstrip import draw_filmstrip, pick, save_filmstrip
 from cosmos_ray.report.headline import headline, p_value
 from cosmos_ray.report.statistics import auc, brier, calibration, mcnemar, wilson
@@ -294,6 +295,14 @@ def test_torn_metrics_line_and_a_repeated_step_are_survived(tmp_path):
     assert report["training"]["refine"]["grad_norm"] == [None] * 3
     assert "NaN" not in (folder.path / "report.json").read_text()
     folder.close()
+
+
+def test_steps_of_later_rounds_go_on_counting(tmp_path):
+    folder, _ = make_run(tmp_path)
+    for number, step in ((2, 25), (2, 50), (3, 25), (2, 50), (3, 50)):
+        folder.record("refine", step=step, round=number, loss=float(step))
+    curve = training_curves(folder)["refine"]
+    assert curve["step"] == [25, 50, 75, 100, 125, 150, 175] and curve["loss"][3:] == [25, 50, 25, 50]
 
 
 def test_special_characters_are_escaped(tmp_path):

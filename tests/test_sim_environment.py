@@ -304,6 +304,17 @@ def test_unstable_physics_ends_the_episode_as_invalid(make, tmp_path, monkeypatc
     run(env, actions(env, 3))
 
 
+def test_placement_narrows_a_bin_that_all_its_objects_would_not_fit_then(make):
+    """PickPlaceCan places four objects before it takes three of them away."""
+    narrow = make("PickPlaceCan", placement=0.03)
+    can, positions = narrow.sim_env.obj_body_id["Can"], []
+    for seed in range(25):
+        narrow.reset(seed)
+        positions.append(narrow.data.xpos[can][:2] - narrow.sim_env.bin1_pos[:2])
+    reach = np.abs(positions).max(axis=0)
+    assert (0.015 < reach).all() and (reach <= 0.03 + 1e-3).all()
+
+
 def test_placement_sets_the_range_of_the_object(make):
     wide = make(placement=0.1)
     positions = []

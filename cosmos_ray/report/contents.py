@@ -52,12 +52,17 @@ def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:
 def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
     """``{"pretrain": {"step": [...], "loss": [...], ...}, "refine": ...}``, stages without rows left out.
 
-    A resumed stage logs some steps twice: the later row counts. Long curves are thinned to MAX_POINTS.
+    A resumed stage logs some steps twice: the later row counts. Steps of later rounds go on counting where the round before ended. Long
+    curves are thinned to MAX_POINTS.
     """
     curves = {}
     for stage in ("pretrain", "planning", "refine"):
-        by_step = {row["step"]: row for row in folder.metrics(stage) if _number(row.get("step")) is not None}
-        rows = [by_step[step] for step in sorted(by_step)]
+        by_step = {(row.get("round", 1), row["step"]): row for row in folder.metrics(stage) if _number(row.get("step")) is not None}
+        rows, before, last = [], 0, (1, 0)
+        for number, step in sorted(by_step):
+            before += last[1] if number > last[0] else 0
+            rows.append({**by_step[number, step], "step": before + step})
+            last = number, step
         stride = -(-len(rows) // MAX_POINTS) or 1
         rows = rows[::-1][::stride][::-1]  # the last step stays
         if rows:

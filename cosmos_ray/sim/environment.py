@@ -72,7 +72,7 @@ class Environment:
             observable.set_enabled(False)
         slim(self.sim_env)
         if config.placement > 0:
-            _widen(self.sim_env.placement_initializer, config.placement)
+            _widen(self.sim_env.placement_initializer, config.placement, bool(getattr(self.sim_env, "single_object_mode", 0)))
         self.model, self.data = self.sim_env.sim.model._model, self.sim_env.sim.data._data
         tasks.check_cameras(config, self.sim_env.sim.model.camera_names)
         self._camera_ids = [self.sim_env.sim.model.camera_name2id(name) for name in self.cameras]
@@ -331,12 +331,18 @@ def _controllers(config: SimConfig) -> list[dict]:
     return loaded
 
 
-def _widen(sampler: Any, half_width: float) -> None:
-    """Set the half-width of every range that ``sampler`` draws from, keeping its centre."""
+def _widen(sampler: Any, half_width: float, alone: bool) -> None:
+    """Set the half-width of every range that ``sampler`` draws from, keeping its centre.
+
+    ``alone``: only one of the objects stays in the scene once all are placed, so that they need not fit beside each other.
+    """
     for part in getattr(sampler, "samplers", {}).values():
-        _widen(part, half_width)
+        _widen(part, half_width, alone)
+    if alone:
+        sampler.ensure_valid_placement = False
     for name in ("x_range", "y_range"):
         low, high = getattr(sampler, name, (0.0, 0.0))
         if high > low:
             centre = (low + high) / 2
             setattr(sampler, name, [centre - half_width, centre + half_width])
+            sampler.ensure_object_boundary_in_range = False  # the range is of the object's middle

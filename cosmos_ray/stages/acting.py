@@ -27,3 +27,11 @@ def rollout_ticket(run: Run, index: int) -> EpisodeTicket:
     return EpisodeTicket(key, noise_seed=mix_seed(seed, 11), action_noise=config.rollout.action_noise,
                          chunk_noise=config.rollout.chunk_noise, horizon=config.rollout.horizon,
                          frame_stride=config.replay.rollout_frame_stride, arm="rollout")
+
+
+def round_tickets(run: Run, number: int) -> tuple[list[EpisodeTicket], list[EpisodeTicket]]:
+    """Rollouts of round ``number`` (from 1) of refinement: those before its training, and those beside it."""
+    before, beside = run.config.rollouts, run.config.refine_rollouts
+    first = (number - 1) * (before + beside)
+    tickets = [rollout_ticket(run, first + i) for i in range(before + beside)]
+    return tickets[:before], tickets[before:]

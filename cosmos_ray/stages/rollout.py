@@ -1,25 +1,26 @@
-"""Episodes of the base policy: successes and failures, with returns, into the replay store."""
+"""Episodes of a policy: successes and failures, with returns, into the replay store."""
 
 from __future__ import annotations
 
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import rollout_ticket, start_fleet
+from cosmos_ray.stages.acting import round_tickets, start_fleet
 
 
-def rollout(run: Run) -> dict:
-    """Act with checkpoint ``base`` until the store holds ``config.rollouts`` of the run's rollouts."""
-    config, store = run.config, run.folder.store()
-    wanted = [rollout_ticket(run, i) for i in range(config.rollouts)]
+def rollout(run: Run, number: int = 1) -> dict:
+    """Act until the store holds the ``config.rollouts`` rollouts of round ``number``: with checkpoint ``base`` in the first, with
+    ``refined`` as the round before left it in later ones."""
+    store = run.folder.store()
+    wanted, _ = round_tickets(run, number)
     tickets = [t for t in wanted if t.key.name not in store]
-    done, abandoned = config.rollouts - len(tickets), 0
+    total, done, abandoned = len(wanted), len(wanted) - len(tickets), 0
     if tickets:
-        cpus = run.cpu_share(config.rollout.workers + config.inference.actors)
-        pool = run.pool(run.folder.checkpoint("base"), cpus)
+        cpus = run.cpu_share(run.config.rollout.workers + run.config.inference.actors)
+        pool = run.pool(run.folder.checkpoint("base" if number == 1 else "refined"), cpus)
         try:
             fleet = start_fleet(run, pool, cpus)
             try:
                 fleet.submit(tickets)
-                progress, wins = run.progress("rollout", config.rollouts, done, "episodes"), 0
+                progress, wins = run.progress(run.of_round("rollout", number), total, done, "episodes"), 0
                 ran = 0
                 while fleet.outstanding:
                     for episode in fleet.poll(timeout=1.0):
@@ -37,5 +38,5 @@ def rollout(run: Run) -> dict:
     have = [s for s in store.summaries() if s.name in names]
     result = {"episodes": len(have), "new": len(tickets), "successes": sum(s.success for s in have), "abandoned": abandoned}
     if tickets:
-        run.tracker.log("rollout", **result)
+        run.tracker.log("rollout", round=number, **result)
     return result
