@@ -110,6 +110,8 @@ def test_evaluating_again_needs_no_simulator_and_changes_nothing(run):
     assert evaluate(run) == evaluate(run) == {**expected, "new": 0}
     assert json.loads((run.folder.path / "evaluation.json").read_text()) == json.loads(json.dumps(expected))
     assert run.folder.metrics("evaluate")[-1]["refined_successes"] == 2
+    assert list(evaluate(run, ["refined"])["arms"]) == ["refined"]
+    assert json.loads((run.folder.path / "evaluation.json").read_text()) == json.loads(json.dumps(expected))  # of all arms, still
 
 
 def test_verify_compares_repeated_episodes_step_by_step(run):

@@ -77,7 +77,8 @@ def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
 
 
 def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
-    """Run what the store lacks of every arm (of ``only``, if given), then count from the store; see :func:`results`."""
+    """Run what the store lacks of every arm, then count from the store; see :func:`results`. Written to ``evaluation.json``, unless it
+    is of ``only`` some arms."""
     config, store = run.config, run.folder.store()
     check_held_out(run, store)
     todo = {}
@@ -112,7 +113,8 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
     out = results(run, store, only)
     if config.verify:
         out["verified"] = verify(run, store, only)
-    run.folder.write_json("evaluation.json", out)
+    if not only:
+        run.folder.write_json("evaluation.json", out)
     run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
     return {**out, "new": total}
 
