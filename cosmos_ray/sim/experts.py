@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GRASPED = 0.04
 """An object this close (metres) to the grip site while the gripper is closed counts as held."""
+NEARER = 0.05
+"""How much nearer to the robot than the middle of its bin (metres) the can is dropped: the arm does not reach the middle at that height."""
 
 
 def check_expert(config: SimConfig) -> None:
@@ -72,13 +74,15 @@ def _stack(env: Environment) -> Actions:
 def _pick_place_can(env: Environment) -> Actions:
     servo, data = Servo(env), env.data
     can = env.sim_env.obj_body_id["Can"]
-    bin_centre = env.sim_env.target_bin_placements[env.sim_env.object_to_id["can"]]
+    goal = env.sim_env.target_bin_placements[env.sim_env.object_to_id["can"]].copy()
+    away = goal[:2] - servo.arm.origin_pos[:2]
+    goal[:2] -= NEARER * away / np.linalg.norm(away)
     while True:
         yield from _grasp(servo, can, hover=0.12, rise=0.25, period=None)
         turned = servo.rotation
 
         def over(height: float) -> np.ndarray:
-            return np.append(bin_centre[:2] + (servo.position - data.xpos[can])[:2], bin_centre[2] + height)
+            return np.append(goal[:2] + (servo.position - data.xpos[can])[:2], goal[2] + height)
 
         def dropped() -> bool:
             return not _held(servo, can)
