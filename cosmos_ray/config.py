@@ -180,6 +180,8 @@ class RolloutConfig:
                                 "one. It moves the hand: for end-effector actions", low=0, high=1)
     horizon: int = option(0, "control steps before a rollout times out, evaluation aside: a longer one also sees how a policy that went "
                           "astray comes back; 0 takes sim.horizon", low=0)
+    planned: bool = option(False, "from the second of `rounds` on, choose every chunk of the rollouts before training by best-of-N "
+                                  "planning, so that the policy learns from what planning found")
     deadline_s: float = option(180.0, "seconds without any answer after which a worker is replaced", low=5)
 
 

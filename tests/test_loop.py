@@ -90,13 +90,18 @@ def test_another_round_acts_with_the_refined_policy_and_goes_on_from_it(finished
     folder = copy_run(finished_run, tmp_path)
     before, rows = {s.name for s in stored(folder, "rollout")}, len(metrics(folder, "refine"))
     version = json.loads((folder / "checkpoints" / "refined" / "policy.json").read_text())["version"]
-    run_command("refine", tmp_path, *PLANNING, "--rounds", "2", "--refine-steps", "20")
+    again = [*PLANNING, "--rounds", "2", "--refine-steps", "20", "--rollout.planned", "true"]
+    run_command("refine", tmp_path, *again)
     more = {s.name: s.policy_version for s in stored(folder, "rollout") if s.name not in before}
     assert len(more) == 4 + 6 and sorted(more.values())[:4] == [version] * 4
     assert [row["step"] for row in metrics(folder, "refine")[rows:]] == [10, 20]
     infos = [json.loads((folder / "checkpoints" / name / "policy.json").read_text())["info"] for name in ("planning", "refined")]
     assert [(info["round"], info["step"], info["base_version"]) for info in infos] == [(2, 10, 1), (2, 20, 1)]
-    done = run_command("refine", tmp_path, *PLANNING, "--rounds", "2", "--refine-steps", "20")
+    store = ReplayStore(folder / "replay", create=False)
+    store.refresh()
+    planned = [name for name in more if store.read(name).info["candidates"] == 3]
+    assert len(planned) == 4 and {more[name] for name in planned} == {version}  # those before training, by the refined policy alone
+    done = run_command("refine", tmp_path, *again)
     assert "(0 new)" in done.stdout and len(metrics(folder, "refine")) == rows + 2
 
 

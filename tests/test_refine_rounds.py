@@ -81,9 +81,9 @@ def test_learner_states_of_a_round_are_kept_until_the_next_one_has_its_rollouts(
 
 def test_rounds_never_share_a_rollout(run):
     config = dataclasses.replace(run.config, rollouts=3, refine_rollouts=2, rounds=3)
-    parts = [stage.round_tickets(dataclasses.replace(run, config=config), number) for number in (1, 2, 3)]
+    parts = [stage.round_indices(dataclasses.replace(run, config=config), number) for number in (1, 2, 3)]
     assert [(len(before), len(beside)) for before, beside in parts] == [(3, 2)] * 3
-    assert len({ticket.key.seed for part in parts for tickets in part for ticket in tickets}) == 15
+    assert sorted(i for part in parts for indices in part for i in indices) == list(range(15))
 
 
 def test_its_mixture_has_every_value_that_may_be_asked_for():

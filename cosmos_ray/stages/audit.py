@@ -21,7 +21,8 @@ from cosmos_ray.remote import own_error
 from cosmos_ray.replay.files import append_line
 from cosmos_ray.report.audit_page import write_audit_page
 from cosmos_ray.run import Run
-from cosmos_ray.stages.evaluate import check_held_out, planning_network, settings_digest
+from cosmos_ray.stages.acting import planning_network
+from cosmos_ray.stages.evaluate import check_held_out, settings_digest
 
 TOGETHER = 3  #: episodes that share their batches, so that the last tasks of an arm are not long
 

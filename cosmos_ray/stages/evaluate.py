@@ -26,7 +26,7 @@ from cosmos_ray.report.statistics import paired, wilson
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.seeds import mix_seed
-from cosmos_ray.stages.acting import start_fleet
+from cosmos_ray.stages.acting import planning_network, start_fleet
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,6 @@ def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
     if not out:
         raise ConfigError(f"there is no policy to evaluate in {run.folder.path / 'checkpoints'}: run `pretrain` first")
     return out
-
-
-def planning_network(run: Run) -> Path | None:
-    """The checkpoint of the network that only plans, if the settings have one and it began from the same base as the refined policy."""
-    paths = [run.folder.checkpoint(name) for name in ("planning", "refined")]
-    if not run.config.planning_steps or not all((path / "policy.json").exists() for path in paths):
-        return None
-    planning, refined = (read_description(path)[2].get("base_version") for path in paths)
-    return paths[0] if planning == refined else None
 
 
 def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:

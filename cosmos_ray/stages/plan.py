@@ -15,7 +15,7 @@ from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment, start
-from cosmos_ray.stages.evaluate import planning_network
+from cosmos_ray.stages.acting import planning_network
 
 
 @dataclass

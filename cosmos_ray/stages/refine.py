@@ -21,7 +21,7 @@ from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.limiter import SamplesPerInsert, resume_counters, steps_stored
 from cosmos_ray.rollout.ticket import own_rollouts
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import round_tickets, start_fleet
+from cosmos_ray.stages.acting import rollout_ticket, round_indices, start_fleet
 from cosmos_ray.stages.rollout import rollout
 from cosmos_ray.stages.training import start_learner, train_alone
 
@@ -163,7 +163,7 @@ class _RefineLoop:
         self.finished: list = []
         self.first_step = learner.step
         store = self.run.folder.store()
-        _, tickets = round_tickets(self.run, self.number)
+        tickets = [rollout_ticket(self.run, i) for i in round_indices(self.run, self.number)[1]]
         self.to_run = [t for t in tickets if t.key.name not in store]
         self.to_run.reverse()
         self.planned = len(self.to_run)

@@ -12,7 +12,7 @@ from cosmos_ray.planning.assessment import assess, recorded_chains
 from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.report.build import read_evaluation, write_report
 from cosmos_ray.run import Run
-from cosmos_ray.stages.evaluate import planning_network
+from cosmos_ray.stages.acting import planning_network
 from cosmos_ray.stages.plan import plan_episode
 
 HORIZON = 3  #: chunks the world model is asked to imagine in a row
