@@ -51,11 +51,11 @@ def over_candidates(main: RunConfig) -> Curve:
 
 
 def over_rollouts(main: RunConfig) -> Curve:
-    """The study's base policy, refined with as many steps on fewer or more of its rollouts."""
+    """The study's base policy, refined with as many steps and rounds on fewer or more rollouts, all rounds together."""
     lines: Curve = {"refined": [], "refined + V(s')": []}
     base = Path(main.root) / main.name / "checkpoints" / "base"
     for n in ROLLOUTS:
-        config = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n, refine_rollouts=0)
+        config = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
         with open_run(config) as run:
             collect(run)
             _adopt(run, base)
