@@ -215,9 +215,9 @@ class RunConfig:
     rounds: int = option(1, "rounds of `refine`: each one after the first collects as many rollouts again, with the policy refined so far, "
                             "and trains as many steps from it", low=1, high=1000)
     refine_steps: int = option(600, "learner steps of `refine`, each round", low=1)
-    planning_steps: int = option(0, "learner steps of `refine`, each round, that first train a network of its own for planning, from the "
-                                 "base policy on the rollouts there are: its world model and value judge candidates, and rollouts for "
-                                 "learner.advantage; 0 leaves planning to the refined network", low=0)
+    planning_steps: int = option(0, "learner steps of `refine`, each round, that first train a network of its own for planning, at first "
+                                 "from the base policy, on the rollouts there are: its world model and value judge candidates, and "
+                                 "rollouts for learner.advantage; 0 leaves planning to the refined network", low=0)
     refine_rollouts: int = option(60, "further rollout episodes collected during `refine`, each round", low=0, high=500_000)
     publish_every: int = option(50, "learner steps between weight pushes to the pool while refining", low=1)
     eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)

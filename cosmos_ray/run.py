@@ -20,6 +20,7 @@ from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 from cosmos_ray.model.spec import PolicySpec, make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
+from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
 from cosmos_ray.tracking import Tracker
 
@@ -66,6 +67,10 @@ def validate(config: RunConfig) -> None:
     """Everything that can be wrong with a config, found before any process starts. Raises ConfigError."""
     check(config)
     tasks.validate(config.sim)
+    rollouts = config.rounds * (config.rollouts + config.refine_rollouts)
+    if rollouts > SPAN:
+        raise ConfigError(f"rounds = {config.rounds} of rollouts = {config.rollouts} and refine_rollouts = {config.refine_rollouts} are "
+                          f"more than the {SPAN} initial states of a run: lower one of them")
     _check_model(config)
 
 

@@ -97,6 +97,7 @@ def test_another_round_acts_with_the_refined_policy_and_goes_on_from_it(finished
     assert [row["step"] for row in metrics(folder, "refine")[rows:]] == [10, 20]
     infos = [json.loads((folder / "checkpoints" / name / "policy.json").read_text())["info"] for name in ("planning", "refined")]
     assert [(info["round"], info["step"], info["base_version"]) for info in infos] == [(2, 10, 1), (2, 20, 1)]
+    assert (folder / "learner" / f"refined_from_{version}").exists() and not (folder / "learner" / "refined_from_1").exists()
     store = ReplayStore(folder / "replay", create=False)
     store.refresh()
     planned = [name for name in more if store.read(name).info["candidates"] == 3]

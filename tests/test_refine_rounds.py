@@ -5,14 +5,15 @@ import dataclasses
 
 import pytest
 
-from cosmos_ray.config import LearnerConfig, ReplayConfig, RunConfig
+from cosmos_ray.config import LearnerConfig, ReplayConfig, RolloutConfig, RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.sample_types import SampleType
-from cosmos_ray.run import Run
+from cosmos_ray.run import Run, validate
 from cosmos_ray.stages import refine as stage
+from cosmos_ray.stages.round import Round
 from cosmos_ray.tracking import Tracker
 from tests.test_model import tiny
 from tests.test_replay_episode import make_episode
@@ -28,62 +29,128 @@ def run(tmp_path):
     folder.close()
 
 
-def trained(run: Run, step: int, version: int, checkpoint: str = "planning", **info) -> None:
+def trained(run: Run, checkpoint: str, step: int, version: int, **info) -> None:
     save_policy(tiny(), run.folder.checkpoint(checkpoint), version, {"step": step, **info})
+
+
+def changed(run: Run, **settings) -> Run:
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, **settings))
+
+
+def states(run: Run) -> set[str]:
+    return {path.name for path in (run.folder.path / "learner").iterdir()}
 
 
 def test_without_rollouts_there_is_nothing_to_train_it_on(run):
     run.folder.store().commit(make_episode(0, "demo"))
     with pytest.raises(ConfigError, match="no rollout to train the planning network on: run `rollout` first"):
-        stage.train_planning_network(stage.Round(run, 1, 1))
+        stage.train_planning_network(Round(run, 1, 1))
 
 
-def test_it_is_trained_once_for_every_base_policy_and_round(run, monkeypatch):
+@pytest.fixture
+def refined(run, monkeypatch):
+    """A run with a rollout in which training is a learner state and a checkpoint at once, and what was trained, in order."""
     run.folder.store().commit(make_episode(3, "rollout"))
     started = []
-    monkeypatch.setattr(stage, "start_learner", lambda run, learner, name, policy, mixture, rate, total, actors_beside: started.append(
-        (name, policy, total)))
-    monkeypatch.setattr(stage, "train_alone", lambda run, name, learner, total, target, info: trained(run, total, 7, **info))
-    for _ in range(2):
-        stage.train_planning_network(stage.Round(run, 1, 1))
-    assert started == [("planning_from_1", "base", 10)]
-    more = dataclasses.replace(run, config=dataclasses.replace(run.config, planning_steps=20))
-    stage.train_planning_network(stage.Round(more, 1, 1))
-    assert started.pop() == ("planning_from_1", "planning", 20)  # the same learner state, which goes on
-    for number in (2, 1, 2):
-        stage.train_planning_network(stage.Round(run, number, 1))
-    assert started[1:] == [("planning_from_7", "planning", 10)]
-    stage.train_planning_network(stage.Round(more, 2, 1))
-    assert started.pop() == ("planning_from_7", "planning", 20)
-    stage.train_planning_network(stage.Round(run, 1, 3))  # of another base policy
-    assert started.pop() == ("planning_from_3", "base", 10)
-    stage.train_planning_network(stage.Round(dataclasses.replace(run, config=dataclasses.replace(run.config, planning_steps=0)), 9, 3))
-    assert len(started) == 2
+
+    def start(run, learner, state, policy, mixture, rate, total, actors_beside):
+        assert mixture == Mixture.planning(run.config.learner, run.config.replay)
+        started.append((state, policy, total))
+        run.folder.learner_state(state).mkdir(parents=True, exist_ok=True)
+
+    def refine_round(round):
+        round.begin()
+        stage.train_planning_network(round)
+        start(round.run, None, round.state("refined"), round.start("refined"), Mixture.planning(run.config.learner, run.config.replay), 0,
+              round.run.config.refine_steps, 0)
+        trained(round.run, "refined", round.run.config.refine_steps, round.run.folder.next_version() + 10, **round.description())
+        return {"new": 1}
+
+    monkeypatch.setattr(stage, "start_learner", start)
+    monkeypatch.setattr(stage, "train_alone", lambda run, name, learner, total, target, info: trained(
+        run, target, total, run.folder.next_version() + 10, **info))
+    monkeypatch.setattr(stage, "_refine_round", refine_round)
+    return run, started
+
+
+def test_each_round_trains_on_from_the_one_before(refined):
+    run, started = refined
+    assert stage.refine(run)["new"] == 1 and stage.refine(run)["new"] == 0
+    assert started == [("planning_from_1", "base", 10), ("refined_from_1", "base", 600)]
+    assert stage.refine(changed(run, rounds=2))["new"] == 1 and stage.refine(changed(run, rounds=2))["new"] == 0
+    assert started[2:] == [("planning_from_11", "planning_before", 10), ("refined_from_12", "refined_before", 600)]
+    assert states(run) == {"planning_from_11", "refined_from_12"}  # those of the first round are of no more use
+    assert stage.refine(run)["new"] == 0 and len(started) == 4  # fewer rounds than there are
+
+
+def test_more_steps_continue_the_last_round_from_where_it_began(refined):
+    run, started = refined
+    stage.refine(changed(run, rounds=2))
+    del started[:]
+    stage.refine(changed(run, rounds=2, refine_steps=900))
+    assert started == [("refined_from_12", "refined_before", 900)]
+    stage.refine(changed(run, rounds=2, refine_steps=900, planning_steps=30))
+    assert started[1:] == [("planning_from_11", "planning_before", 30)]
+
+
+def test_more_steps_in_the_middle_of_a_later_round_leave_the_earlier_one_alone(refined):
+    run, started = refined
+    stage.refine(run)
+    Round(run, 2, 1).begin()  # and interrupted in its rollouts
+    del started[:]
+    stage.refine(changed(run, rounds=2, refine_steps=900, planning_steps=30))
+    assert started == [("planning_from_11", "planning_before", 30), ("refined_from_12", "refined_before", 900)]
+
+
+def test_another_base_policy_begins_again(refined):
+    run, started = refined
+    stage.refine(changed(run, rounds=2))
+    del started[:]
+    keys = {ticket.key for ticket in Round(run, 2, 1).tickets()[0]}
+    save_policy(tiny(), run.folder.checkpoint("base"), 40)
+    stage.refine(changed(run, rounds=2))
+    assert [(state, policy) for state, policy, _ in started[:2]] == [("planning_from_40", "base"), ("refined_from_40", "base")]
+    assert [policy for _, policy, _ in started[2:]] == ["planning_before", "refined_before"]
+    assert not keys & {ticket.key for ticket in Round(run, 2, 40).tickets()[0]}  # rollouts of another policy
+
+
+def test_a_planning_network_that_earlier_rounds_did_without_begins_from_the_base_policy(refined):
+    run, started = refined
+    stage.refine(changed(run, planning_steps=0))
+    stage.refine(changed(run, rounds=2))
+    assert started[1:] == [("planning_from_1", "base", 10), ("refined_from_11", "refined_before", 600)]
 
 
 def test_checkpoints_of_before_there_were_rounds_have_one_behind_them(run):
-    trained(run, 10, 2, "refined", base_version=1)
-    assert stage.Round(run, 1, 1).done("refined", 10) and not stage.Round(run, 1, 1).done("refined", 11)
-    assert not stage.Round(run, 2, 1).done("refined", 10) and not stage.Round(run, 1, 4).done("refined", 10)
-    assert stage.Round(run, 2, 1).start("refined") == ("refined", 2) and stage.Round(run, 1, 1).start("refined") == ("refined", 1)
-
-
-def test_learner_states_of_a_round_are_kept_until_the_next_one_has_its_rollouts(run):
-    for checkpoint in ("planning", "refined"):
-        trained(run, 10, 2, checkpoint, base_version=1, round=1, from_version=1)
-        for version in (1, 2):
-            run.folder.learner_state(f"{checkpoint}_from_{version}").mkdir(parents=True)
-    stage.Round(run, 1, 1).forget_the_one_before()
-    assert len(list((run.folder.path / "learner").iterdir())) == 4
-    stage.Round(run, 2, 1).forget_the_one_before()
-    assert {path.name for path in (run.folder.path / "learner").iterdir()} == {"planning_from_2", "refined_from_2"}
+    trained(run, "refined", 10, 2, base_version=1)
+    assert Round(run, 1, 1).done("refined", 10) and not Round(run, 1, 1).done("refined", 11)
+    assert not Round(run, 2, 1).done("refined", 10) and not Round(run, 1, 4).done("refined", 10)
 
 
 def test_rounds_never_share_a_rollout(run):
-    config = dataclasses.replace(run.config, rollouts=3, refine_rollouts=2, rounds=3)
-    parts = [stage.round_indices(dataclasses.replace(run, config=config), number) for number in (1, 2, 3)]
-    assert [(len(before), len(beside)) for before, beside in parts] == [(3, 2)] * 3
-    assert sorted(i for part in parts for indices in part for i in indices) == list(range(15))
+    trained(run, "refined", 10, 2, base_version=1)
+    run = changed(run, rollouts=3, refine_rollouts=2)
+    Round(run, 2, 1).begin()
+    parts = [Round(run, number, 1).tickets() for number in (1, 2)]
+    assert [(len(before), len(beside)) for before, beside in parts] == [(3, 2)] * 2
+    assert len({ticket.key.seed for part in parts for tickets in part for ticket in tickets}) == 10
+    assert {ticket.planner for part in parts for tickets in part for ticket in tickets} == {None}
+
+
+def test_rollouts_of_later_rounds_may_plan(run):
+    trained(run, "refined", 10, 2, base_version=1)
+    trained(run, "planning", 10, 3, base_version=1)
+    run = changed(run, rollouts=2, refine_rollouts=1, rollout=RolloutConfig(planned=True))
+    Round(run, 2, 1).begin()
+    assert not any(ticket.planner for tickets in Round(run, 1, 1).tickets() for ticket in tickets)
+    before, (beside,) = Round(run, 2, 1).tickets()
+    assert {(t.planner, t.version, t.judge) for t in before} == {(run.config.planner, 2, str(run.folder.checkpoint("planning_before")))}
+    assert (beside.planner, beside.version, beside.judge) == (None, None, "")  # it acts with whatever was pushed last
+
+
+def test_more_rollouts_than_initial_states_are_refused_at_once():
+    with pytest.raises(ConfigError, match="rounds = 3 of rollouts = 400000 .* more than the 1000000 initial states of a run"):
+        validate(RunConfig(rounds=3, rollouts=400_000))
 
 
 def test_its_mixture_has_every_value_that_may_be_asked_for():

@@ -299,10 +299,12 @@ def test_torn_metrics_line_and_a_repeated_step_are_survived(tmp_path):
 
 def test_steps_of_later_rounds_go_on_counting(tmp_path):
     folder, _ = make_run(tmp_path)
-    for number, step in ((2, 25), (2, 50), (3, 25), (2, 50), (3, 50)):
+    for number, step in ((2, 25), (2, 50), (2, 50), (3, 25), (3, 50)):
         folder.record("refine", step=step, round=number, loss=float(step))
     curve = training_curves(folder)["refine"]
     assert curve["step"] == [25, 50, 75, 100, 125, 150, 175] and curve["loss"][3:] == [25, 50, 25, 50]
+    folder.record("refine", step=25, round=1, loss=0.5)  # from another base policy: the later rounds are not its own
+    assert training_curves(folder)["refine"]["step"] == [25, 50, 75]
 
 
 def test_special_characters_are_escaped(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +40,20 @@ def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict
             write_text_embeddings(policy.text.embeddings, folder / "text.safetensors")
         record = {"spec": policy.spec.to_json(), "version": version, "info": info or {}}
         (folder / "policy.json").write_text(json.dumps(record, indent=1))
+
+
+def copy_checkpoint(source: Path, target: Path, overwrite: bool = True) -> None:
+    """A checkpoint under a second name, whole or not at all. CheckpointError when there is one already and ``overwrite`` is off."""
+    with replacing(target, overwrite) as unfinished:
+        shutil.copytree(source, unfinished, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has no such thing. Checkpoints are replaced, never written to."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def read_description(path: str | Path) -> tuple[PolicySpec, int, dict]:

@@ -37,7 +37,8 @@ def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None =
     episodes = {arm["name"]: diagnostics.outcomes(store, arm["episode_names"]) for arm in arms}
     rollouts = own_rollouts(store, config.name, evaluation["task"])
     planned = [e for arm in arms if arm["candidates"] for e in episodes[arm["name"]]]
-    acted = {"rollouts": diagnostics.outcomes(store, [s.name for s in rollouts]),
+    unplanned = [e for e in diagnostics.outcomes(store, [s.name for s in rollouts]) if e.info.get("candidates", 1) == 1]
+    acted = {"rollouts": unplanned,
              **{f"evaluation, {arm['name']}": episodes[arm["name"]] for arm in arms if not arm["candidates"]}}
     report = contents.plain({
         "schema": SCHEMA, "name": config.name, "task": evaluation["task"], "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

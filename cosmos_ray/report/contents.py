@@ -57,7 +57,12 @@ def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
     """
     curves = {}
     for stage in ("pretrain", "planning", "refine"):
-        by_step = {(row.get("round", 1), row["step"]): row for row in folder.metrics(stage) if _number(row.get("step")) is not None}
+        by_step: dict[tuple[int, int], dict] = {}
+        for row in folder.metrics(stage):
+            if _number(row.get("step")) is not None:
+                number = row.get("round", 1)
+                by_step = {key: known for key, known in by_step.items() if key[0] <= number}  # later rounds of another base policy
+                by_step[number, row["step"]] = row
         rows, before, last = [], 0, (1, 0)
         for number, step in sorted(by_step):
             before += last[1] if number > last[0] else 0

@@ -27,8 +27,8 @@ class EpisodeTicket:
     key: EpisodeKey
     noise_seed: int  #: fixes the sampler's noise of every decision of the episode
     planner: PlannerConfig | None = None
-    version: int | None = None  #: insist on this policy version (evaluation)
-    judge: str = ""  #: checkpoint of the network that has to judge candidates, where it is not the policy (evaluation)
+    version: int | None = None  #: insist on this policy version (evaluation, planned rollouts)
+    judge: str = ""  #: checkpoint of the network that has to judge candidates, where it is not the policy (the same)
     action_noise: float = 0.0  #: standard deviation of exploration noise on executed actions
     chunk_noise: float = 0.0  #: standard deviation of the offset that half of the chunks are executed with
     horizon: int = 0  #: control steps before it times out; 0 takes the environment's own

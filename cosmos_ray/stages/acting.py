@@ -1,10 +1,9 @@
-"""What every stage that acts in the simulator shares: the worker fleet and the tickets of policy episodes."""
+"""What every stage that acts in the simulator shares: the worker fleet, the tickets of rollouts, and who judges candidates."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cosmos_ray.config import PlannerConfig
 from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
@@ -23,28 +22,21 @@ def start_fleet(run: Run, pool: InferencePool, cpus: float) -> Fleet:
                  config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,), config.rollout.deadline_s)
 
 
-def planning_network(run: Run) -> Path | None:
-    """The checkpoint of the network that only plans, if the settings have one and it began from the same base as the refined policy."""
-    paths = [run.folder.checkpoint(name) for name in ("planning", "refined")]
+def planning_network(run: Run, suffix: str = "") -> Path | None:
+    """The checkpoint of the network that only plans, if the settings have one and it began from the same base as the refined policy;
+    with ``suffix`` "_before", of those that the present round began from."""
+    paths = [run.folder.checkpoint(name + suffix) for name in ("planning", "refined")]
     if not run.config.planning_steps or not all((path / "policy.json").exists() for path in paths):
         return None
     planning, refined = (read_description(path)[2].get("base_version") for path in paths)
     return paths[0] if planning == refined else None
 
 
-def rollout_ticket(run: Run, index: int, planner: PlannerConfig | None = None, version: int | None = None,
-                   judge: Path | None = None) -> EpisodeTicket:
-    """The run's rollout episode number ``index``; a planned one insists on a policy ``version`` and on who judges its candidates."""
+def rollout_ticket(run: Run, index: int, attempt: int = 0) -> EpisodeTicket:
+    """The run's rollout episode number ``index``; ``attempt`` tells policies apart that meet the same initial state."""
     config = run.config
     seed = state_seed("rollout", config.seed, index)
-    key = EpisodeKey(config.name, config.sim.task, "rollout", seed)
-    return EpisodeTicket(key, noise_seed=mix_seed(seed, 11), planner=planner, version=version, judge=str(judge.resolve()) if judge else "",
-                         action_noise=config.rollout.action_noise, chunk_noise=config.rollout.chunk_noise, horizon=config.rollout.horizon,
+    key = EpisodeKey(config.name, config.sim.task, "rollout", seed, attempt)
+    return EpisodeTicket(key, noise_seed=mix_seed(seed, 11), action_noise=config.rollout.action_noise,
+                         chunk_noise=config.rollout.chunk_noise, horizon=config.rollout.horizon,
                          frame_stride=config.replay.rollout_frame_stride, arm="rollout")
-
-
-def round_indices(run: Run, number: int) -> tuple[range, range]:
-    """Rollouts of round ``number`` (from 1) of refinement, by index: those before its training, and those beside it."""
-    before, beside = run.config.rollouts, run.config.refine_rollouts
-    first = (number - 1) * (before + beside)
-    return range(first, first + before), range(first + before, first + before + beside)

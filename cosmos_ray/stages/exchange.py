@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.model.checkpoint import load_net, load_policy, read_description, save_policy
+from cosmos_ray.model.checkpoint import copy_checkpoint, load_net, load_policy, read_description, save_policy
 from cosmos_ray.model.exchange import diffusers_config, write_weights
-from cosmos_ray.model.exchange.files import replacing
 from cosmos_ray.model.exchange.statistics import Statistics, read_statistics, write_statistics
 from cosmos_ray.model.exchange.text_embeddings import write_text_embeddings
 from cosmos_ray.model.policy import build
@@ -40,17 +38,8 @@ def import_policy(run: Run, weights: str, statistics: str) -> dict:
         policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
     info = {"stage": "import", "step": 0, "weights": str(weights), "statistics": ranges.raw}
     save_policy(policy, initial, folder.next_version(), info)  # first: `pretrain` makes a random one where there is none
-    with replacing(base, overwrite=False) as unfinished:
-        shutil.copytree(initial, unfinished, copy_function=_link)
+    copy_checkpoint(initial, base, overwrite=False)
     return {"parameters": sum(p.numel() for p in policy.net.parameters()), "constant": ranges.constant, "path": base}
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _cameras(run: Run) -> tuple[str, ...]:

@@ -1,13 +1,12 @@
-"""Continual refinement: the learner trains on demonstrations and rollouts while workers act with its newest weights.
+"""Continual refinement, in rounds: the learner trains on demonstrations and rollouts while workers act with its newest weights.
 
-Everything here is the driver's event loop. Three things happen at once: the learner trains a burst of steps, the workers run
+:class:`_RefineLoop` is the driver's event loop. Three things happen at once: the learner trains a burst of steps, the workers run
 episodes against the pool, and the pool serves whatever weights were pushed last.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 
 import ray
 
@@ -19,10 +18,11 @@ from cosmos_ray.learner.actor import LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.limiter import SamplesPerInsert, resume_counters, steps_stored
-from cosmos_ray.rollout.ticket import own_rollouts
+from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import rollout_ticket, round_indices, start_fleet
-from cosmos_ray.stages.rollout import rollout
+from cosmos_ray.stages.acting import start_fleet
+from cosmos_ray.stages.rollout import act
+from cosmos_ray.stages.round import Round
 from cosmos_ray.stages.training import start_learner, train_alone
 
 BURST = 10  #: learner steps per call: short, so that pacing and pushes are prompt
@@ -31,88 +31,44 @@ BURST = 10  #: learner steps per call: short, so that pacing and pushes are prom
 def refine(run: Run) -> dict:
     """Train checkpoint ``refined`` from ``base`` in ``config.rounds`` rounds; continues where an interrupted refinement stopped.
 
-    Every round after the first begins with rollouts of the policy as the round before left it, and goes on from there.
+    Every round after the first begins with rollouts of the policy as the round before left it, and trains on from there.
     """
     base_version = read_description(run.folder.checkpoint("base"))[1]
     rounds = [Round(run, number, base_version) for number in range(1, run.config.rounds + 1)]
     results = [_refine_round(round) for round in rounds if not round.done("refined", run.config.refine_steps)]
+    train_planning_network(rounds[-1])  # again, for more steps than it had
     if not results:
         return {"steps": run.config.refine_steps, "new": 0, "version": read_description(run.folder.checkpoint("refined"))[1]}
     return {**results[-1], "new": sum(result["new"] for result in results)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """Round ``number`` (from 1) of a refinement that began with version ``base_version`` of the base policy.
-
-    Both networks of a round go on from where the round before left them, under the same names; what a checkpoint has behind it
-    stands in its description.
-    """
-
-    run: Run
-    number: int
-    base_version: int
-
-    def done(self, checkpoint: str, steps: int) -> bool:
-        """Whether ``checkpoint`` has this round behind it, with at least so many ``steps``."""
-        info = self._info(checkpoint)
-        behind = info.get("round", 1) if info else 0
-        return behind > self.number or (behind == self.number and info["step"] >= steps)
-
-    def start(self, checkpoint: str) -> tuple[str, int]:
-        """The checkpoint that this round trains ``checkpoint`` from, and the version which that has or had."""
-        info = self._info(checkpoint)
-        if not info:
-            return "base", self.base_version
-        if info.get("round", 1) == self.number:  # with fewer steps than are wanted now
-            return checkpoint, info.get("from_version", self.base_version)
-        return checkpoint, read_description(self.run.folder.checkpoint(checkpoint))[1]
-
-    def description(self, from_version: int) -> dict:
-        """What a checkpoint of this round says of itself."""
-        return {"base_version": self.base_version, "round": self.number, "from_version": from_version}
-
-    def forget_the_one_before(self) -> None:
-        """Remove the learner states of the round before, which is in the checkpoints: several times their size, and of no more use."""
-        for checkpoint in ("planning", "refined"):
-            info = self._info(checkpoint)
-            if info and info.get("round", 1) < self.number:
-                state = self.run.folder.learner_state(f"{checkpoint}_from_{info.get('from_version', self.base_version)}")
-                shutil.rmtree(state, ignore_errors=True)
-
-    def _info(self, checkpoint: str) -> dict:
-        """What ``checkpoint`` says of itself, if there is one and it began from this base policy."""
-        target = self.run.folder.checkpoint(checkpoint)
-        info = read_description(target)[2] if target.exists() else {}
-        return info if info.get("base_version") == self.base_version else {}
-
-
 def _refine_round(round: Round) -> dict:
     """Rollouts (those of the first round `rollout` ran), planning network and policy of a round."""
     run, config = round.run, round.run.config
+    round.begin()
+    start = run.folder.checkpoint(round.start("refined"))
+    before, beside = round.tickets()
     if round.number > 1:
-        rollout(run, round.number)
-        round.forget_the_one_before()
+        act(run, run.of_round("rollout", round.number), start, before)
     train_planning_network(round)
     store = run.folder.store()
-    before = own_rollouts(store, config.name, config.sim.task)
+    stored = own_rollouts(store, config.name, config.sim.task)
     if not acted(run) and not config.refine_rollouts:
         raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
-    start, from_version = round.start("refined")
     actors = config.rollout.workers + config.inference.actors
     cpus = run.cpu_share(config.learner.world_size + actors)
-    pool = run.pool(run.folder.checkpoint(start), cpus)
+    pool = run.pool(start, cpus)
     fleet = learner = None
     try:
         fleet = start_fleet(run, pool, cpus)
         mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
-        learner = start_learner(run, schedule(config.learner), f"refined_from_{from_version}", start, mixture, config.learner.refine_lr,
+        learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
                                 config.refine_steps, actors_beside=actors,
                                 critic="planning" if config.learner.advantage else "")
-        loop = _RefineLoop(round, from_version, pool, fleet, learner,
-                           mean_length=sum(s.length for s in before) / len(before) if before else 50.0)
+        loop = _RefineLoop(round, beside, pool, fleet, learner,
+                           mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
         result = loop.run_to_end()
-        learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description(from_version)})
+        learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description()})
     except KeyboardInterrupt:
         if learner is not None:
             learner.save()  # queued behind the burst that is running: nothing learned is lost
@@ -133,11 +89,10 @@ def train_planning_network(round: Round) -> None:
         return
     if not acted(run):
         raise ConfigError("there is no rollout to train the planning network on: run `rollout` first")
-    start, from_version = round.start("planning")
     mixture = Mixture.planning(config.learner, config.replay)
-    learner = start_learner(run, schedule(config.learner), f"planning_from_{from_version}", start, mixture, config.learner.refine_lr,
-                            total, actors_beside=0)
-    train_alone(run, "planning", learner, total, "planning", round.description(from_version))
+    learner = start_learner(run, schedule(config.learner), round.state("planning"), round.start("planning"), mixture,
+                            config.learner.refine_lr, total, actors_beside=0)
+    train_alone(run, "planning", learner, total, "planning", round.description())
 
 
 def schedule(learner: LearnerConfig) -> LearnerConfig:
@@ -152,18 +107,18 @@ def acted(run: Run) -> bool:
 
 
 class _RefineLoop:
-    """State of a round's event loop, which begins with policy ``version``. ``mean_length`` is the expected episode length in control
-    steps, for pacing."""
+    """State of a round's event loop. ``tickets`` are the rollouts beside its training, ``mean_length`` is the expected episode length in
+    control steps, for pacing."""
 
-    def __init__(self, round: Round, version: int, pool: InferencePool, fleet: Fleet, learner: LearnerGroup, mean_length: float):
+    def __init__(self, round: Round, tickets: list[EpisodeTicket], pool: InferencePool, fleet: Fleet, learner: LearnerGroup,
+                 mean_length: float):
         self.run, self.config, self.pool, self.fleet, self.learner = round.run, round.run.config, pool, fleet, learner
-        self.number, self.version = round.number, version
+        self.number, self.version = round.number, read_description(self.run.folder.checkpoint(round.start("refined")))[1]
         self.training: list[ray.ObjectRef] | None = None
         self.metrics: dict[str, float] = {}
         self.finished: list = []
         self.first_step = learner.step
         store = self.run.folder.store()
-        tickets = [rollout_ticket(self.run, i) for i in round_indices(self.run, self.number)[1]]
         self.to_run = [t for t in tickets if t.key.name not in store]
         self.to_run.reverse()
         self.planned = len(self.to_run)

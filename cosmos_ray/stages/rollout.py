@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from cosmos_ray.model.checkpoint import read_description
+from pathlib import Path
+
+from cosmos_ray.rollout.ticket import EpisodeTicket
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import planning_network, rollout_ticket, round_indices, start_fleet
+from cosmos_ray.stages.acting import rollout_ticket, start_fleet
 
 
-def rollout(run: Run, number: int = 1) -> dict:
-    """Act until the store holds the ``config.rollouts`` rollouts of round ``number``: with checkpoint ``base`` in the first, with
-    ``refined`` as the round before left it in later ones, which may plan."""
-    store, checkpoint = run.folder.store(), run.folder.checkpoint("base" if number == 1 else "refined")
-    version, judge, planner = None, None, None
-    if number > 1 and run.config.rollout.planned:
-        version, judge, planner = read_description(checkpoint)[1], planning_network(run), run.config.planner
-    wanted = [rollout_ticket(run, i, planner, version, judge) for i in round_indices(run, number)[0]]
+def rollout(run: Run) -> dict:
+    """Act with checkpoint ``base`` until the store holds ``config.rollouts`` of the run's rollouts."""
+    return act(run, "rollout", run.folder.checkpoint("base"), [rollout_ticket(run, i) for i in range(run.config.rollouts)])
+
+
+def act(run: Run, what: str, checkpoint: Path, wanted: list[EpisodeTicket]) -> dict:
+    """Act with ``checkpoint`` until the store holds all episodes that are ``wanted``; ``what`` names the progress line."""
+    store = run.folder.store()
     tickets = [t for t in wanted if t.key.name not in store]
     total, done, abandoned = len(wanted), len(wanted) - len(tickets), 0
     if tickets:
         cpus = run.cpu_share(run.config.rollout.workers + run.config.inference.actors)
         pool = run.pool(checkpoint, cpus)
         try:
-            if planner:
-                pool.load(checkpoint, version, judge or "")
+            if tickets[0].planner:
+                pool.load(checkpoint, tickets[0].version, tickets[0].judge)
             fleet = start_fleet(run, pool, cpus)
             try:
                 fleet.submit(tickets)
-                progress, wins = run.progress(run.of_round("rollout", number), total, done, "episodes"), 0
+                progress, wins = run.progress(what, total, done, "episodes"), 0
                 ran = 0
                 while fleet.outstanding:
                     for episode in fleet.poll(timeout=1.0):
@@ -44,5 +46,5 @@ def rollout(run: Run, number: int = 1) -> dict:
     have = [s for s in store.summaries() if s.name in names]
     result = {"episodes": len(have), "new": len(tickets), "successes": sum(s.success for s in have), "abandoned": abandoned}
     if tickets:
-        run.tracker.log("rollout", round=number, **result)
+        run.tracker.log("rollout", **result)
     return result

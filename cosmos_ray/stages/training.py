@@ -57,7 +57,7 @@ def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target:
         progress = run.progress(stage, total, first, "steps")
         while learner.step < total:
             metrics = learner.finish_training(learner.begin_training(min(BURST, total - learner.step)))
-            run.tracker.log(stage, **metrics, **({"round": info["round"]} if "round" in info else {}))
+            run.tracker.log(stage, **metrics, round=info.get("round", 1))
             progress.update(learner.step, f"loss {metrics['loss']:.3f}  action error {metrics['action']:.3f}")
             if learner.step % every < BURST and learner.step < total:
                 learner.save()

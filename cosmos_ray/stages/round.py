@@ -1,0 +1,82 @@
+"""A round of refinement: what it begins from, which rollouts are its own, and whether it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+from cosmos_ray.model.checkpoint import copy_checkpoint, read_description
+from cosmos_ray.rollout.ticket import EpisodeTicket
+from cosmos_ray.run import Run
+from cosmos_ray.stages.acting import planning_network, rollout_ticket
+
+NETWORKS = ("refined", "planning")
+"""Checkpoints that a round trains. Each round trains on from the one before, under the same name; the description says how many are
+behind it, and ``NAME_before`` is the network that the present round began from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Round ``number`` (from 1) of a refinement of version ``base_version`` of the base policy."""
+
+    run: Run
+    number: int
+    base_version: int
+
+    def begin(self) -> None:
+        """Keep the networks that the round begins from. The learner states of the round before are removed: they are several times as
+        large, and of no more use. Does nothing in the first round, and nothing new the second time."""
+        folder = self.run.folder
+        for name in NETWORKS if self.number > 1 else ():
+            if self._behind(name) == self.number - 1:
+                copy_checkpoint(folder.checkpoint(name), folder.checkpoint(f"{name}_before"))
+            for state in folder.learner_state(self.state(name)).parent.glob(f"{name}_from_*"):
+                if state.name != self.state(name):
+                    shutil.rmtree(state)
+
+    def start(self, name: str) -> str:
+        """The checkpoint that network ``name`` is trained from: ``base`` in the first round, and if the one before did not train it."""
+        before = f"{name}_before"
+        return before if self.number > 1 and self._behind(before) == self.number - 1 else "base"
+
+    def state(self, name: str) -> str:
+        """Name of the learner state of network ``name``."""
+        return f"{name}_from_{self._version(self.start(name))}"
+
+    def done(self, name: str, steps: int) -> bool:
+        """Whether network ``name`` has this round behind it, with at least so many ``steps`` unless the next one has begun."""
+        behind = self._behind(name)
+        if behind == self.number and self._behind(f"{name}_before") != self.number:
+            return self._info(name)["step"] >= steps
+        return behind >= self.number
+
+    def description(self) -> dict:
+        """What a checkpoint of this round says of itself."""
+        return {"base_version": self.base_version, "round": self.number}
+
+    def tickets(self) -> tuple[list[EpisodeTicket], list[EpisodeTicket]]:
+        """The round's rollouts: those before its training, and those beside it. Keys of later rounds name the policy that they began
+        with, so that the rollouts of another refinement are not taken for them."""
+        run, before, beside = self.run, self.run.config.rollouts, self.run.config.refine_rollouts
+        version = self._version(self.start("refined"))
+        first = (self.number - 1) * (before + beside)
+        tickets = [rollout_ticket(run, first + i, attempt=version if self.number > 1 else 0) for i in range(before + beside)]
+        if self.number > 1 and run.config.rollout.planned:
+            judge = planning_network(run, "_before")
+            plans = {"planner": run.config.planner, "version": version, "judge": str(judge.resolve()) if judge else ""}
+            return [dataclasses.replace(ticket, **plans) for ticket in tickets[:before]], tickets[before:]
+        return tickets[:before], tickets[before:]
+
+    def _version(self, checkpoint: str) -> int:
+        return read_description(self.run.folder.checkpoint(checkpoint))[1]
+
+    def _behind(self, checkpoint: str) -> int:
+        """How many rounds ``checkpoint`` has behind it; one in those of before there were rounds."""
+        info = self._info(checkpoint)
+        return info.get("round", 1) if info else 0
+
+    def _info(self, checkpoint: str) -> dict:
+        """What ``checkpoint`` says of itself, if there is one and it began from this base policy."""
+        target = self.run.folder.checkpoint(checkpoint)
+        info = read_description(target)[2] if target.exists() else {}
+        return info if info.get("base_version") == self.base_version else {}
