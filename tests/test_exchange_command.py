@@ -209,7 +209,7 @@ def test_an_interrupted_import_leaves_no_base_and_is_repeated(files, tmp_path, c
 
     checkpoints = tmp_path / "lib" / "checkpoints"
     with monkeypatch.context() as context:
-        context.setattr("cosmos_ray.stages.exchange.shutil.copytree", interrupt)
+        context.setattr("cosmos_ray.model.checkpoint.shutil.copytree", interrupt)
         fails(importing(files, tmp_path), 130, "interrupted; the same command continues", capfd)
     assert not (checkpoints / "base").exists()
     assert main(importing(files, tmp_path)) == 0
