@@ -57,17 +57,17 @@ def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
     """
     curves = {}
     for stage in ("pretrain", "planning", "refine"):
-        by_step: dict[tuple[int, int], dict] = {}
+        rounds: dict[int, dict[int, dict]] = {}
         for row in folder.metrics(stage):
             if _number(row.get("step")) is not None:
                 number = row.get("round", 1)
-                by_step = {key: known for key, known in by_step.items() if key[0] <= number}  # later rounds of another base policy
-                by_step[number, row["step"]] = row
-        rows, before, last = [], 0, (1, 0)
-        for number, step in sorted(by_step):
-            before += last[1] if number > last[0] else 0
-            rows.append({**by_step[number, step], "step": before + step})
-            last = number, step
+                for later in [n for n in rounds if n > number]:
+                    del rounds[later]  # of another base policy
+                rounds.setdefault(number, {})[row["step"]] = row
+        rows, before = [], 0
+        for _, by_step in sorted(rounds.items()):
+            rows += [{**by_step[step], "step": before + step} for step in sorted(by_step)]
+            before += max(by_step)
         stride = -(-len(rows) // MAX_POINTS) or 1
         rows = rows[::-1][::stride][::-1]  # the last step stays
         if rows:

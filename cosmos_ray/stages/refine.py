@@ -113,7 +113,7 @@ class _RefineLoop:
     def __init__(self, round: Round, tickets: list[EpisodeTicket], pool: InferencePool, fleet: Fleet, learner: LearnerGroup,
                  mean_length: float):
         self.run, self.config, self.pool, self.fleet, self.learner = round.run, round.run.config, pool, fleet, learner
-        self.number, self.version = round.number, read_description(self.run.folder.checkpoint(round.start("refined")))[1]
+        self.number, self.version = round.number, round.version
         self.training: list[ray.ObjectRef] | None = None
         self.metrics: dict[str, float] = {}
         self.finished: list = []

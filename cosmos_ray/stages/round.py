@@ -30,9 +30,15 @@ class Round:
         for name in NETWORKS if self.number > 1 else ():
             if self._behind(name) == self.number - 1:
                 copy_checkpoint(folder.checkpoint(name), folder.checkpoint(f"{name}_before"))
-            for state in folder.learner_state(self.state(name)).parent.glob(f"{name}_from_*"):
-                if state.name != self.state(name):
+            own = folder.learner_state(self.state(name))
+            for state in own.parent.glob(f"{name}_from_*"):
+                if state != own:
                     shutil.rmtree(state)
+
+    @property
+    def version(self) -> int:
+        """Version of the policy that the round begins with."""
+        return self._version(self.start("refined"))
 
     def start(self, name: str) -> str:
         """The checkpoint that network ``name`` is trained from: ``base`` in the first round, and if the one before did not train it."""
@@ -57,15 +63,15 @@ class Round:
     def tickets(self) -> tuple[list[EpisodeTicket], list[EpisodeTicket]]:
         """The round's rollouts: those before its training, and those beside it. Keys of later rounds name the policy that they began
         with, so that the rollouts of another refinement are not taken for them."""
-        run, before, beside = self.run, self.run.config.rollouts, self.run.config.refine_rollouts
-        version = self._version(self.start("refined"))
-        first = (self.number - 1) * (before + beside)
-        tickets = [rollout_ticket(run, first + i, attempt=version if self.number > 1 else 0) for i in range(before + beside)]
+        run, count, total = self.run, self.run.config.rollouts, self.run.config.rollouts + self.run.config.refine_rollouts
+        attempt = self.version if self.number > 1 else 0
+        tickets = [rollout_ticket(run, (self.number - 1) * total + i, attempt) for i in range(total)]
+        before, beside = tickets[:count], tickets[count:]
         if self.number > 1 and run.config.rollout.planned:
             judge = planning_network(run, "_before")
-            plans = {"planner": run.config.planner, "version": version, "judge": str(judge.resolve()) if judge else ""}
-            return [dataclasses.replace(ticket, **plans) for ticket in tickets[:before]], tickets[before:]
-        return tickets[:before], tickets[before:]
+            plans = {"planner": run.config.planner, "version": self.version, "judge": str(judge.resolve()) if judge else ""}
+            before = [dataclasses.replace(ticket, **plans) for ticket in before]
+        return before, beside
 
     def _version(self, checkpoint: str) -> int:
         return read_description(self.run.folder.checkpoint(checkpoint))[1]
