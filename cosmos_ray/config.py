@@ -139,6 +139,8 @@ class LearnerConfig:
                               "successes alone, unweighted", low=0, high=10)
     planning_mix: tuple[float, ...] = option((0.0, 0.3, 0.7), "shares of policy, world-model and value samples of the planning network",
                                              low=0, high=1)
+    planning_world_weight: float = option(0.0, "loss weight of the future frames in the world-model samples of the planning network; 0 "
+                                          "takes that of the policy it is trained from (model.world_weight)", low=0)
     value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'both' in equal parts; the planner "
                              "ranks by one of them", choices=("future", "action", "both"))
     base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",

@@ -41,7 +41,7 @@ TASKS: dict[str, dict[str, str]] = {
     "wide_lift": {"sim.task": "Lift", "demos": "20", "rollouts": "400"},
     "wide_door": {"sim.task": "Door", "demos": "16", "pretrain_steps": "3000", "rollouts": "300", "rollout.chunk_noise": "0.15",
                   "rollout.horizon": "300", "replay.gamma": "0.99"},
-    "can": {"sim.task": "PickPlaceCan", "sim.placement": "0.04", "sim.horizon": "200", "demos": "30", "pretrain_steps": "3000",
+    "can": {"sim.task": "PickPlaceCan", "sim.placement": "0.04", "sim.horizon": "200", "demos": "20", "pretrain_steps": "6000",
             "rollouts": "300", "rollout.chunk_noise": "0.15", "rollout.horizon": "260", "replay.gamma": "0.99"},
 }
 

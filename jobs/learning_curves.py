@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
@@ -34,36 +35,41 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 CANDIDATES = (1, 2, 4, 8, 16)
 ROLLOUTS = (50, 100, 200, 500)
+REFINED, PLANNED = "refined", "refined + planning"
 
 Curve = dict[str, list[list[int]]]  #: name of a line -> points [x, successes, episodes]
 
 
-def over_candidates(main: RunConfig) -> Curve:
+def over_candidates(main: RunConfig, at: Sequence[int]) -> Curve:
     """The study's refined network, planning by each value among 1, 2, ... candidates."""
     lines: Curve = {"V(s')": [], "Q(s,a)": []}
-    for n in CANDIDATES:
+    for n in at or CANDIDATES:
         for value, line in zip(("future", "action"), lines.values(), strict=True):
             planner = dataclasses.replace(main.planner, candidates=n, value=value)
-            arm = "refined" if n == 1 else "refined + planning"
+            arm = REFINED if n == 1 else PLANNED
             with open_run(dataclasses.replace(main, planner=planner)) as run:
                 line.append(_point(n, evaluate(run, [arm])["arms"][arm]))
     return lines
 
 
-def over_rollouts(main: RunConfig) -> Curve:
-    """The study's base policy, refined with as many steps and rounds on fewer or more rollouts, all rounds together."""
-    lines: Curve = {"refined": [], "refined + V(s')": []}
-    base = Path(main.root) / main.name / "checkpoints" / "base"
-    for n in ROLLOUTS:
-        config = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
+def over_rollouts(main: RunConfig, at: Sequence[int]) -> Curve:
+    """The study's base policy, refined with as many steps and rounds on fewer or more rollouts, all rounds together; with as many as the
+    study had, its own networks."""
+    lines: Curve = {"refined": [], "refined + V(s')": [], "refined + Q(s,a)": []}
+    base, own = Path(main.root) / main.name / "checkpoints" / "base", main.rounds * main.rollouts
+    for n in at or sorted({*ROLLOUTS, own}):
+        config = main if n == own else dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds)
         with open_run(config) as run:
-            collect(run)
-            _adopt(run, base)
-            rollout(run)
-            refine(run)
-            arms = evaluate(run)["arms"]
-        for line, arm in zip(lines.values(), ("refined", "refined + planning"), strict=True):
-            line.append(_point(n, arms[arm]))
+            if n != own:
+                collect(run)
+                _adopt(run, base)
+                rollout(run)
+                refine(run)
+            arms = evaluate(run, [REFINED, PLANNED])["arms"]
+        with open_run(dataclasses.replace(config, planner=dataclasses.replace(main.planner, value="action"))) as run:
+            by_action = evaluate(run, [PLANNED])["arms"][PLANNED]
+        for line, arm in zip(lines.values(), (arms[REFINED], arms[PLANNED], by_action), strict=True):
+            line.append(_point(n, arm))
     return lines
 
 
@@ -91,7 +97,7 @@ def joined(curves: list[Curve]) -> Curve:
 def draw(curve: Curve, over: str, title: str) -> Figure:
     """Success rates with Wilson intervals, one line per name."""
     figure, (axis,) = style.figure(6.0, 3.2)
-    for (name, points), colour in zip(curve.items(), (style.BLUE, style.VERMILION), strict=False):
+    for (name, points), colour in zip(curve.items(), (style.BLUE, style.VERMILION, style.GREEN), strict=False):
         x = [p[0] for p in points]
         intervals = [wilson(p[1], p[2]) for p in points]
         axis.plot(x, [p[1] / p[2] for p in points], "o-", color=colour, label=name)
@@ -107,7 +113,15 @@ def draw(curve: Curve, over: str, title: str) -> Figure:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser(__doc__, "curves.json and the pictures")
     parser.add_argument("--over", action="append", choices=OVER, help="which curve; may be given several times [both]")
-    return parser.parse_args(arguments)
+    parser.add_argument("--at", action="append", type=int, metavar="N",
+                        help=f"only the points with N candidates or rollouts; may be given several times [{CANDIDATES} candidates, "
+                             f"{ROLLOUTS} rollouts and as many as the study had]")
+    options = parser.parse_args(arguments)
+    if options.at and len(options.over or OVER) > 1:
+        parser.error("--at needs one curve: give --over candidates or --over rollouts")
+    if options.at and min(options.at) < 1:
+        parser.error(f"--at {min(options.at)} must be at least 1")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,7 +152,7 @@ def run_curves(options: argparse.Namespace) -> None:
     for task in options.task or TASKS:
         for over in options.over or OVER:
             seeds = options.seed or [0, 1]
-            curve = joined([OVER[over](_studied(task, seed, options.root)) for seed in seeds])
+            curve = joined([OVER[over](_studied(task, seed, options.root), sorted(set(options.at or ()))) for seed in seeds])
             results[f"{task} over {over}"] = {"seeds": seeds, "lines": curve}
             replace((json.dumps(results, indent=1) + "\n").encode(), file)
             title = f"{task}, {len(seeds)} training seed{'s' * (len(seeds) > 1)}"

@@ -85,8 +85,16 @@ def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("flags, reason", [(["--at", "50"], "--at needs one curve"),
+                                           (["--over", "rollouts", "--at", "0"], "--at 0 must be at least 1")])
+def test_points_that_no_curve_has_are_refused(curves, capsys, flags, reason):
+    with pytest.raises(SystemExit):
+        curves.parse(flags)
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, tmp_path):
+def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tmp_path):
     small = {"demos": 4, "pretrain_steps": 10, "planning_steps": 5, "rollouts": 3, "refine_steps": 10, "refine_rollouts": 2,
              "publish_every": 5,
              "eval_episodes": 2, "rollout.workers": 1, "rollout.envs_per_worker": 2, "learner.batch_size": 8, "planner.candidates": 2}
@@ -101,3 +109,11 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, tmp_path):
     before, stamps = file.read_text(), {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")}
     assert study.main(flags) == 0
     assert file.read_text() == before and {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")} == stamps
+    places = ["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
+    for over, points in (("candidates", (1, 2)), ("rollouts", (4, 6))):  # six is what the study had: its networks, trained no further
+        assert curves.main([*places, "--over", over, *(word for point in points for word in ("--at", str(point)))]) == 0
+    lines = {name: curve["lines"] for name, curve in json.loads((tmp_path / "results" / "curves.json").read_text()).items()}
+    assert [[point[0] for point in line] for line in lines["wide_lift over candidates"].values()] == [[1, 2]] * 2
+    assert [[point[0] for point in line] for line in lines["wide_lift over rollouts"].values()] == [[4, 6]] * 3
+    assert lines["wide_lift over rollouts"]["refined"][1][1] == result["arms"]["refined"]["successes"]
+    assert not (tmp_path / "runs" / "wide_lift-0-rollouts6").exists()

@@ -56,6 +56,24 @@ MASKS = {
 }
 
 
+def test_another_world_weight_is_of_the_future_frames_of_world_model_samples_alone(tmp_path):
+    def losses(policy):
+        return [float(policy.loss(batch(4, kind), torch.Generator().manual_seed(0))[0]) for kind in SampleType]
+
+    policy = tiny(world_weight=1.0)
+    with torch.no_grad():
+        policy.net.final_layer.linear.weight.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    before, after = losses(policy), []
+    for weight in (8.0, 15.0):
+        policy.set_world_weight(weight)
+        after.append(losses(policy))
+    world = [row.pop(SampleType.WORLD_MODEL) for row in (before, *after)]  # with their value, whose weight stays
+    assert world[1] - world[0] == pytest.approx(world[2] - world[1]) and world[1] > world[0]
+    assert after == [before, before]
+    save_policy(policy, tmp_path / "policy", 1)
+    assert losses(load_policy(tmp_path / "policy")[0])[SampleType.WORLD_MODEL] == pytest.approx(world[2])
+
+
 @pytest.mark.parametrize("kind", list(SampleType))
 def test_masks_of_the_five_sample_types(kind):
     layout = LatentLayout(CAMERAS)

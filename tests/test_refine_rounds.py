@@ -51,9 +51,11 @@ def test_without_rollouts_there_is_nothing_to_train_it_on(run):
 def refined(run, monkeypatch):
     """A run with a rollout in which training is a learner state and a checkpoint at once, and what was trained, in order."""
     run.folder.store().commit(make_episode(3, "rollout"))
+    run = changed(run, learner=dataclasses.replace(run.config.learner, planning_world_weight=7.0))
     started = []
 
-    def start(run, learner, state, policy, mixture, rate, total, actors_beside):
+    def start(run, learner, state, policy, mixture, rate, total, actors_beside, world_weight=0.0):
+        assert world_weight == (7.0 if state.startswith("planning") else 0.0)  # it is the planning network's alone
         assert mixture == Mixture.planning(run.config.learner, run.config.replay)
         started.append((state, policy, total))
         run.folder.learner_state(state).mkdir(parents=True, exist_ok=True)

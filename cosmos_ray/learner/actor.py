@@ -37,6 +37,7 @@ class LearnerTask:
     total_steps: int
     seed: int
     latents: str = ""  #: directory of the latent cache, if the config wants one
+    world_weight: float = 0.0  #: loss weight of the future frames in world-model samples; 0 keeps the policy's own
     critic: str = ""  #: checkpoint directory of the network whose value weighs own rollouts, if the config wants them weighted
 
 
@@ -68,6 +69,8 @@ class LearnerActor:
         os.environ.update(rendezvous(self.rank, self.config.world_size, address, port))
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         policy, _ = load_policy(task.policy, dtype)
+        if task.world_weight:
+            policy.set_world_weight(task.world_weight)
         sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
                                 seed=task.seed * 1000 + self.rank)
         source = BatchSource(sampler, task.mixture, self.config.rows)

@@ -63,8 +63,8 @@ class CosmosPolicy(nn.Module):
         self.register_buffer("target", mask_table(self.layout, target_frames), persistent=False)
         weight = torch.ones(len(SampleType), self.layout.frames)
         weight[:, self.layout.action], weight[:, self.layout.value] = spec.action_weight, spec.value_weight
-        weight[int(SampleType.WORLD_MODEL), list(self.layout.future)] = spec.world_weight
         self.register_buffer("frame_weight", weight, persistent=False)
+        self.set_world_weight(spec.world_weight)
         self.reference_steps = False  #: two sampler steps make one network evaluation, as in the public code (method 2.6)
         self.accelerated: Callable | None = None  #: stands in for :meth:`sample`, see ``model.accelerate``
         self._cache: dict | None = None
@@ -74,6 +74,11 @@ class CosmosPolicy(nn.Module):
         self._cache = {}
         if self.accelerated is not None:
             self.accelerated.forget()
+
+    def set_world_weight(self, weight: float) -> None:
+        """Weigh the future frames in the loss of world-model samples by ``weight`` from now on."""
+        self.spec = dataclasses.replace(self.spec, world_weight=weight)
+        self.frame_weight[int(SampleType.WORLD_MODEL), list(self.layout.future)] = weight
 
     def set_statistics(self, action_low, action_high, proprio_low, proprio_high) -> None:
         """Fix the min/max normalisation, arrays (d,) and (p,)."""

@@ -54,7 +54,7 @@ def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target:
     every = run.config.learner.checkpoint_every
     try:
         first, metrics = learner.step, {"loss": float("nan")}
-        progress = run.progress(stage, total, first, "steps")
+        progress = run.progress(run.of_round(stage, info["round"]) if "round" in info else stage, total, first, "steps")
         while learner.step < total:
             metrics = learner.finish_training(learner.begin_training(min(BURST, total - learner.step)))
             run.tracker.log(stage, **metrics, round=info.get("round", 1))
@@ -72,15 +72,17 @@ def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target:
 
 
 def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
-                  actors_beside: int, critic: str = "") -> LearnerGroup:
+                  actors_beside: int, critic: str = "", world_weight: float = 0.0) -> LearnerGroup:
     """Start the learner ranks of stage ``name`` from checkpoint ``policy``, resuming if the stage was interrupted.
 
-    ``actors_beside`` is how many other actors share the machine's cores; ``critic`` the checkpoint whose value weighs own rollouts.
+    ``actors_beside`` is how many other actors share the machine's cores; ``critic`` the checkpoint whose value weighs own rollouts;
+    ``world_weight`` that of the future frames in world-model samples, if it is not the policy's own.
     """
     config = run.config
     task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
-                       seed=config.seed, latents=str(run.folder.latents), critic=str(run.folder.checkpoint(critic)) if critic else "")
+                       seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
+                       critic=str(run.folder.checkpoint(critic)) if critic else "")
     ranks = learner.world_size
     threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
     return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, _gpus(run, learner, actors_beside > 0), resume=True)
