@@ -42,7 +42,8 @@ TASKS: dict[str, dict[str, str]] = {
     "wide_door": {"sim.task": "Door", "demos": "16", "pretrain_steps": "3000", "rollouts": "300", "rollout.chunk_noise": "0.15",
                   "rollout.horizon": "300", "replay.gamma": "0.99"},
     "can": {"sim.task": "PickPlaceCan", "sim.placement": "0.04", "sim.horizon": "200", "demos": "20", "pretrain_steps": "6000",
-            "rollouts": "300", "rollout.chunk_noise": "0.15", "rollout.horizon": "260", "replay.gamma": "0.99"},
+            "rounds": "1", "rollouts": "300", "planning_steps": "1200", "refine_steps": "1500", "learner.planning_mix": "0,0.7,0.3",
+            "learner.planning_world_weight": "40", "rollout.chunk_noise": "0.15", "rollout.horizon": "260", "replay.gamma": "0.99"},
 }
 
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
