@@ -58,7 +58,7 @@ MASKS = {
 
 def test_another_world_weight_is_of_the_future_frames_of_world_model_samples_alone(tmp_path):
     def losses(policy):
-        return [float(policy.loss(batch(4, kind), torch.Generator().manual_seed(0))[0]) for kind in SampleType]
+        return [policy.loss(batch(4, kind), torch.Generator().manual_seed(0))[0].item() for kind in SampleType]
 
     policy = tiny(world_weight=1.0)
     with torch.no_grad():
