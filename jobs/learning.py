@@ -49,6 +49,7 @@ TASKS: dict[str, dict[str, str]] = {
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
 REFINED, FUTURE, ACTION = "refined", "refined + V(s')", "refined + Q(s,a)"
 ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION)
+PLANNED = "refined + planning"  #: what `evaluate` calls the last two, by whatever value its run plans
 
 
 class Study:
@@ -70,10 +71,10 @@ class Study:
         with open_run(main) as run:
             for stage in (collect, pretrain, rollout, refine):
                 stage(run)
-            out = _outcomes(evaluate(run), {"base": BASE, "refined": REFINED, "refined + planning": FUTURE})
+            out = _outcomes(evaluate(run), {"base": BASE, "refined": REFINED, PLANNED: FUTURE})
             base, store = run.folder.checkpoint("base"), str(run.folder.replay)
-        with open_run(dataclasses.replace(main, planner=dataclasses.replace(main.planner, value="action"))) as run:
-            out |= _outcomes(evaluate(run, ["refined + planning"]), {"refined + planning": ACTION})
+        with open_run(planning(main, value="action")) as run:
+            out |= _outcomes(evaluate(run, [PLANNED]), {PLANNED: ACTION})
         for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, main.learner.self_imitation)):
             with open_run(self._control(name, str(base), store, share)) as run:
                 pretrain(run)
@@ -88,6 +89,11 @@ class Study:
         steps = main.rounds * (main.planning_steps + main.refine_steps)
         return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=steps, planning_steps=0, learner=learner,
                                    replay=dataclasses.replace(main.replay, store=store))
+
+
+def planning(main: RunConfig, **settings) -> RunConfig:
+    """The same run with other ``settings`` of its planner."""
+    return dataclasses.replace(main, planner=dataclasses.replace(main.planner, **settings))
 
 
 def _differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[str, str]]:

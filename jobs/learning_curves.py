@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
-from learning import TASKS, Study, study_parser  # noqa: E402
+from learning import ACTION, FUTURE, PLANNED, REFINED, TASKS, Study, planning, study_parser  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
@@ -35,7 +35,6 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 CANDIDATES = (1, 2, 4, 8, 16)
 ROLLOUTS = (50, 100, 200, 500)
-REFINED, PLANNED = "refined", "refined + planning"
 
 Curve = dict[str, list[list[int]]]  #: name of a line -> points [x, successes, episodes]
 
@@ -45,9 +44,8 @@ def over_candidates(main: RunConfig, at: Sequence[int]) -> Curve:
     lines: Curve = {"V(s')": [], "Q(s,a)": []}
     for n in at or CANDIDATES:
         for value, line in zip(("future", "action"), lines.values(), strict=True):
-            planner = dataclasses.replace(main.planner, candidates=n, value=value)
             arm = REFINED if n == 1 else PLANNED
-            with open_run(dataclasses.replace(main, planner=planner)) as run:
+            with open_run(planning(main, candidates=n, value=value)) as run:
                 line.append(_point(n, evaluate(run, [arm])["arms"][arm]))
     return lines
 
@@ -55,10 +53,11 @@ def over_candidates(main: RunConfig, at: Sequence[int]) -> Curve:
 def over_rollouts(main: RunConfig, at: Sequence[int]) -> Curve:
     """The study's base policy, refined with as many steps and rounds on fewer or more rollouts, all rounds together; with as many as the
     study had, its own networks."""
-    lines: Curve = {"refined": [], "refined + V(s')": [], "refined + Q(s,a)": []}
-    base, own = Path(main.root) / main.name / "checkpoints" / "base", main.rounds * main.rollouts
+    lines: Curve = {REFINED: [], FUTURE: [], ACTION: []}
+    base, own = Path(main.root) / main.name / "checkpoints" / "base", main.rounds * (main.rollouts + main.refine_rollouts)
     for n in at or sorted({*ROLLOUTS, own}):
-        config = main if n == own else dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds)
+        fewer = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
+        config = main if n == own else fewer
         with open_run(config) as run:
             if n != own:
                 collect(run)
@@ -66,7 +65,7 @@ def over_rollouts(main: RunConfig, at: Sequence[int]) -> Curve:
                 rollout(run)
                 refine(run)
             arms = evaluate(run, [REFINED, PLANNED])["arms"]
-        with open_run(dataclasses.replace(config, planner=dataclasses.replace(main.planner, value="action"))) as run:
+        with open_run(planning(config, value="action")) as run:
             by_action = evaluate(run, [PLANNED])["arms"][PLANNED]
         for line, arm in zip(lines.values(), (arms[REFINED], arms[PLANNED], by_action), strict=True):
             line.append(_point(n, arm))
@@ -114,8 +113,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser(__doc__, "curves.json and the pictures")
     parser.add_argument("--over", action="append", choices=OVER, help="which curve; may be given several times [both]")
     parser.add_argument("--at", action="append", type=int, metavar="N",
-                        help=f"only the points with N candidates or rollouts; may be given several times [{CANDIDATES} candidates, "
-                             f"{ROLLOUTS} rollouts and as many as the study had]")
+                        help="let the curve have only the points with N candidates or rollouts; may be given several times "
+                             f"[{CANDIDATES} candidates, {ROLLOUTS} rollouts and as many as the study had]")
     options = parser.parse_args(arguments)
     if options.at and len(options.over or OVER) > 1:
         parser.error("--at needs one curve: give --over candidates or --over rollouts")
@@ -149,10 +148,11 @@ def run_curves(options: argparse.Namespace) -> None:
     file = options.to / "curves.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     options.to.mkdir(parents=True, exist_ok=True)
+    at = sorted(set(options.at or ()))
     for task in options.task or TASKS:
         for over in options.over or OVER:
             seeds = options.seed or [0, 1]
-            curve = joined([OVER[over](_studied(task, seed, options.root), sorted(set(options.at or ()))) for seed in seeds])
+            curve = joined([OVER[over](_studied(task, seed, options.root), at) for seed in seeds])
             results[f"{task} over {over}"] = {"seeds": seeds, "lines": curve}
             replace((json.dumps(results, indent=1) + "\n").encode(), file)
             title = f"{task}, {len(seeds)} training seed{'s' * (len(seeds) > 1)}"

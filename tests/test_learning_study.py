@@ -110,10 +110,10 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     assert study.main(flags) == 0
     assert file.read_text() == before and {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")} == stamps
     places = ["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
-    for over, points in (("candidates", (1, 2)), ("rollouts", (4, 6))):  # six is what the study had: its networks, trained no further
+    for over, points in (("candidates", (1, 2)), ("rollouts", (4, 10))):  # ten is what the study had: its networks, trained no further
         assert curves.main([*places, "--over", over, *(word for point in points for word in ("--at", str(point)))]) == 0
     lines = {name: curve["lines"] for name, curve in json.loads((tmp_path / "results" / "curves.json").read_text()).items()}
     assert [[point[0] for point in line] for line in lines["wide_lift over candidates"].values()] == [[1, 2]] * 2
-    assert [[point[0] for point in line] for line in lines["wide_lift over rollouts"].values()] == [[4, 6]] * 3
+    assert [[point[0] for point in line] for line in lines["wide_lift over rollouts"].values()] == [[4, 10]] * 3
     assert lines["wide_lift over rollouts"]["refined"][1][1] == result["arms"]["refined"]["successes"]
-    assert not (tmp_path / "runs" / "wide_lift-0-rollouts6").exists()
+    assert not (tmp_path / "runs" / "wide_lift-0-rollouts10").exists()
