@@ -34,17 +34,21 @@ from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What every task is studied with beyond the settings of the demo: the base policy is trained until more of the same brings nothing.
-COMMON = {"pretrain_steps": "1500", "rounds": "2", "planning_steps": "600", "refine_steps": "1100", "refine_rollouts": "0",
-          "eval_episodes": "200"}
+COMMON = {"pretrain_steps": "1500", "rounds": "2", "planning_steps": "1500", "refine_steps": "1100", "refine_rollouts": "0",
+          "learner.planning_mix": "0,0.7,0.3", "learner.planning_world_weight": "40", "eval_episodes": "200"}
 #: What differs from task to task: base policies that fail often, not always.
 TASKS: dict[str, dict[str, str]] = {
     "wide_lift": {"sim.task": "Lift", "demos": "20", "rollouts": "400"},
     "wide_door": {"sim.task": "Door", "demos": "16", "pretrain_steps": "3000", "rollouts": "300", "rollout.chunk_noise": "0.15",
                   "rollout.horizon": "300", "replay.gamma": "0.99"},
     "can": {"sim.task": "PickPlaceCan", "sim.placement": "0.04", "sim.horizon": "200", "demos": "20", "pretrain_steps": "6000",
-            "rounds": "1", "rollouts": "300", "planning_steps": "1200", "refine_steps": "1500", "learner.planning_mix": "0,0.7,0.3",
-            "learner.planning_world_weight": "40", "rollout.chunk_noise": "0.15", "rollout.horizon": "260", "replay.gamma": "0.99"},
+            "rounds": "1", "rollouts": "300", "planning_steps": "1200", "refine_steps": "1500", "rollout.chunk_noise": "0.15",
+            "rollout.horizon": "260", "replay.gamma": "0.99"},
 }
+
+#: Settings of the machine that a study runs on: no other results, so they may differ between the runs of one study.
+MACHINE = ("address", "learner.threads", "learner.loader_threads", "learner.gpus", "inference.actors", "inference.gpus",
+           "inference.threads", "rollout.workers", "rollout.envs_per_worker")
 
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
 REFINED, FUTURE, ACTION = "refined", "refined + V(s')", "refined + Q(s,a)"
@@ -97,13 +101,13 @@ def planning(main: RunConfig, **settings) -> RunConfig:
 
 
 def _differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[str, str]]:
-    """Settings in which two runs differ, as texts."""
-    values = {name: [format_value(value_of(config, name)) for config in (one, other)] for name in FIELDS}
+    """Settings in which two runs differ, as texts, those of their machines aside."""
+    values = {name: [format_value(value_of(config, name)) for config in (one, other)] for name in FIELDS if name not in MACHINE}
     return {name: (theirs, ours) for name, (theirs, ours) in values.items() if theirs != ours}
 
 
 def settings(main: RunConfig) -> dict[str, str]:
-    """What a study sets, by name, its task and seed aside."""
+    """What a study sets, by name, its task, seed and machine aside."""
     where = RunConfig(name=main.name, root=main.root, seed=main.seed)
     return {name: ours for name, (_, ours) in _differences(where, main).items()}
 
@@ -176,21 +180,46 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_studies(options: argparse.Namespace) -> None:
-    """Every task asked for, one after another; results are written as each is done."""
-    flags = dict(item.split("=", 1) for item in options.set)
-    file = options.to / "learning.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    """Every task asked for, one training seed after another; results are written as each is done."""
+    flags, file = dict(item.split("=", 1) for item in options.set), options.to / "learning.json"
+    studies = {task: [Study(task, seed, options.root, flags) for seed in options.seed or [0, 1]] for task in options.task or TASKS}
+    for task, of_task in studies.items():
+        _known(_read(file), task, settings(of_task[0].main), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
-    for task in options.task or TASKS:
-        seeds = options.seed or [0, 1]
-        studies = [Study(task, seed, options.root, flags) for seed in seeds]
-        summary = summarise([study.outcomes() for study in studies])
-        headline = summary["pairs"][f"{FUTURE} over {BASE}"]
-        results[task] = {"arms": summary["arms"], **{k: headline[k] for k in ("gain_points", "ci_low", "ci_high")},
-                         "pairs": summary["pairs"], "seeds": seeds, "settings": settings(studies[0].main)}
-        for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
-            replace((text + "\n").encode(), path)
+    for task, of_task in studies.items():
+        for study in of_task:
+            outcomes, ours = study.outcomes(), settings(study.main)
+            results = _read(file)  # only now: other studies may have been added meanwhile
+            results[task] = entry({**_known(results, task, ours, file), study.main.seed: outcomes}, ours)
+            for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
+                replace((text + "\n").encode(), path)
         print(table(task, results[task]))
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def entry(outcomes: dict[int, dict[str, list[int]]], settings: dict[str, str]) -> dict:
+    """What learning.json says of a task: :func:`summarise` of its training seeds, the headline, and what to join other seeds with."""
+    seeds = sorted(outcomes)
+    summary = summarise([outcomes[seed] for seed in seeds])
+    headline = summary["pairs"][f"{FUTURE} over {BASE}"]
+    return {"arms": summary["arms"], **{k: headline[k] for k in ("gain_points", "ci_low", "ci_high")}, "pairs": summary["pairs"],
+            "seeds": seeds, "settings": settings,
+            "outcomes": {str(seed): {arm: "".join(map(str, won)) for arm, won in outcomes[seed].items()} for seed in seeds}}
+
+
+def _known(results: dict, task: str, settings: dict[str, str], file: Path) -> dict[int, dict[str, list[int]]]:
+    """Outcomes of the training seeds of a task in a learning.json. ConfigError when they were studied with other settings."""
+    if task not in results:
+        return {}
+    theirs = results[task]["settings"]
+    for name in sorted(theirs.keys() | settings.keys()):
+        if name not in MACHINE and theirs.get(name) != settings.get(name):
+            raise ConfigError(f"{task} in {file} was studied with {name} = {theirs.get(name, 'its default')}, not "
+                              f"{settings.get(name, 'its default')}: give another --to, or the same --set")
+    return {int(seed): {arm: list(map(int, won)) for arm, won in arms.items()} for seed, arms in results[task].get("outcomes", {}).items()}
 
 
 def page(results: dict) -> str:

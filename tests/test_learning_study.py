@@ -63,6 +63,35 @@ def test_a_study_that_was_run_with_other_settings_is_refused(study, tmp_path, ca
     assert "study wide_lift-0 in " in (error := capsys.readouterr().err) and "was run with demos = 12, not 20: give another" in error
 
 
+def test_a_study_may_go_on_with_other_threads_and_workers(study, tmp_path):
+    here, there = (study.Study("wide_lift", 0, tmp_path, flags).main for flags in ({}, {"learner.threads": "4", "rollout.workers": "16"}))
+    assert study.settings(here) == study.settings(there) and not study._differences(here, there)
+
+
+@pytest.fixture
+def finished(study, monkeypatch):
+    """Studies that are done already: seed 1 wins one more."""
+    won = {0: [1] * 8 + [0] * 2, 1: [1] * 9 + [0]}
+    monkeypatch.setattr(study.Study, "outcomes", lambda self: outcomes(study, **{study.FUTURE: won[self.main.seed]}))
+
+
+def test_training_seeds_studied_apart_are_joined(study, finished, tmp_path):
+    for seed in "10":
+        assert study.main(["--task", "can", "--seed", seed, "--to", str(tmp_path), "--set", f"learner.threads={seed}"]) == 0
+    result = json.loads((tmp_path / "learning.json").read_text())["can"]
+    assert result["seeds"] == [0, 1] and result["arms"][study.FUTURE]["by_seed"] == [8, 9]
+    assert result["gain_points"] == pytest.approx(35)
+    assert result["outcomes"]["1"][study.FUTURE] == "1111111110"
+
+
+def test_training_seeds_studied_with_other_settings_are_not_joined(study, finished, tmp_path, capsys):
+    assert study.main(["--task", "can", "--seed", "0", "--to", str(tmp_path), "--set", "demos=12"]) == 0
+    before = (tmp_path / "learning.json").read_text()
+    assert study.main(["--task", "can", "--seed", "1", "--to", str(tmp_path)]) == 1
+    assert "learning.json was studied with demos = 12, not 20: give another --to" in capsys.readouterr().err
+    assert (tmp_path / "learning.json").read_text() == before
+
+
 @pytest.fixture(scope="module")
 def curves():
     with imported_job("learning_curves") as module:
