@@ -184,19 +184,20 @@ def run_studies(options: argparse.Namespace) -> None:
     flags, file = dict(item.split("=", 1) for item in options.set), options.to / "learning.json"
     studies = {task: [Study(task, seed, options.root, flags) for seed in options.seed or [0, 1]] for task in options.task or TASKS}
     for task, of_task in studies.items():
-        _known(_read(file), task, settings(of_task[0].main), file)  # refused before anything runs
+        _known(read_results(file), task, settings(of_task[0].main), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
     for task, of_task in studies.items():
         for study in of_task:
             outcomes, ours = study.outcomes(), settings(study.main)
-            results = _read(file)  # only now: other studies may have been added meanwhile
+            results = read_results(file)  # only now: other studies may have been added meanwhile
             results[task] = entry({**_known(results, task, ours, file), study.main.seed: outcomes}, ours)
             for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
                 replace((text + "\n").encode(), path)
         print(table(task, results[task]))
 
 
-def _read(file: Path) -> dict:
+def read_results(file: Path) -> dict:
+    """The entries of a file of results, none while there is no file."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
@@ -212,14 +213,18 @@ def entry(outcomes: dict[int, dict[str, list[int]]], settings: dict[str, str]) -
 
 def _known(results: dict, task: str, settings: dict[str, str], file: Path) -> dict[int, dict[str, list[int]]]:
     """Outcomes of the training seeds of a task in a learning.json. ConfigError when they were studied with other settings."""
-    if task not in results:
-        return {}
-    theirs = results[task]["settings"]
+    before = results.get(task, {})
+    check_same_settings(before, settings, f"{task} in {file}")
+    return {int(seed): {arm: list(map(int, won)) for arm, won in arms.items()} for seed, arms in before.get("outcomes", {}).items()}
+
+
+def check_same_settings(before: dict, settings: dict[str, str], what: str) -> None:
+    """ConfigError when ``before``, the entry of a file of results, says that ``what`` was studied with other settings."""
+    theirs = before.get("settings", settings)
     for name in sorted(theirs.keys() | settings.keys()):
         if name not in MACHINE and theirs.get(name) != settings.get(name):
-            raise ConfigError(f"{task} in {file} was studied with {name} = {theirs.get(name, 'its default')}, not "
+            raise ConfigError(f"{what} was studied with {name} = {theirs.get(name, 'its default')}, not "
                               f"{settings.get(name, 'its default')}: give another --to, or the same --set")
-    return {int(seed): {arm: list(map(int, won)) for arm, won in arms.items()} for seed, arms in results[task].get("outcomes", {}).items()}
 
 
 def page(results: dict) -> str:

@@ -3,7 +3,8 @@
     python jobs/learning_curves.py --task wide_lift --seed 0 --over candidates
     python jobs/learning_curves.py --task wide_lift --seed 0 --over rollouts
 
-Writes curves.json and one picture per curve under --to. Every point is counted on the study's held-out initial states.
+Writes curves.json and one picture per curve under --to, where the points of other runs are kept. Every point is counted on the study's
+held-out initial states.
 """
 
 from __future__ import annotations
@@ -13,12 +14,23 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
-from learning import ACTION, FUTURE, PLANNED, REFINED, TASKS, Study, planning, study_parser  # noqa: E402
+from learning import (  # noqa: E402
+    ACTION,
+    FUTURE,
+    PLANNED,
+    REFINED,
+    TASKS,
+    Study,
+    check_same_settings,
+    planning,
+    read_results,
+    settings,
+    study_parser,
+)
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
@@ -36,40 +48,39 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 CANDIDATES = (1, 2, 4, 8, 16)
 ROLLOUTS = (50, 100, 200, 500)
 
-Curve = dict[str, list[list[int]]]  #: name of a line -> points [x, successes, episodes]
+Point = dict[str, list[int]]  #: name of a line -> [x, successes, episodes]
+Curve = dict[str, list[list[int]]]  #: name of a line -> its points, by x
 
 
-def over_candidates(main: RunConfig, at: Sequence[int]) -> Curve:
-    """The study's refined network, planning by each value among 1, 2, ... candidates."""
-    lines: Curve = {"V(s')": [], "Q(s,a)": []}
-    for n in at or CANDIDATES:
-        for value, line in zip(("future", "action"), lines.values(), strict=True):
-            arm = REFINED if n == 1 else PLANNED
-            with open_run(planning(main, candidates=n, value=value)) as run:
-                line.append(_point(n, evaluate(run, [arm])["arms"][arm]))
-    return lines
+def over_candidates(main: RunConfig, n: int) -> Point:
+    """The study's refined network, planning by each value among ``n`` candidates."""
+    point, arm = {}, REFINED if n == 1 else PLANNED
+    for line, value in (("V(s')", "future"), ("Q(s,a)", "action")):
+        with open_run(planning(main, candidates=n, value=value)) as run:
+            point[line] = _counts(n, evaluate(run, [arm])["arms"][arm])
+    return point
 
 
-def over_rollouts(main: RunConfig, at: Sequence[int]) -> Curve:
-    """The study's base policy, refined with as many steps and rounds on fewer or more rollouts, all rounds together; with as many as the
-    study had, its own networks."""
-    lines: Curve = {REFINED: [], FUTURE: [], ACTION: []}
-    base, own = Path(main.root) / main.name / "checkpoints" / "base", main.rounds * (main.rollouts + main.refine_rollouts)
-    for n in at or sorted({*ROLLOUTS, own}):
-        fewer = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
-        config = main if n == own else fewer
-        with open_run(config) as run:
-            if n != own:
-                collect(run)
-                _adopt(run, base)
-                rollout(run)
-                refine(run)
-            arms = evaluate(run, [REFINED, PLANNED])["arms"]
-        with open_run(planning(config, value="action")) as run:
-            by_action = evaluate(run, [PLANNED])["arms"][PLANNED]
-        for line, arm in zip(lines.values(), (arms[REFINED], arms[PLANNED], by_action), strict=True):
-            line.append(_point(n, arm))
-    return lines
+def over_rollouts(main: RunConfig, n: int) -> Point:
+    """The study's base policy, refined with as many steps and rounds on ``n`` rollouts, all rounds together; with as many as the study
+    had, its own networks."""
+    fewer = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
+    config = main if n == _rollouts(main) else fewer
+    with open_run(config) as run:
+        if config is fewer:
+            collect(run)
+            _adopt(run, Path(main.root) / main.name / "checkpoints" / "base")
+            rollout(run)
+            refine(run)
+        arms = evaluate(run, [REFINED, PLANNED])["arms"]
+    with open_run(planning(config, value="action")) as run:
+        by_action = evaluate(run, [PLANNED])["arms"][PLANNED]
+    return {REFINED: _counts(n, arms[REFINED]), FUTURE: _counts(n, arms[PLANNED]), ACTION: _counts(n, by_action)}
+
+
+def _rollouts(main: RunConfig) -> int:
+    """How many a study had, all rounds together."""
+    return main.rounds * (main.rollouts + main.refine_rollouts)
 
 
 def _adopt(run: Run, base: Path) -> None:
@@ -80,17 +91,25 @@ def _adopt(run: Run, base: Path) -> None:
         target.symlink_to(base.absolute(), target_is_directory=True)
 
 
-def _point(x: int, arm: dict) -> list[int]:
+def _counts(x: int, arm: dict) -> list[int]:
     return [x, arm["successes"], arm["episodes"]]
 
 
 OVER = {"candidates": over_candidates, "rollouts": over_rollouts}
 
 
+def with_point(curve: Curve, point: Point) -> Curve:
+    """The curve with another point, in place of what it had there."""
+    return {name: sorted([*(p for p in curve.get(name, []) if p[0] != counts[0]), counts]) for name, counts in point.items()}
+
+
 def joined(curves: list[Curve]) -> Curve:
-    """Counts of several training seeds, added up."""
-    return {name: [[points[0][0], sum(p[1] for p in points), sum(p[2] for p in points)]
-                   for points in zip(*(curve[name] for curve in curves), strict=True)] for name in curves[0]}
+    """Counts of several training seeds, added up; a point has those of the seeds that have it."""
+    lines: Curve = {}
+    for name in curves[0]:
+        points = [point for curve in curves for point in curve[name]]
+        lines[name] = [[x, *(sum(p[i] for p in points if p[0] == x) for i in (1, 2))] for x in sorted({p[0] for p in points})]
+    return lines
 
 
 def draw(curve: Curve, over: str, title: str) -> Figure:
@@ -113,7 +132,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser(__doc__, "curves.json and the pictures")
     parser.add_argument("--over", action="append", choices=OVER, help="which curve; may be given several times [both]")
     parser.add_argument("--at", action="append", type=int, metavar="N",
-                        help="let the curve have only the points with N candidates or rollouts; may be given several times "
+                        help="only the point with N candidates or rollouts; may be given several times "
                              f"[{CANDIDATES} candidates, {ROLLOUTS} rollouts and as many as the study had]")
     options = parser.parse_args(arguments)
     if options.at and len(options.over or OVER) > 1:
@@ -144,19 +163,32 @@ def _studied(task: str, seed: int, root: Path) -> RunConfig:
 
 
 def run_curves(options: argparse.Namespace) -> None:
-    """Every curve asked for; results are written as each is done."""
-    file = options.to / "curves.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    """Every point asked for, one after another; results are written as each is done."""
+    file, seeds = options.to / "curves.json", options.seed or [0, 1]
+    asked = [(task, over, _studied(task, seed, options.root))
+             for task in options.task or TASKS for over in options.over or OVER for seed in seeds]
+    for task, over, main in asked:
+        _known(file, task, over, main)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
-    at = sorted(set(options.at or ()))
-    for task in options.task or TASKS:
-        for over in options.over or OVER:
-            seeds = options.seed or [0, 1]
-            curve = joined([OVER[over](_studied(task, seed, options.root), at) for seed in seeds])
-            results[f"{task} over {over}"] = {"seeds": seeds, "lines": curve}
+    for task, over, main in asked:
+        usual = CANDIDATES if over == "candidates" else {*ROLLOUTS, _rollouts(main)}
+        for n in sorted(set(options.at or usual)):
+            point = OVER[over](main, n)
+            results = read_results(file)  # only now: other points may have been added meanwhile
+            curves = _known(file, task, over, main)
+            curves[str(main.seed)] = with_point(curves.get(str(main.seed), {}), point)
+            lines = joined(list(curves.values()))
+            results[f"{task} over {over}"] = {"settings": settings(main), "lines": lines, "by_seed": curves}
             replace((json.dumps(results, indent=1) + "\n").encode(), file)
-            title = f"{task}, {len(seeds)} training seed{'s' * (len(seeds) > 1)}"
-            replace(style.png(draw(curve, over, title)), options.to / f"{task}_{over}.png")
+            title = f"{task}, {len(curves)} training seed{'s' * (len(curves) > 1)}"
+            replace(style.png(draw(lines, over, title)), options.to / f"{task}_{over}.png")
+
+
+def _known(file: Path, task: str, over: str, main: RunConfig) -> dict[str, Curve]:
+    """The curves of the training seeds so far. ConfigError when they are of studies with other settings."""
+    before = read_results(file).get(f"{task} over {over}", {})
+    check_same_settings(before, settings(main), f"{task} over {over} in {file}")
+    return dict(before.get("by_seed", {}))
 
 
 if __name__ == "__main__":

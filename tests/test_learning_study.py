@@ -100,12 +100,19 @@ def curves():
 
 def test_points_of_several_seeds_are_added_up_and_drawn(curves):
     first = {"V(s')": [[1, 3, 10], [2, 4, 10]], "Q(s,a)": [[1, 3, 10], [2, 5, 10]]}
-    second = {"V(s')": [[1, 4, 20], [2, 9, 20]], "Q(s,a)": [[1, 4, 20], [2, 2, 20]]}
+    second = {"V(s')": [[1, 4, 20]], "Q(s,a)": [[1, 4, 20]]}
     both = curves.joined([first, second])
-    assert both == {"V(s')": [[1, 7, 30], [2, 13, 30]], "Q(s,a)": [[1, 7, 30], [2, 7, 30]]}
+    assert both == {"V(s')": [[1, 7, 30], [2, 4, 10]], "Q(s,a)": [[1, 7, 30], [2, 5, 10]]}
     (axis,) = curves.draw(both, "candidates", "lift, 2 training seeds").axes
     assert [line.get_label() for line in axis.lines] == ["V(s')", "Q(s,a)"]
-    assert axis.lines[0].get_ydata() == pytest.approx([7 / 30, 13 / 30]) and [t.get_text() for t in axis.get_xticklabels()] == ["1", "2"]
+    assert axis.lines[0].get_ydata() == pytest.approx([7 / 30, 4 / 10]) and [t.get_text() for t in axis.get_xticklabels()] == ["1", "2"]
+
+
+def test_a_point_takes_its_place_in_the_curve(curves):
+    curve = {"refined": [[50, 1, 10], [200, 3, 10]]}
+    assert curves.with_point(curve, {"refined": [100, 2, 10]}) == {"refined": [[50, 1, 10], [100, 2, 10], [200, 3, 10]]}
+    assert curves.with_point(curve, {"refined": [50, 9, 10]}) == {"refined": [[50, 9, 10], [200, 3, 10]]}
+    assert curves.with_point({}, {"refined": [50, 9, 10]}) == {"refined": [[50, 9, 10]]}
 
 
 def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
