@@ -289,10 +289,6 @@ def _check_together(config: RunConfig) -> None:
     if config.learner.advantage and not (config.learner.self_imitation and config.learner.planning_mix[2]):
         raise ConfigError("learner.advantage weighs the policy samples of learner.self_imitation by a value that learner.planning_mix "
                           "trains: neither may be 0, or set learner.advantage to 0")
-    top_share = config.model.top_share if config.model.top_share >= 0 else config.model.preset == "tiny"
-    if config.learner.advantage and not top_share:
-        raise ConfigError("learner.advantage asks for a value in one evaluation, which model.top_share trains: set it above 0 (0.7, say), "
-                          "or learner.advantage to 0")
     if config.learner.advantage and not config.planning_steps:
         raise ConfigError("learner.advantage weighs by the value of the planning network: set planning_steps, as many as refine_steps, "
                           "or learner.advantage to 0")

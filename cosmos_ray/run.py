@@ -75,7 +75,7 @@ def validate(config: RunConfig) -> None:
 
 
 def _check_model(config: RunConfig) -> None:
-    """Whether the network can be built for these cameras, actions and frames."""
+    """Whether the network can be built for these cameras, actions and frames, and gives what the learner asks of it."""
     size, sim = config.sim.image_size, config.sim
     if size % PATCH:
         raise ConfigError(f"sim.image_size = {size} is not a multiple of {PATCH}, the tokenizer's patch")
@@ -88,6 +88,9 @@ def _check_model(config: RunConfig) -> None:
     if config.model.chunk * action_dim > channels * height * width:
         raise ConfigError(f"model.chunk = {config.model.chunk} actions of {action_dim} numbers do not fit a latent frame of "
                           f"{channels * height * width}: shorten the chunk or enlarge sim.image_size")
+    if config.learner.advantage and not spec.top_share:
+        raise ConfigError("learner.advantage asks for a value in one evaluation, which model.top_share trains: set it above 0 (0.7, say), "
+                          "or learner.advantage to 0")
     if spec.preset != "tiny":
         for name in ("tokenizer_path", "text_path"):
             path = getattr(config.model, name)

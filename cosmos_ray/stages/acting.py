@@ -23,13 +23,13 @@ def start_fleet(run: Run, pool: InferencePool, cpus: float) -> Fleet:
 
 
 def planning_network(run: Run, suffix: str = "") -> Path | None:
-    """The checkpoint of the network that only plans, if the settings have one and it began from the same base as the refined policy;
-    with ``suffix`` "_before", of those that the present round began from."""
+    """Where the checkpoint of the network that only plans is, resolved, if the settings have one and it began from the same base as the
+    refined policy; with ``suffix`` "_before", of those that the present round began from."""
     paths = [run.folder.checkpoint(name + suffix) for name in ("planning", "refined")]
     if not run.config.planning_steps or not all((path / "policy.json").exists() for path in paths):
         return None
     planning, refined = (read_description(path)[2].get("base_version") for path in paths)
-    return paths[0] if planning == refined else None
+    return paths[0].resolve() if planning == refined else None
 
 
 def rollout_ticket(run: Run, index: int, attempt: int = 0) -> EpisodeTicket:

@@ -63,8 +63,8 @@ def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
     """Evaluation episode ``index`` of an arm. The noise depends on the initial state only: all arms draw the same."""
     seed = state_seed("eval", run.config.seed, index)
     key = EpisodeKey(arm.run_key, run.config.sim.task, "eval", seed, attempt)
-    judge = str(arm.judge.resolve()) if arm.judge else ""
-    return EpisodeTicket(key, noise_seed=mix_seed(seed, 13), planner=arm.planner, version=arm.version, judge=judge, arm=arm.name)
+    return EpisodeTicket(key, noise_seed=mix_seed(seed, 13), planner=arm.planner, version=arm.version, judge=str(arm.judge or ""),
+                         arm=arm.name)
 
 
 def evaluate(run: Run, only: Sequence[str] = ()) -> dict:

@@ -68,8 +68,7 @@ class Round:
         tickets = [rollout_ticket(run, (self.number - 1) * total + i, attempt) for i in range(total)]
         before, beside = tickets[:count], tickets[count:]
         if self.number > 1 and run.config.rollout.planned:
-            judge = planning_network(run, "_before")
-            plans = {"planner": run.config.planner, "version": self.version, "judge": str(judge.resolve()) if judge else ""}
+            plans = {"planner": run.config.planner, "version": self.version, "judge": str(planning_network(run, "_before") or "")}
             before = [dataclasses.replace(ticket, **plans) for ticket in before]
         return before, beside
 
