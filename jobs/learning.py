@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,13 +19,14 @@ from pathlib import Path
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
 import numpy as np  # noqa: E402
+from learning_results import by_seed, changing, differences, read_results, settings_of  # noqa: E402
 
 from cosmos_ray.config import DEMO, RunConfig  # noqa: E402
 from cosmos_ray.errors import ConfigError, CosmosRayError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report.statistics import paired_with_interval, wilson  # noqa: E402
 from cosmos_ray.run import open_run  # noqa: E402
-from cosmos_ray.settings import FIELDS, format_value, make_config, stored_config, value_of  # noqa: E402
+from cosmos_ray.settings import FIELDS, make_config, stored_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
 from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
@@ -46,10 +46,6 @@ TASKS: dict[str, dict[str, str]] = {
             "rollout.horizon": "260", "replay.gamma": "0.99"},
 }
 
-#: Settings of the machine that a study runs on: no other results, so they may differ between the runs of one study.
-MACHINE = ("address", "learner.threads", "learner.loader_threads", "learner.gpus", "inference.actors", "inference.gpus",
-           "inference.threads", "rollout.workers", "rollout.envs_per_worker")
-
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
 REFINED, FUTURE, ACTION = "refined", "refined + V(s')", "refined + Q(s,a)"
 ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION)
@@ -67,11 +63,7 @@ class Study:
         """Run whatever is missing; success of every arm on every held-out initial state. ConfigError when there are runs of this
         study with other settings: their results would be taken for these settings'."""
         main = self.main
-        before = stored_config(main)
-        if before is not None and (others := _differences(before, dataclasses.replace(main, planner=before.planner))):
-            name, (theirs, ours) = next(iter(others.items()))
-            raise ConfigError(f"study {main.name} in {main.root} was run with {name} = {theirs}, not {ours}: give another --root, or the "
-                              "same --set")
+        refuse_other_settings(main)
         with open_run(main) as run:
             for stage in (collect, pretrain, rollout, refine):
                 stage(run)
@@ -80,7 +72,9 @@ class Study:
         with open_run(planning(main, value="action")) as run:
             out |= _outcomes(evaluate(run, [PLANNED]), {PLANNED: ACTION})
         for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, main.learner.self_imitation)):
-            with open_run(self._control(name, str(base), store, share)) as run:
+            control = self._control(name, str(base), store, share)
+            refuse_other_settings(control)
+            with open_run(control) as run:
                 pretrain(run)
                 out |= _outcomes(evaluate(run, ["base"]), {"base": arm})
         return out
@@ -100,16 +94,17 @@ def planning(main: RunConfig, **settings) -> RunConfig:
     return dataclasses.replace(main, planner=dataclasses.replace(main.planner, **settings))
 
 
-def _differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[str, str]]:
-    """Settings in which two runs differ, as texts, those of their machines aside."""
-    values = {name: [format_value(value_of(config, name)) for config in (one, other)] for name in FIELDS if name not in MACHINE}
-    return {name: (theirs, ours) for name, (theirs, ours) in values.items() if theirs != ours}
-
-
-def settings(main: RunConfig) -> dict[str, str]:
-    """What a study sets, by name, its task, seed and machine aside."""
-    where = RunConfig(name=main.name, root=main.root, seed=main.seed)
-    return {name: ours for name, (_, ours) in _differences(where, main).items()}
+def refuse_other_settings(config: RunConfig) -> None:
+    """ConfigError when the run was begun with settings that give other results: they would be taken for these settings'. How it plans
+    aside, which evaluations know, and where its base and store are, for a study may be moved."""
+    before = stored_config(config)
+    if before is None:
+        return
+    replay = dataclasses.replace(config.replay, store=before.replay.store)
+    if others := differences(before, dataclasses.replace(config, planner=before.planner, init=before.init, replay=replay)):
+        name, (theirs, ours) = next(iter(others.items()))
+        raise ConfigError(f"study {config.name} in {config.root} was run with {name} = {theirs}, not {ours}: give another --root, or the "
+                          "same --set")
 
 
 def _outcomes(evaluation: dict, arms: dict[str, str]) -> dict[str, list[int]]:
@@ -156,21 +151,20 @@ def study_parser(text: str, written: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", action="append", type=int, help="training seed; may be given several times [0 and 1]")
     parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="folder of the study's runs [runs/learning]")
     parser.add_argument("--to", type=Path, default=Path("docs/results"), help=f"folder for {written} [docs/results]")
+    parser.add_argument("--set", action="append", default=[], type=_setting, metavar="NAME=VALUE",
+                        help="a setting of every run of the study, such as rollouts=200; may be given several times")
     return parser
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = study_parser(__doc__, "learning.json and learning.md")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of every run, such as rollouts=200")
-    options = parser.parse_args(arguments)
-    for item in options.set:
-        if "=" not in item or item.partition("=")[0] not in FIELDS:
-            parser.error(f"--set {item}: give NAME=VALUE with the name of a setting, such as rollouts=200")
-    return options
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or name not in FIELDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with the name of a setting, such as rollouts=200")
+    return name, value
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    options = study_parser(__doc__, "learning.json and learning.md").parse_args(arguments)
     try:
         run_studies(options)
     except CosmosRayError as error:
@@ -181,50 +175,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_studies(options: argparse.Namespace) -> None:
     """Every task asked for, one training seed after another; results are written as each is done."""
-    flags, file = dict(item.split("=", 1) for item in options.set), options.to / "learning.json"
+    flags, file = dict(options.set), options.to / "learning.json"
     studies = {task: [Study(task, seed, options.root, flags) for seed in options.seed or [0, 1]] for task in options.task or TASKS}
     for task, of_task in studies.items():
-        _known(read_results(file), task, settings(of_task[0].main), file)  # refused before anything runs
+        by_seed(read_results(file), task, "outcomes", settings_of(of_task[0].main), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
     for task, of_task in studies.items():
         for study in of_task:
-            outcomes, ours = study.outcomes(), settings(study.main)
-            results = read_results(file)  # only now: other studies may have been added meanwhile
-            results[task] = entry({**_known(results, task, ours, file), study.main.seed: outcomes}, ours)
-            for path, text in ((file, json.dumps(results, indent=1)), (options.to / "learning.md", page(results))):
-                replace((text + "\n").encode(), path)
+            outcomes, settings = study.outcomes(), settings_of(study.main)
+            texts = {arm: "".join(str(int(won)) for won in wins) for arm, wins in outcomes.items()}
+            with changing(file) as results:
+                results[task] = entry({**by_seed(results, task, "outcomes", settings, file), study.main.seed: texts}, settings)
+                replace((page(results) + "\n").encode(), options.to / "learning.md")
         print(table(task, results[task]))
 
 
-def read_results(file: Path) -> dict:
-    """The entries of a file of results, none while there is no file."""
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def entry(outcomes: dict[int, dict[str, list[int]]], settings: dict[str, str]) -> dict:
-    """What learning.json says of a task: :func:`summarise` of its training seeds, the headline, and what to join other seeds with."""
-    seeds = sorted(outcomes)
-    summary = summarise([outcomes[seed] for seed in seeds])
+def entry(outcomes: dict[int, dict[str, str]], settings: dict[str, str]) -> dict:
+    """What learning.json says of a task, from the outcomes of every arm by training seed, a 0 or 1 for each initial state:
+    :func:`summarise`, the headline, and the outcomes themselves, to join other seeds with."""
+    outcomes = {seed: outcomes[seed] for seed in sorted(outcomes)}
+    summary = summarise([{arm: list(map(int, wins)) for arm, wins in arms.items()} for arms in outcomes.values()])
     headline = summary["pairs"][f"{FUTURE} over {BASE}"]
     return {"arms": summary["arms"], **{k: headline[k] for k in ("gain_points", "ci_low", "ci_high")}, "pairs": summary["pairs"],
-            "seeds": seeds, "settings": settings,
-            "outcomes": {str(seed): {arm: "".join(map(str, won)) for arm, won in outcomes[seed].items()} for seed in seeds}}
-
-
-def _known(results: dict, task: str, settings: dict[str, str], file: Path) -> dict[int, dict[str, list[int]]]:
-    """Outcomes of the training seeds of a task in a learning.json. ConfigError when they were studied with other settings."""
-    before = results.get(task, {})
-    check_same_settings(before, settings, f"{task} in {file}")
-    return {int(seed): {arm: list(map(int, won)) for arm, won in arms.items()} for seed, arms in before.get("outcomes", {}).items()}
-
-
-def check_same_settings(before: dict, settings: dict[str, str], what: str) -> None:
-    """ConfigError when ``before``, the entry of a file of results, says that ``what`` was studied with other settings."""
-    theirs = before.get("settings", settings)
-    for name in sorted(theirs.keys() | settings.keys()):
-        if name not in MACHINE and theirs.get(name) != settings.get(name):
-            raise ConfigError(f"{what} was studied with {name} = {theirs.get(name, 'its default')}, not "
-                              f"{settings.get(name, 'its default')}: give another --to, or the same --set")
+            "seeds": list(outcomes), "settings": settings, "outcomes": {str(seed): arms for seed, arms in outcomes.items()}}
 
 
 def page(results: dict) -> str:

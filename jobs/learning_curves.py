@@ -11,26 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
-from learning import (  # noqa: E402
-    ACTION,
-    FUTURE,
-    PLANNED,
-    REFINED,
-    TASKS,
-    Study,
-    check_same_settings,
-    planning,
-    read_results,
-    settings,
-    study_parser,
-)
+from learning import ACTION, FUTURE, PLANNED, REFINED, TASKS, Study, planning, refuse_other_settings, study_parser  # noqa: E402
+from learning_results import by_seed, changing, read_results, settings_of  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
@@ -39,7 +27,6 @@ from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report import style  # noqa: E402
 from cosmos_ray.report.statistics import wilson  # noqa: E402
 from cosmos_ray.run import Run, open_run  # noqa: E402
-from cosmos_ray.settings import stored_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
 from cosmos_ray.stages.refine import refine  # noqa: E402
@@ -64,10 +51,14 @@ def over_candidates(main: RunConfig, n: int) -> Point:
 def over_rollouts(main: RunConfig, n: int) -> Point:
     """The study's base policy, refined with as many steps and rounds on ``n`` rollouts, all rounds together; with as many as the study
     had, its own networks."""
-    fewer = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
-    config = main if n == _rollouts(main) else fewer
+    config, own = main, n == _rollouts(main)
+    if not own:
+        if n % main.rounds:
+            raise ConfigError(f"{n} rollouts do not divide into {main.rounds} rounds: give another --at")
+        config = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
+        refuse_other_settings(config)
     with open_run(config) as run:
-        if config is fewer:
+        if not own:
             collect(run)
             _adopt(run, Path(main.root) / main.name / "checkpoints" / "base")
             rollout(run)
@@ -87,8 +78,8 @@ def _adopt(run: Run, base: Path) -> None:
     """Begin from another run's base policy."""
     target = run.folder.checkpoint("base")
     target.parent.mkdir(exist_ok=True)
-    if not target.exists():
-        target.symlink_to(base.absolute(), target_is_directory=True)
+    if not target.is_symlink():
+        target.symlink_to(os.path.relpath(base.resolve(), target.parent.resolve()), target_is_directory=True)
 
 
 def _counts(x: int, arm: dict) -> list[int]:
@@ -104,11 +95,11 @@ def with_point(curve: Curve, point: Point) -> Curve:
 
 
 def joined(curves: list[Curve]) -> Curve:
-    """Counts of several training seeds, added up; a point has those of the seeds that have it."""
+    """Counts of several training seeds, added up where all of them have a point: seeds differ more than neighbouring points."""
     lines: Curve = {}
     for name in curves[0]:
-        points = [point for curve in curves for point in curve[name]]
-        lines[name] = [[x, *(sum(p[i] for p in points if p[0] == x) for i in (1, 2))] for x in sorted({p[0] for p in points})]
+        points = [{point[0]: point for point in curve[name]} for curve in curves]
+        lines[name] = [[x, *(sum(p[x][i] for p in points) for i in (1, 2))] for x in sorted(set.intersection(*map(set, points)))]
     return lines
 
 
@@ -121,7 +112,7 @@ def draw(curve: Curve, over: str, title: str) -> Figure:
         axis.plot(x, [p[1] / p[2] for p in points], "o-", color=colour, label=name)
         axis.vlines(x, [i[0] for i in intervals], [i[1] for i in intervals], color=colour, alpha=0.4, linewidth=4)
     axis.set_xscale("log", base=2)
-    axis.set(xticks=x, xticklabels=[str(n) for n in x], ylim=(0, 1))
+    axis.set(xticks=x, xticklabels=[str(n) for n in x], ylim=(0, 1))  # every line has the same points
     axis.minorticks_off()
     style.label(axis, over, "success rate", title)
     style.legend(axis)
@@ -152,43 +143,36 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _studied(task: str, seed: int, root: Path) -> RunConfig:
-    """Settings of a study's run, as they are kept with it. ConfigError while it has not refined."""
-    main = Study(task, seed, root, {}).main
-    folder = root / main.name
-    if not (folder / "checkpoints" / "refined" / "policy.json").exists():
+def _studied(task: str, seed: int, root: Path, flags: dict[str, str]) -> RunConfig:
+    """Settings of a study's run. ConfigError while it has not refined, and when it was run with others."""
+    main = Study(task, seed, root, flags).main
+    if not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
         raise ConfigError(f"there is no study of {task} with training seed {seed} in {root}: run `python jobs/learning.py --task {task} "
                           f"--seed {seed} --root {root}` first")
-    return dataclasses.replace(stored_config(main), planner=main.planner)  # the run was last used with another number of candidates
+    refuse_other_settings(main)
+    return main
 
 
 def run_curves(options: argparse.Namespace) -> None:
     """Every point asked for, one after another; results are written as each is done."""
     file, seeds = options.to / "curves.json", options.seed or [0, 1]
-    asked = [(task, over, _studied(task, seed, options.root))
+    asked = [(task, over, _studied(task, seed, options.root, dict(options.set)))
              for task in options.task or TASKS for over in options.over or OVER for seed in seeds]
     for task, over, main in asked:
-        _known(file, task, over, main)  # refused before anything runs
+        by_seed(read_results(file), f"{task} over {over}", "by_seed", settings_of(main), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
     for task, over, main in asked:
         usual = CANDIDATES if over == "candidates" else {*ROLLOUTS, _rollouts(main)}
         for n in sorted(set(options.at or usual)):
-            point = OVER[over](main, n)
-            results = read_results(file)  # only now: other points may have been added meanwhile
-            curves = _known(file, task, over, main)
-            curves[str(main.seed)] = with_point(curves.get(str(main.seed), {}), point)
-            lines = joined(list(curves.values()))
-            results[f"{task} over {over}"] = {"settings": settings(main), "lines": lines, "by_seed": curves}
-            replace((json.dumps(results, indent=1) + "\n").encode(), file)
-            title = f"{task}, {len(curves)} training seed{'s' * (len(curves) > 1)}"
-            replace(style.png(draw(lines, over, title)), options.to / f"{task}_{over}.png")
-
-
-def _known(file: Path, task: str, over: str, main: RunConfig) -> dict[str, Curve]:
-    """The curves of the training seeds so far. ConfigError when they are of studies with other settings."""
-    before = read_results(file).get(f"{task} over {over}", {})
-    check_same_settings(before, settings(main), f"{task} over {over} in {file}")
-    return dict(before.get("by_seed", {}))
+            point, settings, name = OVER[over](main, n), settings_of(main), f"{task} over {over}"
+            with changing(file) as results:
+                curves = by_seed(results, name, "by_seed", settings, file)
+                curves[main.seed] = with_point(curves.get(main.seed, {}), point)
+                lines = joined(list(curves.values()))
+                results[name] = {"settings": settings, "lines": lines, "by_seed": {str(seed): curve for seed, curve in curves.items()}}
+                if all(lines.values()):
+                    title = f"{task}, {len(curves)} training seed{'s' * (len(curves) > 1)}"
+                    replace(style.png(draw(lines, over, title)), options.to / f"{task}_{over}.png")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The study of what refinement and planning bring: its arithmetic, and the whole of it at toy size."""
 
 import json
+import re
 
 import pytest
 
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from tests.conftest import imported_job
 
@@ -40,13 +42,13 @@ def test_the_table_names_every_arm_with_its_gain(study):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--set", "rollouts"], "--set rollouts: give NAME=VALUE"),
-    (["--set", "rollout=3"], "--set rollout=3: give NAME=VALUE with the name of a setting"),
+    (["--set", "rollouts"], "argument --set: 'rollouts' is not NAME=VALUE"),
+    (["--set", "rollout=3"], "argument --set: 'rollout=3' is not NAME=VALUE with the name of a setting"),
     (["--task", "fold"], "invalid choice: 'fold'"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_clear_line(study, flags, message, capsys):
     with pytest.raises(SystemExit) as leaving:
-        study.parse(flags)
+        study.main(flags)
     assert leaving.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -64,18 +66,35 @@ def test_a_study_that_was_run_with_other_settings_is_refused(study, tmp_path, ca
 
 
 def test_a_study_may_go_on_with_other_threads_and_workers(study, tmp_path):
-    here, there = (study.Study("wide_lift", 0, tmp_path, flags).main for flags in ({}, {"learner.threads": "4", "rollout.workers": "16"}))
-    assert study.settings(here) == study.settings(there) and not study._differences(here, there)
+    RunFolder(study.Study("wide_lift", 0, tmp_path, {}).main).close()
+    there = {"learner.threads": "4", "rollout.workers": "16", "inference.gpus": "0.5", "inference.precision": "fp32", "wandb": "offline"}
+    study.refuse_other_settings(study.Study("wide_lift", 0, tmp_path, there).main)
+    with pytest.raises(ConfigError, match="was run with inference.precision = fp32, not bf16"):  # what "auto" is on a GPU
+        study.refuse_other_settings(study.Study("wide_lift", 0, tmp_path, {"inference.gpus": "0.5"}).main)
+
+
+def test_controls_that_were_run_with_other_settings_are_refused(study, tmp_path):
+    first, second = (study.Study("wide_lift", 0, tmp_path, {"refine_steps": steps}) for steps in ("5", "6"))
+    RunFolder(first._control("compute", "base", "replay", 0.0)).close()
+    study.refuse_other_settings(first._control("compute", "moved/base", "moved/replay", 0.0))
+    with pytest.raises(ConfigError, match="study wide_lift-0-compute in .* was run with pretrain_steps = 3010, not 3012"):
+        study.refuse_other_settings(second._control("compute", "base", "replay", 0.0))
 
 
 @pytest.fixture
-def finished(study, monkeypatch):
-    """Studies that are done already: seed 1 wins one more."""
-    won = {0: [1] * 8 + [0] * 2, 1: [1] * 9 + [0]}
-    monkeypatch.setattr(study.Study, "outcomes", lambda self: outcomes(study, **{study.FUTURE: won[self.main.seed]}))
+def studied(study, monkeypatch):
+    """Studies that are done already, V(s') of seed 1 winning one more; the training seeds asked for, in order."""
+    asked, won = [], {0: [1] * 8 + [0] * 2, 1: [1] * 9 + [0]}
+
+    def done(self):
+        asked.append(self.main.seed)
+        return outcomes(study, **{study.FUTURE: won[self.main.seed]})
+
+    monkeypatch.setattr(study.Study, "outcomes", done)
+    return asked
 
 
-def test_training_seeds_studied_apart_are_joined(study, finished, tmp_path):
+def test_training_seeds_studied_apart_are_joined(study, studied, tmp_path):
     for seed in "10":
         assert study.main(["--task", "can", "--seed", seed, "--to", str(tmp_path), "--set", f"learner.threads={seed}"]) == 0
     result = json.loads((tmp_path / "learning.json").read_text())["can"]
@@ -84,12 +103,24 @@ def test_training_seeds_studied_apart_are_joined(study, finished, tmp_path):
     assert result["outcomes"]["1"][study.FUTURE] == "1111111110"
 
 
-def test_training_seeds_studied_with_other_settings_are_not_joined(study, finished, tmp_path, capsys):
+def test_training_seeds_studied_with_other_settings_are_not_joined(study, studied, tmp_path, capsys):
     assert study.main(["--task", "can", "--seed", "0", "--to", str(tmp_path), "--set", "demos=12"]) == 0
     before = (tmp_path / "learning.json").read_text()
     assert study.main(["--task", "can", "--seed", "1", "--to", str(tmp_path)]) == 1
     assert "learning.json was studied with demos = 12, not 20: give another --to" in capsys.readouterr().err
-    assert (tmp_path / "learning.json").read_text() == before
+    assert (tmp_path / "learning.json").read_text() == before and studied == [0]  # refused before it ran
+
+
+@pytest.mark.parametrize("content, complaint", [
+    ('{"can": {"seeds": [0], "settings": {}}}', "can in .*learning.json is of an older version, which did not keep its outcomes"),
+    ('{"can": ', "cannot read the results in .*learning.json"),
+    ("[]", "learning.json is not a file of results"),
+])  # fmt: skip
+def test_results_that_nothing_can_be_joined_with_are_kept(study, studied, tmp_path, content, complaint, capsys):
+    (tmp_path / "learning.json").write_text(content)
+    assert study.main(["--task", "can", "--seed", "1", "--to", str(tmp_path)]) == 1
+    assert re.search(complaint, error := capsys.readouterr().err) and len(error.splitlines()) == 1
+    assert (tmp_path / "learning.json").read_text() == content and not studied
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +129,39 @@ def curves():
         yield module
 
 
-def test_points_of_several_seeds_are_added_up_and_drawn(curves):
-    first = {"V(s')": [[1, 3, 10], [2, 4, 10]], "Q(s,a)": [[1, 3, 10], [2, 5, 10]]}
-    second = {"V(s')": [[1, 4, 20]], "Q(s,a)": [[1, 4, 20]]}
+def test_points_of_several_seeds_are_added_up_where_all_have_them_and_drawn(curves):
+    first = {"V(s')": [[1, 3, 10], [2, 4, 10], [4, 9, 10]], "Q(s,a)": [[1, 3, 10], [2, 5, 10], [4, 9, 10]]}
+    second = {"V(s')": [[1, 4, 20], [2, 9, 20]], "Q(s,a)": [[1, 4, 20], [2, 2, 20]]}
     both = curves.joined([first, second])
-    assert both == {"V(s')": [[1, 7, 30], [2, 4, 10]], "Q(s,a)": [[1, 7, 30], [2, 5, 10]]}
+    assert both == {"V(s')": [[1, 7, 30], [2, 13, 30]], "Q(s,a)": [[1, 7, 30], [2, 7, 30]]}
     (axis,) = curves.draw(both, "candidates", "lift, 2 training seeds").axes
     assert [line.get_label() for line in axis.lines] == ["V(s')", "Q(s,a)"]
-    assert axis.lines[0].get_ydata() == pytest.approx([7 / 30, 4 / 10]) and [t.get_text() for t in axis.get_xticklabels()] == ["1", "2"]
+    assert axis.lines[0].get_ydata() == pytest.approx([7 / 30, 13 / 30]) and [t.get_text() for t in axis.get_xticklabels()] == ["1", "2"]
+
+
+@pytest.fixture
+def measured(curves, monkeypatch):
+    """A study whose points are known: V(s') wins as many of ten as there are candidates."""
+    monkeypatch.setattr(curves, "_studied", lambda task, seed, root, flags: curves.Study(task, seed, root, flags).main)
+    monkeypatch.setitem(curves.OVER, "candidates", lambda main, n: {"V(s')": [n, n, 10]})
+
+
+def test_points_of_several_commands_make_one_curve(curves, measured, tmp_path):
+    for seed, n in (("0", "4"), ("0", "2"), ("1", "2")):
+        assert curves.main(["--task", "can", "--seed", seed, "--over", "candidates", "--at", n, "--to", str(tmp_path)]) == 0
+    curve = json.loads((tmp_path / "curves.json").read_text())["can over candidates"]
+    assert curve["lines"] == {"V(s')": [[2, 4, 20]]} and (tmp_path / "can_candidates.png").stat().st_size
+    assert curve["by_seed"] == {"0": {"V(s')": [[2, 2, 10], [4, 4, 10]]}, "1": {"V(s')": [[2, 2, 10]]}}
+
+
+def test_a_curve_of_other_settings_is_kept(curves, measured, tmp_path, capsys):
+    flags = ["--task", "can", "--seed", "0", "--over", "candidates", "--at", "4", "--to", str(tmp_path)]
+    assert curves.main(flags) == 0
+    file = tmp_path / "curves.json"
+    file.write_text(before := file.read_text().replace('"rollouts": "300"', '"rollouts": "500"'))
+    assert curves.main(flags) == 1
+    assert "can over candidates in " in (error := capsys.readouterr().err) and "studied with rollouts = 500, not 300: give" in error
+    assert file.read_text() == before
 
 
 def test_a_point_takes_its_place_in_the_curve(curves):
@@ -119,6 +175,15 @@ def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
     assert curves.main(["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]) == 1
     assert capsys.readouterr().err.startswith("learning_curves: there is no study of wide_lift")
     assert not (tmp_path / "runs").exists()
+
+
+def test_curves_of_a_study_that_was_run_with_other_settings_are_refused(curves, tmp_path, capsys):
+    run = RunFolder(curves.Study("can", 0, tmp_path, {"demos": "12"}).main)
+    run.checkpoint("refined").mkdir(parents=True)
+    (run.checkpoint("refined") / "policy.json").write_text("{}")
+    run.close()
+    assert curves.main(["--task", "can", "--seed", "0", "--root", str(tmp_path), "--to", str(tmp_path / "results")]) == 1
+    assert "study can-0 in " in (error := capsys.readouterr().err) and "was run with demos = 12, not 20: give another" in error
 
 
 @pytest.mark.parametrize("flags, reason", [(["--at", "50"], "--at needs one curve"),
@@ -145,11 +210,11 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     before, stamps = file.read_text(), {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")}
     assert study.main(flags) == 0
     assert file.read_text() == before and {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")} == stamps
-    places = ["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
     for over, points in (("candidates", (1, 2)), ("rollouts", (4, 10))):  # ten is what the study had: its networks, trained no further
-        assert curves.main([*places, "--over", over, *(word for point in points for word in ("--at", str(point)))]) == 0
+        assert curves.main([*flags, "--over", over, *(word for point in points for word in ("--at", str(point)))]) == 0
     lines = {name: curve["lines"] for name, curve in json.loads((tmp_path / "results" / "curves.json").read_text()).items()}
     assert [[point[0] for point in line] for line in lines["wide_lift over candidates"].values()] == [[1, 2]] * 2
     assert [[point[0] for point in line] for line in lines["wide_lift over rollouts"].values()] == [[4, 10]] * 3
-    assert lines["wide_lift over rollouts"]["refined"][1][1] == result["arms"]["refined"]["successes"]
+    own = {name: line[1][1] for name, line in lines["wide_lift over rollouts"].items()}
+    assert own == {name: result["arms"][name]["successes"] for name in (study.REFINED, study.FUTURE, study.ACTION)}
     assert not (tmp_path / "runs" / "wide_lift-0-rollouts10").exists()
