@@ -5,7 +5,8 @@
 For every task and training seed: a base policy from demonstrations; the same compute again on demonstrations; behaviour cloning of
 demonstrations and successes; refinement, which weighs what was done by its advantage; best-of-N of the refined policy by V(s') and
 by Q(s, a) of the planning network. All arms meet the same held-out initial states, under the same noise. What is done already is not
-done again. Writes learning.json and learning.md under --to.
+done again. Writes learning.json and learning.md under --to, and joins what is there of other training seeds: the studies of a task
+may run one after another, side by side, or on several machines that share --to.
 """
 
 from __future__ import annotations
