@@ -178,8 +178,9 @@ def run_studies(options: argparse.Namespace) -> None:
     """Every task asked for, one training seed after another; results are written as each is done."""
     flags, file = dict(options.set), options.to / "learning.json"
     studies = {task: [Study(task, seed, options.root, flags) for seed in options.seed or [0, 1]] for task in options.task or TASKS}
+    before = read_results(file)
     for task, of_task in studies.items():
-        by_seed(read_results(file), task, "outcomes", settings_of(of_task[0].main), file)  # refused before anything runs
+        by_seed(before, task, "outcomes", settings_of(of_task[0].main), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
     for task, of_task in studies.items():
         for study in of_task:

@@ -158,8 +158,9 @@ def run_curves(options: argparse.Namespace) -> None:
     file, seeds = options.to / "curves.json", options.seed or [0, 1]
     asked = [(task, over, _studied(task, seed, options.root, dict(options.set)))
              for task in options.task or TASKS for over in options.over or OVER for seed in seeds]
+    before = read_results(file)
     for task, over, main in asked:
-        by_seed(read_results(file), f"{task} over {over}", "by_seed", settings_of(main), file)  # refused before anything runs
+        by_seed(before, f"{task} over {over}", "by_seed", settings_of(main), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
     for task, over, main in asked:
         usual = CANDIDATES if over == "candidates" else {*ROLLOUTS, _rollouts(main)}

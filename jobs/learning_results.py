@@ -14,6 +14,7 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.replay.files import replace
 from cosmos_ray.settings import FIELDS, PER_COMMAND, format_value, value_of
+from cosmos_ray.uri import without_credentials
 
 #: Settings that change no result but by rounding, and which rollout ends first: they may differ between the runs of one study.
 NO_RESULT = (*PER_COMMAND, "learner.threads", "learner.loader_threads", "learner.gpus", "inference.actors", "inference.gpus",
@@ -21,9 +22,10 @@ NO_RESULT = (*PER_COMMAND, "learner.threads", "learner.loader_threads", "learner
 
 
 def differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[str, str]]:
-    """Settings in which the results of two runs differ, by name, as texts. Precision "auto" is what it means there."""
+    """Settings in which the results of two runs differ, by name, as texts without credentials. Precision "auto" is what it means there."""
     configs = [_resolved(config) for config in (one, other)]
-    values = {name: [format_value(value_of(config, name)) for config in configs] for name in FIELDS if name not in NO_RESULT}
+    values = {name: [without_credentials(format_value(value_of(config, name))) for config in configs]
+              for name in FIELDS if name not in NO_RESULT}
     return {name: (theirs, ours) for name, (theirs, ours) in values.items() if theirs != ours}
 
 

@@ -73,6 +73,13 @@ def test_a_study_may_go_on_with_other_threads_and_workers(study, tmp_path):
         study.refuse_other_settings(study.Study("wide_lift", 0, tmp_path, {"inference.gpus": "0.5"}).main)
 
 
+def test_credentials_of_the_store_stay_out_of_the_results(study, studied, tmp_path):
+    flags = ["--task", "can", "--seed", "0", "--to", str(tmp_path), "--set", "replay.store=s3://name:secret@bucket/store"]
+    assert study.main(flags) == 0
+    text = (tmp_path / "learning.json").read_text()
+    assert "bucket/store" in text and "secret" not in text
+
+
 def test_controls_that_were_run_with_other_settings_are_refused(study, tmp_path):
     first, second = (study.Study("wide_lift", 0, tmp_path, {"refine_steps": steps}) for steps in ("5", "6"))
     RunFolder(first._control("compute", "base", "replay", 0.0)).close()
