@@ -221,8 +221,10 @@ class CosmosPolicy(nn.Module):
         if self.spec.residual:
             layout, told = self.layout, torch.where(given, known, 0)
             beside = (0, 0, 0, 0, layout.action + 1, 1)  # zeros in every frame but the future ones
-            current = F.pad(told[:, :, list(layout.current)], beside)
-            shown = shown + torch.where(given, 0, current + F.pad(told[:, :, [layout.action] * len(layout.future)], beside))
+            # Slices, for a list of frames would be copied to the device, which no CUDA graph can hold.
+            current = F.pad(told[:, :, layout.proprio:layout.action], beside)
+            action = told[:, :, layout.action:layout.action + 1].expand(-1, -1, len(layout.future), -1, -1)
+            shown = shown + torch.where(given, 0, current + F.pad(action, beside))
         out = net(shown, clean, (1 - clean) * t, text, modulation).float()
         x0 = out if self.spec.output == "x0" else scaled - t_latent * out
         if self.spec.residual:
