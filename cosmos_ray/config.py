@@ -123,6 +123,8 @@ class LearnerConfig:
     precision: str = option("fp32", "compute precision", choices=("fp32", "bf16"))
     lora_rank: int = option(0, "train low-rank updates of this rank beside frozen weights, merged when published; 0 trains all", low=0)
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, a third more compute")
+    accelerate: str = option("none", "capture the network's forward and backward pass as CUDA 'graphs': a small one's steps are mostly "
+                             "launches; needs a GPU", choices=("none", "graphs"))
     latent_cache: str = option("off", "keep encoded windows on disk: 'off' encodes at every step, 'plain' keeps each window as the policy "
                                "sees it, 'augmented' keeps latent_variants augmented versions of it", choices=("off", "plain", "augmented"))
     latent_variants: int = option(4, "augmented versions of each window that 'augmented' keeps", low=1, high=1000)
@@ -277,6 +279,11 @@ def _check_together(config: RunConfig) -> None:
             raise ConfigError(f"learner.{name} = {mix}: give three shares (policy, world model, value) that add up to 1")
     if config.learner.zero_stage == 3 and config.learner.ema:
         raise ConfigError("learner.ema needs whole parameters on every rank: set learner.ema to 0 with learner.zero_stage 3")
+    if config.learner.accelerate == "graphs" and (config.learner.zero_stage == 3 or config.learner.activation_checkpointing
+                                                  or config.learner.accumulate > 1):
+        raise ConfigError("learner.accelerate = 'graphs' needs whole parameters on every rank, activations that are kept and steps of one "
+                          "pass: set it to 'none', or learner.zero_stage to less than 3, learner.activation_checkpointing to false and "
+                          "learner.accumulate to 1")
     if config.learner.batch_size % (config.learner.world_size * config.learner.accumulate):
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
                           f"{config.learner.world_size} ranks and learner.accumulate = {config.learner.accumulate} passes")

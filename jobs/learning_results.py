@@ -17,7 +17,8 @@ from cosmos_ray.settings import FIELDS, PER_COMMAND, format_value, value_of
 from cosmos_ray.uri import without_credentials
 
 #: Settings that change no result but by rounding, and which rollout ends first: they may differ between the runs of one study.
-NO_RESULT = (*PER_COMMAND, "learner.threads", "learner.loader_threads", "learner.gpus", "inference.actors", "inference.gpus",
+NO_RESULT = (*PER_COMMAND, "learner.threads", "learner.loader_threads", "learner.gpus", "learner.zero_stage",
+             "learner.accelerate", "inference.actors", "inference.gpus",
              "inference.threads", "rollout.workers", "rollout.envs_per_worker")
 
 

@@ -1,16 +1,28 @@
 """What only a GPU can show; skipped where there is none."""
 
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from cosmos_ray.config import ModelConfig, PlannerConfig
+from cosmos_ray.config import LearnerConfig, ModelConfig, PlannerConfig
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.messages import ActRequest
+from cosmos_ray.learner.core import LearnerCore
+from cosmos_ray.learner.engine import rendezvous
+from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.accelerate import accelerate
 from cosmos_ray.model.policy import CosmosPolicy, build
+from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
+from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.weights import pack
+from tests.test_learner import fill, source
+from tests.test_model import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -49,3 +61,37 @@ def test_bf16_on_the_gpu_acts_like_fp32_on_the_cpu():
     a = InferenceCore(there, 1).answer([request(2)])[0].actions
     b = InferenceCore(policy(dtype=torch.bfloat16), 1).answer([request(2)])[0].actions
     np.testing.assert_allclose(a, b, atol=0.1)
+
+
+def learn(root: Path, accelerate: str, loader_threads: int) -> tuple[list[float], list[tuple]]:
+    """Losses of a learner that weighs rollouts by a critic and values imagined futures, resumed half-way; the shapes it captured."""
+    with socket.socket() as s:
+        s.bind(("", 0))
+        os.environ.update(rendezvous(0, 1, "127.0.0.1", s.getsockname()[1]))
+    config = LearnerConfig(batch_size=8, warmup=2, advantage=0.1, accelerate=accelerate, loader_threads=loader_threads)
+    mixture = Mixture(0.5, 0.2, 0.3, (SampleType.VALUE_FUTURE,), 0.5, False, self_imitation=0.8, weighted=True)
+
+    def core() -> LearnerCore:
+        critic = tiny(top_share=0.7).place("cuda", torch.float32).eval()
+        torch.nn.init.normal_(critic.net.final_layer.linear.weight, 0, 0.05, generator=torch.Generator("cuda").manual_seed(0))
+        return LearnerCore(config, tiny(world_weight=1.0, top_share=0.7, imagined_share=0.5), source(ReplayStore(root / "replay"), mixture),
+                           peak_lr=2e-3, total_steps=40, seed=3, device="cuda", critic=critic)
+
+    first = core()
+    losses = [first.step()["loss"] for _ in range(6)]
+    first.weights(1)
+    first.save(root / accelerate)
+    second = core()
+    assert second.load(root / accelerate)
+    losses += [second.step()["loss"] for _ in range(6)]
+    shapes = [key for net in (second.policy.net, second.critic.net) for key in getattr(net.forward, "graphs", ())]
+    return losses, shapes
+
+
+@pytest.mark.parametrize("loader_threads", [0, 2])
+def test_a_learner_in_graphs_learns_what_the_eager_one_does_also_after_a_resume(tmp_path, loader_threads):
+    fill(tmp_path / "replay")
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as rank:
+        (eager, none), (graphs, shapes) = (rank.apply(learn, (tmp_path, how, loader_threads)) for how in ("none", "graphs"))
+    np.testing.assert_allclose(graphs, eager, rtol=1e-3)
+    assert not none and {with_gradients for with_gradients, *_ in shapes} == {True, False}

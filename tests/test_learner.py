@@ -13,12 +13,13 @@ import pytest
 import ray
 
 from cosmos_ray.config import LearnerConfig, ReplayConfig
-from cosmos_ray.errors import CheckpointError, StoreError
+from cosmos_ray.errors import CheckpointError, ConfigError, StoreError
 from cosmos_ray.learner.actor import LearnerGroup, LearnerLost, LearnerTask
 from cosmos_ray.learner.core import LearnerCore, learning_rate
 from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.model.training_graphs import capture_training
 from cosmos_ray.replay.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.weights import pack, unpack
@@ -233,6 +234,11 @@ def core_on(root, mixture: Mixture = REFINEMENT, **changes) -> LearnerCore:
 
 def losses(core: LearnerCore, steps: int) -> list[float]:
     return [core.step()["loss"] for _ in range(steps)]
+
+
+def test_graphs_without_a_gpu_are_refused():
+    with pytest.raises(ConfigError, match="learner.accelerate = 'graphs' needs a GPU.*'none'"):
+        capture_training(tiny().net)
 
 
 def test_training_lowers_the_loss_and_stops_at_the_last_step(alone, store):

@@ -22,6 +22,7 @@ from cosmos_ray.learner.mixture import BatchSource
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.model.training_graphs import capture_training
 from cosmos_ray.replay.latents import LatentCache
 from cosmos_ray.replay.loader import PrefetchLoader
 from cosmos_ray.weights import Weights, pack
@@ -62,7 +63,10 @@ class LearnerCore:
                  seed: int, rank: int = 0, device: str = "cpu", latents: LatentCache | None = None,
                  critic: CosmosPolicy | None = None):
         self.config, self.source = config, source
-        self.loader = PrefetchLoader(source, threads=config.loader_threads, pin=device != "cpu") if config.loader_threads else None
+        graphs = config.accelerate == "graphs"
+        # While a graph is captured, no other thread may ask CUDA for anything, pinned memory included.
+        pin = device != "cpu" and not graphs
+        self.loader = PrefetchLoader(source, threads=config.loader_threads, pin=pin) if config.loader_threads else None
         self.policy = policy.place(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
         self.critic = critic
         self.encoder = WindowEncoder(policy, config.latent_cache, config.latent_variants, latents)
@@ -73,6 +77,8 @@ class LearnerCore:
             adapt(policy.net, config.lora_rank, seed)
         policy.net.checkpointing = config.activation_checkpointing
         self.engine = make_engine(config, policy.net, device)
+        for net in (p.net for p in (policy, critic) if p is not None and graphs):
+            capture_training(net)
         self.trained = [p for p in policy.net.parameters() if p.requires_grad]
         self.average = [p.detach().float().clone() for p in self.trained] if config.ema else None
 
