@@ -144,7 +144,7 @@ class LearnerConfig:
     planning_world_weight: float = option(0.0, "loss weight of the future frames in the world-model samples of the planning network; 0 "
                                           "takes that of the policy it is trained from (model.world_weight)", low=0)
     value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'both' in equal parts; the planner "
-                             "ranks by one of them", choices=("future", "action", "both"))
+                             "ranks by one of them, or by their mean", choices=("future", "action", "both"))
     base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",
                              choices=("", "full", "future", "action", "both"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
@@ -194,7 +194,8 @@ class PlannerConfig:
     """Best-of-N planning (paper section on test-time planning)."""
 
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
-    value: str = option("future", "rank by 'future' V(s') of predicted futures or by 'action' Q(s,a)", choices=("future", "action"))
+    value: str = option("future", "rank by 'future' V(s') of predicted futures, by 'action' Q(s,a), or by the mean of 'both'",
+                        choices=("future", "action", "both"))
     spread: float = option(0.0, "standard deviation of an offset that moves the hand of every second candidate elsewhere; give rollouts "
                            "at least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "predicted futures per candidate", low=1, high=64)
@@ -288,7 +289,7 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
                           f"{config.learner.world_size} ranks and learner.accumulate = {config.learner.accumulate} passes")
     if config.learner.value_mode not in (config.planner.value, "both"):
-        raise ConfigError(f"planner.value = {config.planner.value!r} ranks by a value function that learner.value_mode = "
+        raise ConfigError(f"planner.value = {config.planner.value!r} ranks by what learner.value_mode = "
                           f"{config.learner.value_mode!r} does not train: set learner.value_mode to it or to 'both'")
     if config.learner.advantage and config.learner.value_mode == "action":
         raise ConfigError("learner.advantage weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both', or "

@@ -160,7 +160,7 @@ def test_spread_moves_every_second_candidate_by_a_constant_and_no_gripper(policy
     assert torch.equal(moved.latents[:, :, policy.layout.action], policy.action_frame(moved.actions))  # the world model is asked about it
 
 
-@pytest.mark.parametrize("value", ["future", "action"])
+@pytest.mark.parametrize("value", ["future", "action", "both"])
 @pytest.mark.parametrize("aggregate", AGGREGATIONS)
 def test_the_chosen_candidate_has_the_best_score_and_is_executed(policy, value, aggregate):
     known, text, seeds = observed(policy, 4)
@@ -207,7 +207,16 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind)
     assert len(set(drawn)) == len(drawn) // 2  # no two value samples of a candidate share their noise, the two candidates do
 
 
-@pytest.mark.parametrize("value", ["future", "action"])
+@pytest.mark.parametrize("aggregate", AGGREGATIONS)
+def test_ranking_by_both_values_is_ranking_by_their_mean(policy, aggregate):
+    known, text, seeds = observed(policy, 3)
+    config = PlannerConfig(candidates=4, values=3, value_steps=2, aggregate=aggregate)
+    future, action, both = (plan(policy, known, text, seeds, STEPS, dataclasses.replace(config, value=value))
+                            for value in ("future", "action", "both"))
+    assert torch.equal(both.scores, (future.scores + action.scores) / 2) and torch.equal(both.chosen, both.scores.argmax(1))
+
+
+@pytest.mark.parametrize("value", ["future", "action", "both"])
 def test_another_network_may_judge_the_policys_candidates(policy, value):
     known, text, seeds = observed(policy, 2)
     config, instructions = PlannerConfig(candidates=4, value=value), ["lift the cube 0", "lift the cube 1"]

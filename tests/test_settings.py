@@ -162,6 +162,7 @@ def test_the_defaults_and_both_ends_of_every_range_are_accepted():
     (RunConfig(learner=LearnerConfig(value_mode="action", advantage=0.1), planner=PlannerConfig(value="action"), planning_steps=9),
      "learner.advantage weighs by V"),
     (RunConfig(planner=PlannerConfig(value="action")), "planner.value = 'action'.*or to 'both'"),
+    (RunConfig(planner=PlannerConfig(value="both")), "planner.value = 'both'.*learner.value_mode = 'future' does not train"),
     (RunConfig(name="a/b"), "name = 'a/b'"), (RunConfig(name=".."), "name"), (RunConfig(name=""), "name"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together(config, complaint):

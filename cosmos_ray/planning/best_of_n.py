@@ -87,7 +87,7 @@ def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.
         judge: the network that imagines and values the candidates, with its own B rows of prompts; the policy itself by default. Both
             must have one tokenizer and one normalisation.
 
-    Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action".
+    Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action", or the mean of both when it is "both".
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
@@ -104,12 +104,15 @@ def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
           known: dict[int, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1]). ``known`` are latent frames (B*N, C, h, w), by their
     position, to be valued in place of the imagined ones."""
-    if config.value == "action":
-        futures = proposals.latents
-        values = value_samples(policy, futures, proposals.text, proposals.seeds, config, SampleType.VALUE_ACTION)
-    else:
-        futures, values = _values_of_futures(policy, proposals.latents, proposals.text, proposals.seeds, config, known or {})
-    return futures, aggregate(probability(values), config.aggregate)
+    latents, text, seeds = proposals.latents, proposals.text, proposals.seeds
+    futures, scores = latents, []
+    if config.value != "action":
+        futures, values = _values_of_futures(policy, latents, text, seeds, config, known or {})
+        scores.append(aggregate(probability(values), config.aggregate))
+    if config.value != "future":
+        values = value_samples(policy, latents, text, seeds, config, SampleType.VALUE_ACTION)
+        scores.append(aggregate(probability(values), config.aggregate))
+    return futures, torch.stack(scores).mean(0)
 
 
 def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig, known: dict[int, torch.Tensor]):
