@@ -23,7 +23,7 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 
 import torch  # noqa: E402
 
-from cosmos_ray.config import RunConfig  # noqa: E402
+from cosmos_ray.config import RunConfig, check  # noqa: E402
 from cosmos_ray.errors import CosmosRayError  # noqa: E402
 from cosmos_ray.learner.core import LearnerCore  # noqa: E402
 from cosmos_ray.learner.engine import rendezvous  # noqa: E402
@@ -33,15 +33,18 @@ from cosmos_ray.replay.sampler import WindowSampler  # noqa: E402
 from cosmos_ray.replay.store import ReplayStore  # noqa: E402
 from cosmos_ray.settings import stored_config  # noqa: E402
 
-VARIANTS = {"plain": {}, "graphs": {"accelerate": "graphs"}, "loader": {"loader_threads": 1},
+PLAIN = {"accelerate": "none", "loader_threads": 0, "zero_stage": 1}
+VARIANTS = {"plain": {}, "graphs": {"accelerate": "graphs"}, "ZeRO 0": {"zero_stage": 0},
             "graphs and loader": {"accelerate": "graphs", "loader_threads": 1},
+            "loader and ZeRO 0": {"loader_threads": 1, "zero_stage": 0},
             "graphs, loader, ZeRO 0": {"accelerate": "graphs", "loader_threads": 1, "zero_stage": 0}}
 
 
 def learner(config: RunConfig, changes: dict) -> LearnerCore:
     """A learner that goes on with the run's base policy as `pretrain` does."""
     folder = Path(config.root) / config.name
-    settings = dataclasses.replace(config.learner, **changes)
+    settings = dataclasses.replace(config.learner, **(PLAIN | changes))
+    check(dataclasses.replace(config, learner=settings))
     store = ReplayStore(config.replay.store or folder / "replay", create=False)
     sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=0)
     source = BatchSource(sampler, Mixture.base(settings, config.replay), settings.rows)
@@ -61,13 +64,11 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     learners = {name: learner(config, changes) for name, changes in VARIANTS.items()}
     for one in learners.values():
-        one.train(options.steps)
+        _burst(one, options.steps)
     times: dict[str, list[float]] = {name: [] for name in learners}
     for number in range(options.rounds):
         for name, one in learners.items():
-            began = time.perf_counter()
-            one.train(options.steps)  # ends with the loss read back from the GPU
-            times[name].append((time.perf_counter() - began) / options.steps)
+            times[name].append(_burst(one, options.steps))
         sys.stderr.write(f"\rround {number + 1}/{options.rounds}")
     sys.stderr.write("\n")
     results = {}
@@ -78,6 +79,16 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
     return results
 
 
+def _burst(learner: LearnerCore, steps: int) -> float:
+    """Seconds a step of so many; they end with the loss read back from the GPU. Afterwards nothing goes on beside the next learner."""
+    began = time.perf_counter()
+    learner.train(steps)
+    seconds = (time.perf_counter() - began) / steps
+    if learner.loader:
+        learner.loader.restart()
+    return seconds
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--name", required=True, help="a run that has a base policy")
@@ -86,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="timings of each variant [9]")
     parser.add_argument("--json", metavar="FILE", help="write the median ratios")
     options = parser.parse_args(arguments)
+    if options.steps < 1 or options.rounds < 2:
+        parser.error(f"--steps {options.steps} must be at least 1 and --rounds {options.rounds} at least 2")
     try:
         results = compare(options)
     except CosmosRayError as error:

@@ -63,12 +63,13 @@ def test_bf16_on_the_gpu_acts_like_fp32_on_the_cpu():
     np.testing.assert_allclose(a, b, atol=0.1)
 
 
-def learn(root: Path, accelerate: str, loader_threads: int) -> tuple[list[float], list[tuple]]:
+def learn(root: Path, accelerate: str, loader_threads: int, zero_stage: int) -> tuple[list[float], list[tuple]]:
     """Losses of a learner that weighs rollouts by a critic and values imagined futures, resumed half-way; the shapes it captured."""
     with socket.socket() as s:
         s.bind(("", 0))
         os.environ.update(rendezvous(0, 1, "127.0.0.1", s.getsockname()[1]))
-    config = LearnerConfig(batch_size=8, warmup=2, advantage=0.1, accelerate=accelerate, loader_threads=loader_threads)
+    config = LearnerConfig(batch_size=8, warmup=2, advantage=0.1, accelerate=accelerate, loader_threads=loader_threads,
+                           zero_stage=zero_stage)
     mixture = Mixture(0.5, 0.2, 0.3, (SampleType.VALUE_FUTURE,), 0.5, False, self_imitation=0.8, weighted=True)
 
     def core() -> LearnerCore:
@@ -88,10 +89,10 @@ def learn(root: Path, accelerate: str, loader_threads: int) -> tuple[list[float]
     return losses, shapes
 
 
-@pytest.mark.parametrize("loader_threads", [0, 2])
-def test_a_learner_in_graphs_learns_what_the_eager_one_does_also_after_a_resume(tmp_path, loader_threads):
+@pytest.mark.parametrize("loader_threads, zero_stage", [(0, 1), (2, 1), (1, 0)])
+def test_a_learner_in_graphs_learns_what_the_eager_one_does_also_after_a_resume(tmp_path, loader_threads, zero_stage):
     fill(tmp_path / "replay")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as rank:
-        (eager, none), (graphs, shapes) = (rank.apply(learn, (tmp_path, how, loader_threads)) for how in ("none", "graphs"))
+        (eager, none), (graphs, shapes) = (rank.apply(learn, (tmp_path, how, loader_threads, zero_stage)) for how in ("none", "graphs"))
     np.testing.assert_allclose(graphs, eager, rtol=1e-3)
     assert not none and {with_gradients for with_gradients, *_ in shapes} == {True, False}

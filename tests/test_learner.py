@@ -279,16 +279,17 @@ def test_nothing_to_resume_is_said_and_changes_nothing(alone, store, tmp_path):
     assert alone(run, store.root, tmp_path / "state") == (False, 0)
 
 
-def test_state_of_another_number_of_ranks_is_refused(alone, store, tmp_path):
+@pytest.mark.parametrize("name, theirs, ours", [("world_size", 1, 2), ("zero_stage", 1, 0), ("zero_stage", 0, 1)])
+def test_state_of_another_number_of_ranks_or_zero_stage_is_refused(alone, store, tmp_path, name, theirs, ours):
     def run(root, folder):
-        core_on(root).save(folder)
+        core_on(root, **{name: theirs}).save(folder)
         try:
-            core_on(root, world_size=2).load(folder)
+            core_on(root, **{name: ours}).load(folder)
         except CheckpointError as error:
             return str(error)
 
     message = alone(run, store.root, tmp_path / "state")
-    assert "written by 1 learner ranks, not 2" in message and len(message.splitlines()) == 1
+    assert f"written with learner.{name} {theirs}, not {ours}: resume with the same" in message and len(message.splitlines()) == 1
 
 
 def truncate(file):

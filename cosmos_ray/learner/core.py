@@ -167,7 +167,7 @@ class LearnerCore:
         self.encoder.flush()
         self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=bool(self.config.lora_rank))
         source = self.source.state_dict(self.loader.snapshot() if self.loader else None)
-        own = {"step": self.step_count, "world_size": self.config.world_size, "source": source,
+        own = {"step": self.step_count, "world_size": self.config.world_size, "zero_stage": self.config.zero_stage, "source": source,
                "generator": self.generator.get_state().tolist()}
         (folder / tag / f"rank{self.rank}.json").write_text(json.dumps(own))
         if self.average is not None and self.rank == 0:
@@ -183,7 +183,7 @@ class LearnerCore:
     def load(self, folder: str | Path) -> bool:
         """Continue from :meth:`save`; False when there is nothing to continue from.
 
-        CheckpointError when the state was written by another number of ranks or is damaged.
+        CheckpointError when the state was written by another number of ranks, in another ZeRO stage, or is damaged.
         """
         folder = Path(folder)
         if not (folder / "latest").exists():
@@ -191,9 +191,11 @@ class LearnerCore:
         tag = (folder / "latest").read_text().strip()
         try:
             own = json.loads((folder / tag / f"rank{self.rank}.json").read_text())
-            if own["world_size"] != self.config.world_size:
-                raise CheckpointError(f"{folder / tag} was written by {own['world_size']} learner ranks, not {self.config.world_size}: "
-                                      "resume with learner.world_size as before, or start afresh from the exported policy")
+            for name in ("world_size", "zero_stage"):
+                ours = getattr(self.config, name)
+                if (theirs := own.get(name, ours)) != ours:
+                    raise CheckpointError(f"{folder / tag} was written with learner.{name} {theirs}, not {ours}: resume with the same, or "
+                                          "start afresh from the exported policy")
             if self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self.config.lora_rank)[0] is None:
                 raise OSError("DeepSpeed found no states in it")
             if self.average is not None:

@@ -12,13 +12,14 @@ from cosmos_ray.model.accelerate import capture
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.transformer import Modulation, Transformer
 
-MOST = 32  #: shapes that are captured; calls of any other run operation by operation
+MOST = {True: 8, False: 32}
+"""Shapes that are captured with and without gradients; calls of any other run operation by operation. The former hold all activations."""
 
 
 def capture_training(net: Transformer) -> None:
     """Make ``net`` capture its forward and backward pass and replay them from then on. ConfigError where the device cannot."""
     if next(net.parameters()).device.type != "cuda":
-        raise ConfigError("learner.accelerate = 'graphs' needs a GPU: start Ray on a machine with one, or set learner.accelerate to 'none'")
+        raise ConfigError("learner.accelerate = 'graphs' needs a GPU for every learner rank: set learner.accelerate to 'none' without")
     net.forward = _GraphedForward(net)
 
 
@@ -43,8 +44,9 @@ class _GraphedForward:
         inputs = [latents, clean, timesteps, text.tokens, text.rows, *(() if text.bias is None else (text.bias,))]
         trained, rows = torch.is_grad_enabled(), len(latents)
         padded = rows if trained else 1 << (rows - 1).bit_length()
-        key = (trained, padded, *(tuple(x.shape) if x is text.tokens else len(x) == rows for x in inputs))
-        if modulation is not None or text.keys is not None or (key not in self.graphs and len(self.graphs) >= MOST):
+        key = (trained, padded, tuple(text.tokens.shape), *(len(x) == rows for x in inputs))
+        full = sum(other[0] == trained for other in self.graphs) >= MOST[trained]
+        if modulation is not None or text.keys is not None or (full and key not in self.graphs):
             return self.eager(latents, clean, timesteps, text, modulation)
         if key not in self.graphs:
             self.graphs[key] = self._with_gradients(inputs) if trained else _Replay(self.run, inputs, rows, padded, self.stream)
