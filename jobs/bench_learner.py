@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import socket
 import statistics
 import sys
 import time
@@ -22,11 +21,12 @@ from pathlib import Path
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
 import torch  # noqa: E402
+from bench_model import ratio  # noqa: E402
 
 from cosmos_ray.config import RunConfig, check  # noqa: E402
 from cosmos_ray.errors import CosmosRayError  # noqa: E402
 from cosmos_ray.learner.core import LearnerCore  # noqa: E402
-from cosmos_ray.learner.engine import rendezvous  # noqa: E402
+from cosmos_ray.learner.engine import free_port, rendezvous  # noqa: E402
 from cosmos_ray.learner.mixture import BatchSource, Mixture  # noqa: E402
 from cosmos_ray.model.checkpoint import load_policy  # noqa: E402
 from cosmos_ray.replay.sampler import WindowSampler  # noqa: E402
@@ -58,9 +58,7 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
     if config is None or not torch.cuda.is_available():
         raise CosmosRayError(f"there is no run {options.name} in {options.root}: give --name and --root of one with a base policy"
                              if config is None else "there is no GPU to capture graphs on")
-    with socket.socket() as s:
-        s.bind(("", 0))
-        os.environ.update(rendezvous(0, 1, "127.0.0.1", s.getsockname()[1]))
+    os.environ.update(rendezvous(0, 1, "127.0.0.1", free_port()))
     torch.set_num_threads(1)
     learners = {name: learner(config, changes) for name, changes in VARIANTS.items()}
     for one in learners.values():
@@ -73,7 +71,7 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
     sys.stderr.write("\n")
     results = {}
     for name, of_variant in times.items():
-        low, median, high = statistics.quantiles([plain / own for plain, own in zip(times["plain"], of_variant, strict=True)], n=4)
+        median, low, high = ratio(times["plain"], of_variant)
         print(f"{name:24} {1e3 * statistics.median(of_variant):7.1f} ms a step   {median:5.2f}x ({low:.2f} to {high:.2f})", flush=True)
         results[f"learner_{name.replace(',', '').replace(' ', '_')}"] = median
     return results

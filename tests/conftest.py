@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 
 from cosmos_ray.connection import start_private  # noqa: E402
-from cosmos_ray.learner.engine import rendezvous  # noqa: E402
+from cosmos_ray.learner.engine import free_port, rendezvous  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 STATUS = pytest.StashKey[int]()
@@ -94,10 +93,7 @@ def alone(local_ray):
     @ray.remote(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}})
     class Rank:
         def __init__(self):
-            with socket.socket() as s:
-                s.bind(("", 0))
-                port = s.getsockname()[1]
-            os.environ.update(rendezvous(0, 1, "127.0.0.1", port))
+            os.environ.update(rendezvous(0, 1, "127.0.0.1", free_port()))
             torch.set_num_threads(1)
 
         def run(self, function, arguments):

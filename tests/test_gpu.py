@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from cosmos_ray.config import LearnerConfig, ModelConfig, PlannerConfig
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.messages import ActRequest
 from cosmos_ray.learner.core import LearnerCore
-from cosmos_ray.learner.engine import rendezvous
+from cosmos_ray.learner.engine import free_port, rendezvous
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.accelerate import accelerate
 from cosmos_ray.model.policy import CosmosPolicy, build
@@ -65,9 +64,7 @@ def test_bf16_on_the_gpu_acts_like_fp32_on_the_cpu():
 
 def learn(root: Path, accelerate: str, loader_threads: int, zero_stage: int) -> tuple[list[float], list[tuple]]:
     """Losses of a learner that weighs rollouts by a critic and values imagined futures, resumed half-way; the shapes it captured."""
-    with socket.socket() as s:
-        s.bind(("", 0))
-        os.environ.update(rendezvous(0, 1, "127.0.0.1", s.getsockname()[1]))
+    os.environ.update(rendezvous(0, 1, "127.0.0.1", free_port()))
     config = LearnerConfig(batch_size=8, warmup=2, advantage=0.1, accelerate=accelerate, loader_threads=loader_threads,
                            zero_stage=zero_stage)
     mixture = Mixture(0.5, 0.2, 0.3, (SampleType.VALUE_FUTURE,), 0.5, False, self_imitation=0.8, weighted=True)

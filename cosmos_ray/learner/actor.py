@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +49,9 @@ class LearnerActor:
 
     def address(self) -> tuple[str, int]:
         """(host, free port) for the rendezvous; asked of rank 0."""
-        with socket.socket() as s:
-            s.bind(("", 0))
-            return ray.util.get_node_ip_address(), s.getsockname()[1]
+        from cosmos_ray.learner.engine import free_port
+
+        return ray.util.get_node_ip_address(), free_port()
 
     def start(self, task: LearnerTask, address: str, port: int, resume: bool) -> int:
         """Build the engine; returns the step it continues from."""

@@ -5,11 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import warnings
 
 import torch
 
 from cosmos_ray.config import LearnerConfig
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
 
 
 def rendezvous(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:

@@ -45,10 +45,11 @@ class _GraphedForward:
         trained, rows = torch.is_grad_enabled(), len(latents)
         padded = rows if trained else 1 << (rows - 1).bit_length()
         key = (trained, padded, tuple(text.tokens.shape), *(len(x) == rows for x in inputs))
-        full = sum(other[0] == trained for other in self.graphs) >= MOST[trained]
-        if modulation is not None or text.keys is not None or (full and key not in self.graphs):
+        if modulation is not None or text.keys is not None:
             return self.eager(latents, clean, timesteps, text, modulation)
         if key not in self.graphs:
+            if sum(other[0] == trained for other in self.graphs) >= MOST[trained]:
+                return self.eager(latents, clean, timesteps, text, modulation)
             self.graphs[key] = self._with_gradients(inputs) if trained else _Replay(self.run, inputs, rows, padded, self.stream)
         return self.graphs[key](*inputs)
 
