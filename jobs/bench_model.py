@@ -24,7 +24,8 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from cosmos_ray.config import LearnerConfig, ModelConfig  # noqa: E402
-from cosmos_ray.model.accelerate import capture, compile_network  # noqa: E402
+from cosmos_ray.model.accelerate import compile_network  # noqa: E402
+from cosmos_ray.model.cuda_graph import capture  # noqa: E402
 from cosmos_ray.model.prompts import make_prompts  # noqa: E402
 from cosmos_ray.model.reference import DiffusersTwin  # noqa: E402
 from cosmos_ray.model.spec import PolicySpec, make_spec  # noqa: E402

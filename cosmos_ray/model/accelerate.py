@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.model.cuda_graph import PaddedGraph
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
@@ -49,7 +49,7 @@ class PaddedSampler:
 
     def forget(self) -> None:
         """Drop every graph: the weights have changed."""
-        self._graphs: dict[tuple, _Graph] = {}
+        self._graphs: dict[tuple, PaddedGraph] = {}
         # A new pool each time: one whose graphs are all gone cannot be captured into again.
         self._pool = torch.cuda.graph_pool_handle() if self.graphs else None
 
@@ -65,8 +65,11 @@ class PaddedSampler:
             return policy.sample(kind, _padded(known, rows), text, _padded(noise, rows), steps)[:n]
         key = (kind, rows, steps)
         if key not in self._graphs:
-            self._graphs[key] = _Graph(policy, kind, rows, known, text, steps, self._pool, self._stream)
-        return self._graphs[key].replay(known, text.rows, noise)
+            def sample(known: torch.Tensor, noise: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+                return policy.sample(kind, known, dataclasses.replace(text, rows=of), noise, steps)
+
+            self._graphs[key] = PaddedGraph(sample, [known, noise, text.rows], rows, self._stream, self._pool)
+        return self._graphs[key](known, noise, text.rows)
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
@@ -81,35 +84,3 @@ def _padded_prompts(text: Prompts) -> Prompts:
     keys = tuple((_padded(key, prompts).contiguous(), _padded(value, prompts).contiguous()) for key, value in text.keys)
     bias = None if text.bias is None else _padded(text.bias, prompts)
     return Prompts(_padded(text.tokens, prompts), bias, text.rows, keys)
-
-
-def capture(call: Callable[[], torch.Tensor], stream, pool=None) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """(``call`` as a CUDA graph, the tensor that each replay writes its result to)."""
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # the first runs allocate, choose kernels and compile
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        out = call()
-    return graph, out
-
-
-class _Graph:
-    """One captured sampler with the buffers it reads and writes."""
-
-    def __init__(self, policy: CosmosPolicy, kind: SampleType, rows: int, known: torch.Tensor, text: Prompts, steps: int, pool, stream):
-        self.known = known.new_zeros(rows, *known.shape[1:])
-        self.noise = torch.zeros_like(self.known)
-        self.rows = text.rows.new_zeros(rows)
-        text = dataclasses.replace(text, rows=self.rows)
-        self.graph, self.out = capture(lambda: policy.sample(kind, self.known, text, self.noise, steps), stream, pool)
-
-    def replay(self, known: torch.Tensor, rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        n = len(known)
-        self.known[:n].copy_(known)
-        self.noise[:n].copy_(noise)
-        self.rows[:n].copy_(rows)
-        self.graph.replay()
-        return self.out[:n].clone()

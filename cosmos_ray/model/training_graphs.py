@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call
 
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.model.accelerate import capture
+from cosmos_ray.model.cuda_graph import PaddedGraph
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.transformer import Modulation, Transformer
 
@@ -50,7 +50,7 @@ class _GraphedForward:
         if key not in self.graphs:
             if sum(other[0] == trained for other in self.graphs) >= MOST[trained]:
                 return self.eager(latents, clean, timesteps, text, modulation)
-            self.graphs[key] = self._with_gradients(inputs) if trained else _Replay(self.run, inputs, rows, padded, self.stream)
+            self.graphs[key] = self._with_gradients(inputs) if trained else PaddedGraph(self.run, inputs, padded, self.stream)
         return self.graphs[key](*inputs)
 
     def _with_gradients(self, inputs: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -78,17 +78,3 @@ class _Eager(torch.nn.Module):
 
     def forward(self, latents, clean, timesteps, tokens, rows, bias=None) -> torch.Tensor:
         return self._pass(latents, clean, timesteps, Prompts(tokens, bias, rows))
-
-
-class _Replay:
-    """A captured pass without gradients, with the buffers it reads and writes."""
-
-    def __init__(self, forward: Callable[..., torch.Tensor], inputs: list[torch.Tensor], rows: int, padded: int, stream):
-        self.buffers = [x.new_zeros(padded, *x.shape[1:]) if len(x) == rows else torch.zeros_like(x) for x in inputs]
-        self.graph, self.out = capture(lambda: forward(*self.buffers), stream)
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        for buffer, given in zip(self.buffers, inputs, strict=True):
-            buffer[:len(given)].copy_(given)
-        self.graph.replay()
-        return self.out[:len(inputs[0])].clone()
