@@ -1,10 +1,10 @@
-"""How success depends on the number of candidates and of rollouts, with what `jobs/learning.py` has trained. One resumable command.
+"""How success depends on one thing at a time, with what `jobs/learning.py` has trained. One resumable command.
 
     python jobs/learning_curves.py --task wide_lift --seed 0 --over candidates
     python jobs/learning_curves.py --task wide_lift --seed 0 --over rollouts
 
-Writes curves.json and one picture per curve under --to, where the points of other runs are kept. Every point is counted on the study's
-held-out initial states.
+`--over successes` is the ablation of what failures teach, `--over uniform` that of the paper's hybrid noise. Writes curves.json and one
+picture per curve under --to, where the points of other runs are kept. Every point is counted on the study's held-out initial states.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
-from learning import ACTION, FUTURE, PLANNED, REFINED, TASKS, Study, planning, refuse_other_settings, study_parser  # noqa: E402
+from learning import ACTION, BASE, FUTURE, PLANNED, REFINED, TASKS, Study, planning, refuse_other_settings, study_parser  # noqa: E402
 from learning_results import by_seed, changing, read_results, settings_of  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -29,14 +29,16 @@ from cosmos_ray.report.statistics import wilson  # noqa: E402
 from cosmos_ray.run import Run, open_run  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
+from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
 from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
-CANDIDATES = (1, 2, 4, 8, 16)
-ROLLOUTS = (50, 100, 200, 500)
+#: What a curve is over, and its usual points; over rollouts, as many as the study had is another.
+POINTS = {"candidates": (1, 2, 4, 8, 16), "rollouts": (50, 100, 200, 500), "successes": (0.5, 1.0), "uniform": (0.0, 0.3, 1.0)}
+SHARES = {"successes": "share of successes among the rollout samples", "uniform": "share of the training sigmas from U(1, 85)"}
 
-Point = dict[str, list[int]]  #: name of a line -> [x, successes, episodes]
-Curve = dict[str, list[list[int]]]  #: name of a line -> its points, by x
+Point = dict[str, list[float]]  #: name of a line -> [x, successes, episodes]
+Curve = dict[str, list[list[float]]]  #: name of a line -> its points, by x
 
 
 def over_candidates(main: RunConfig, n: int) -> Point:
@@ -51,14 +53,40 @@ def over_candidates(main: RunConfig, n: int) -> Point:
 def over_rollouts(main: RunConfig, n: int) -> Point:
     """The study's base policy, refined with as many steps and rounds on ``n`` rollouts, all rounds together; with as many as the study
     had, its own networks."""
-    config, own = main, n == _rollouts(main)
-    if not own:
-        if n % main.rounds:
-            raise ConfigError(f"{n} rollouts do not divide into {main.rounds} rounds: give another --at")
-        config = dataclasses.replace(main, name=f"{main.name}-rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0)
-        refuse_other_settings(config)
+    if n == _rollouts(main):
+        return _refined(main, main, n)
+    if n % main.rounds:
+        raise ConfigError(f"{n} rollouts do not divide into {main.rounds} rounds: give another --at")
+    return _refined(main, _variant(main, f"rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0), n)
+
+
+def over_successes(main: RunConfig, share: float) -> Point:
+    """The study's base policy, refined on rollouts of which a ``share`` are successes; only 1 leaves the failures out."""
+    own = share == main.replay.success_share
+    replay = dataclasses.replace(main.replay, success_share=share)
+    return _refined(main, main if own else _variant(main, f"successes{share:g}", replay=replay), share)
+
+
+def over_uniform(main: RunConfig, share: float) -> Point:
+    """The base policy, trained with another ``share`` of uniform noise levels."""
+    own = share == main.model.uniform_share
+    with open_run(main if own else _variant(main, f"uniform{share:g}", model=dataclasses.replace(main.model, uniform_share=share))) as run:
+        collect(run)
+        pretrain(run)
+        return {BASE: _counts(share, evaluate(run, ["base"])["arms"]["base"])}
+
+
+def _variant(main: RunConfig, suffix: str, **settings) -> RunConfig:
+    """A run of its own with other ``settings``. ConfigError when it was begun with yet others."""
+    config = dataclasses.replace(main, name=f"{main.name}-{suffix}", **settings)
+    refuse_other_settings(config)
+    return config
+
+
+def _refined(main: RunConfig, config: RunConfig, x: float) -> Point:
+    """The point of ``config``, which refines the base policy of ``main`` if it is another run."""
     with open_run(config) as run:
-        if not own:
+        if config is not main:
             collect(run)
             _adopt(run, Path(main.root) / main.name / "checkpoints" / "base")
             rollout(run)
@@ -66,7 +94,7 @@ def over_rollouts(main: RunConfig, n: int) -> Point:
         arms = evaluate(run, [REFINED, PLANNED])["arms"]
     with open_run(planning(config, value="action")) as run:
         by_action = evaluate(run, [PLANNED])["arms"][PLANNED]
-    return {REFINED: _counts(n, arms[REFINED]), FUTURE: _counts(n, arms[PLANNED]), ACTION: _counts(n, by_action)}
+    return {REFINED: _counts(x, arms[REFINED]), FUTURE: _counts(x, arms[PLANNED]), ACTION: _counts(x, by_action)}
 
 
 def _rollouts(main: RunConfig) -> int:
@@ -82,11 +110,11 @@ def _adopt(run: Run, base: Path) -> None:
         target.symlink_to(os.path.relpath(base.resolve(), target.parent.resolve()), target_is_directory=True)
 
 
-def _counts(x: int, arm: dict) -> list[int]:
+def _counts(x: float, arm: dict) -> list[float]:
     return [x, arm["successes"], arm["episodes"]]
 
 
-OVER = {"candidates": over_candidates, "rollouts": over_rollouts}
+OVER = {"candidates": over_candidates, "rollouts": over_rollouts, "successes": over_successes, "uniform": over_uniform}
 
 
 def with_point(curve: Curve, point: Point) -> Curve:
@@ -111,25 +139,31 @@ def draw(curve: Curve, over: str, title: str) -> Figure:
         intervals = [wilson(p[1], p[2]) for p in points]
         axis.plot(x, [p[1] / p[2] for p in points], "o-", color=colour, label=name)
         axis.vlines(x, [i[0] for i in intervals], [i[1] for i in intervals], color=colour, alpha=0.4, linewidth=4)
-    axis.set_xscale("log", base=2)
-    axis.set(xticks=x, xticklabels=[str(n) for n in x], ylim=(0, 1))  # every line has the same points
+    if over not in SHARES:
+        axis.set_xscale("log", base=2)
+    axis.set(xticks=x, xticklabels=[f"{n:g}" for n in x], ylim=(0, 1))  # every line has the same points
     axis.minorticks_off()
-    style.label(axis, over, "success rate", title)
+    style.label(axis, SHARES.get(over, over), "success rate", title)
     style.legend(axis)
     return figure
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser(__doc__, "curves.json and the pictures")
-    parser.add_argument("--over", action="append", choices=OVER, help="which curve; may be given several times [both]")
-    parser.add_argument("--at", action="append", type=int, metavar="N",
-                        help="only the point with N candidates or rollouts; may be given several times "
-                             f"[{CANDIDATES} candidates, {ROLLOUTS} rollouts and as many as the study had]")
+    parser.add_argument("--over", action="append", choices=OVER, help="which curve; may be given several times [candidates and rollouts]")
+    parser.add_argument("--at", action="append", type=float, metavar="X",
+                        help="only this point; may be given several times ["
+                             + "; ".join(f"{over}: {', '.join(f'{x:g}' for x in points)}" for over, points in POINTS.items())
+                             + "; and as many rollouts as the study had]")
     options = parser.parse_args(arguments)
-    if options.at and len(options.over or OVER) > 1:
-        parser.error("--at needs one curve: give --over candidates or --over rollouts")
-    if options.at and min(options.at) < 1:
-        parser.error(f"--at {min(options.at)} must be at least 1")
+    options.over = options.over or ["candidates", "rollouts"]
+    if options.at and len(options.over) > 1:
+        parser.error("--at needs one curve: give --over candidates, say")
+    for x in options.at or ():
+        if options.over[0] in SHARES and not 0 <= x <= 1:
+            parser.error(f"--at {x:g} must be a share, from 0 to 1")
+        if options.over[0] not in SHARES and (x < 1 or x % 1):
+            parser.error(f"--at {x:g} must be a whole number, at least 1")
     return options
 
 
@@ -157,15 +191,15 @@ def run_curves(options: argparse.Namespace) -> None:
     """Every point asked for, one after another; results are written as each is done."""
     file, seeds = options.to / "curves.json", options.seed or [0, 1]
     asked = [(task, over, _studied(task, seed, options.root, dict(options.set)))
-             for task in options.task or TASKS for over in options.over or OVER for seed in seeds]
+             for task in options.task or TASKS for over in options.over for seed in seeds]
     before = read_results(file)
     for task, over, main in asked:
         by_seed(before, f"{task} over {over}", "by_seed", settings_of(main), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
     for task, over, main in asked:
-        usual = CANDIDATES if over == "candidates" else {*ROLLOUTS, _rollouts(main)}
-        for n in sorted(set(options.at or usual)):
-            point, settings, name = OVER[over](main, n), settings_of(main), f"{task} over {over}"
+        usual = {*POINTS[over], *([_rollouts(main)] if over == "rollouts" else [])}
+        for x in sorted(set(options.at or usual)):
+            point, settings, name = OVER[over](main, x if over in SHARES else int(x)), settings_of(main), f"{task} over {over}"
             with changing(file) as results:
                 curves = by_seed(results, name, "by_seed", settings, file)
                 curves[main.seed] = with_point(curves.get(main.seed, {}), point)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest.mock import ANY
 
 import pytest
 
@@ -194,7 +195,9 @@ def test_curves_of_a_study_that_was_run_with_other_settings_are_refused(curves, 
 
 
 @pytest.mark.parametrize("flags, reason", [(["--at", "50"], "--at needs one curve"),
-                                           (["--over", "rollouts", "--at", "0"], "--at 0 must be at least 1")])
+                                           (["--over", "rollouts", "--at", "0"], "--at 0 must be a whole number, at least 1"),
+                                           (["--over", "candidates", "--at", "2.5"], "--at 2.5 must be a whole number"),
+                                           (["--over", "uniform", "--at", "2"], "--at 2 must be a share, from 0 to 1")])
 def test_points_that_no_curve_has_are_refused(curves, capsys, flags, reason):
     with pytest.raises(SystemExit):
         curves.parse(flags)
@@ -217,7 +220,8 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     before, stamps = file.read_text(), {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")}
     assert study.main(flags) == 0
     assert file.read_text() == before and {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.arrow")} == stamps
-    for over, points in (("candidates", (1, 2)), ("rollouts", (4, 10))):  # ten is what the study had: its networks, trained no further
+    # Ten rollouts are what the study had, and 0.3 its uniform noise: its own networks, trained no further.
+    for over, points in (("candidates", (1, 2)), ("rollouts", (4, 10)), ("successes", (1,)), ("uniform", (0, 0.3))):
         assert curves.main([*flags, "--over", over, *(word for point in points for word in ("--at", str(point)))]) == 0
     lines = {name: curve["lines"] for name, curve in json.loads((tmp_path / "results" / "curves.json").read_text()).items()}
     assert [[point[0] for point in line] for line in lines["wide_lift over candidates"].values()] == [[1, 2]] * 2
@@ -225,3 +229,5 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     own = {name: line[1][1] for name, line in lines["wide_lift over rollouts"].items()}
     assert own == {name: result["arms"][name]["successes"] for name in (study.REFINED, study.FUTURE, study.ACTION)}
     assert not (tmp_path / "runs" / "wide_lift-0-rollouts10").exists()
+    assert list(lines["wide_lift over successes"]) == [study.REFINED, study.FUTURE, study.ACTION]
+    assert lines["wide_lift over uniform"] == {study.BASE: [[0, ANY, 2], [0.3, result["arms"][study.BASE]["successes"], 2]]}

@@ -147,6 +147,17 @@ def test_training_sigma_has_the_quantiles_of_the_method(frames, quantiles):
     np.testing.assert_allclose(np.quantile(sigma, [0.05, 0.25, 0.5, 0.75, 0.95]), quantiles, rtol=0.02)
 
 
+@pytest.mark.parametrize("share, quantiles", [(0.0, [0.56, 1.78, 4.0, 9.0, 28.8]), (1.0, [5.2, 22, 43, 64, 80.8])])
+def test_training_sigma_without_the_uniform_part_and_of_it_alone(share, quantiles):
+    sigma = hybrid_sigma(400_000, 9, False, torch.Generator().manual_seed(0), share).numpy()
+    np.testing.assert_allclose(np.quantile(sigma, [0.05, 0.25, 0.5, 0.75, 0.95]), quantiles, rtol=0.02)
+
+
+def test_the_share_of_uniform_noise_is_what_the_loss_draws():
+    losses = {share: tiny(uniform_share=share).loss(batch(32), torch.Generator().manual_seed(0))[0].item() for share in (0.0, 0.3, 1.0)}
+    assert len(set(losses.values())) == 3 and losses[0.3] == tiny().loss(batch(32), torch.Generator().manual_seed(0))[0].item()
+
+
 def test_noise_of_a_row_does_not_depend_on_its_batch():
     together = seeded_noise(torch.tensor([5, 6, 7]), (16, 9, 8, 8))
     assert torch.equal(together[1], seeded_noise(torch.tensor([6]), (16, 9, 8, 8))[0])

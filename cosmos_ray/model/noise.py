@@ -7,11 +7,12 @@ import math
 import torch
 
 
-def hybrid_sigma(n: int, frames: int, frame_scale: bool, generator: torch.Generator) -> torch.Tensor:
-    """Draw (n,) float32 training sigmas: 70 % LogNormal(ln 4, 1.2), 30 % U(1, 85), then x sqrt(frames) if ``frame_scale``."""
+def hybrid_sigma(n: int, frames: int, frame_scale: bool, generator: torch.Generator, uniform_share: float = 0.3) -> torch.Tensor:
+    """Draw (n,) float32 training sigmas: ``uniform_share`` U(1, 85), the rest LogNormal(ln 4, 1.2), the video model's own schedule; then
+    x sqrt(frames) if ``frame_scale``."""
     log_normal = torch.exp(math.log(4.0) + 1.2 * torch.randn(n, generator=generator))
     uniform = 1 + 84 * torch.rand(n, generator=generator)
-    sigma = torch.where(torch.rand(n, generator=generator) < 0.7, log_normal, uniform)
+    sigma = torch.where(torch.rand(n, generator=generator) < 1 - uniform_share, log_normal, uniform)
     return sigma * math.sqrt(frames) if frame_scale else sigma
 
 

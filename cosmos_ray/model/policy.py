@@ -244,7 +244,8 @@ class CosmosPolicy(nn.Module):
         x0 = self.training_latents(batch, encoded)
         kinds = torch.as_tensor(batch.kinds, device=self.device)
         clean, target = self.clean[kinds], self.target[kinds]
-        sigma = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator).to(x0)[:, None]
+        drawn = hybrid_sigma(len(x0), self.layout.frames, self.spec.frame_scale, generator, self.spec.uniform_share)
+        sigma = drawn.to(x0)[:, None]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         text = self.embed(batch.instructions)
         samples = torch.ones(len(x0), 1, device=x0.device)

@@ -39,6 +39,7 @@ class PolicySpec:
     residual: bool = False  #: future frames are predicted as changes of the current ones, see :meth:`CosmosPolicy.denoise`
     imagined_share: float = 0.0  #: of the V(s') samples, those trained on an imagined s'
     top_share: float = 0.0  #: of the world-model and value samples, those trained as one evaluation from zeros
+    uniform_share: float = 0.3  #: of the training sigmas, those drawn from U(1, 85)
     augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
 
     @property
@@ -92,6 +93,7 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, ac
         residual=config.residual == "on" or (config.residual == "auto" and tiny and output == "x0"),
         imagined_share=config.imagined_share if config.imagined_share >= 0 else (0.5 if tiny else 0.0),
         top_share=config.top_share if config.top_share >= 0 else (0.7 if tiny else 0.0),
+        uniform_share=config.uniform_share,
         jpeg=config.suite != "" and SUITES[config.suite].jpeg,
         augmented=config.augment == "on" or (config.augment == "auto" and not tiny),
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)
