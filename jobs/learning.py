@@ -3,10 +3,10 @@
     python jobs/learning.py --task wide_lift --seed 0 --seed 1
 
 For every task and training seed: a base policy from demonstrations; the same compute again on demonstrations; behaviour cloning of
-demonstrations and successes; refinement, which weighs what was done by its advantage; best-of-N of the refined policy by V(s') and
-by Q(s, a) of the planning network. All arms meet the same held-out initial states, under the same noise. What is done already is not
-done again. Writes learning.json and learning.md under --to, and joins what is there of other training seeds: the studies of a task
-may run one after another, side by side, or on several machines that share --to.
+demonstrations and successes; refinement, which weighs what was done by its advantage; best-of-N of the refined policy by V(s'), by
+Q(s, a) and by the mean of both, of the planning network. All arms meet the same held-out initial states, under the same noise. What is
+done already is not done again. Writes learning.json and learning.md under --to, and joins what is there of other training seeds: the
+studies of a task may run one after another, side by side, or on several machines that share --to.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ TASKS: dict[str, dict[str, str]] = {
 }
 
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
-REFINED, FUTURE, ACTION = "refined", "refined + V(s')", "refined + Q(s,a)"
-ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION)
-PLANNED = "refined + planning"  #: what `evaluate` calls the last two, by whatever value its run plans
+REFINED, FUTURE, ACTION, MEAN = "refined", "refined + V(s')", "refined + Q(s,a)", "refined + mean of V(s') and Q(s,a)"
+ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION, MEAN)
+PLANNED = "refined + planning"  #: what `evaluate` calls the last three, by whatever value its run plans
 
 
 class Study:
@@ -70,8 +70,9 @@ class Study:
                 stage(run)
             out = _outcomes(evaluate(run), {"base": BASE, "refined": REFINED, PLANNED: FUTURE})
             base, store = run.folder.checkpoint("base"), str(run.folder.replay)
-        with open_run(planning(main, value="action")) as run:
-            out |= _outcomes(evaluate(run, [PLANNED]), {PLANNED: ACTION})
+        for value, arm in (("action", ACTION), ("both", MEAN)):
+            with open_run(planning(main, value=value)) as run:
+                out |= _outcomes(evaluate(run, [PLANNED]), {PLANNED: arm})
         for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, main.learner.self_imitation)):
             control = self._control(name, str(base), store, share)
             refuse_other_settings(control)
@@ -125,7 +126,8 @@ def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
                      "by_seed": [int(sum(o[arm])) for o in outcomes]}
     pairs = {}
     for arm, other in [(a, BASE) for a in ARMS[1:]] + [
-            (REFINED, COMPUTE), (REFINED, CLONED), (FUTURE, COMPUTE), (FUTURE, CLONED), (FUTURE, REFINED), (FUTURE, ACTION)]:
+            (REFINED, COMPUTE), (REFINED, CLONED), (FUTURE, COMPUTE), (FUTURE, CLONED), (FUTURE, REFINED), (FUTURE, ACTION),
+            (MEAN, COMPUTE), (MEAN, CLONED), (MEAN, REFINED), (MEAN, FUTURE)]:
         if arm in joined and other in joined:
             pairs[f"{arm} over {other}"] = paired_with_interval(joined[arm], joined[other])
     return {"arms": arms, "pairs": pairs}
