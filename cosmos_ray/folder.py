@@ -105,8 +105,12 @@ class RunFolder:
         return json.loads(file.read_text()) if file.exists() else None
 
     def next_version(self) -> int:
-        """A policy version that this run never used before; 1 for the first. Recorded before it is returned."""
-        version = (self.read_json("version.json") or {"version": 0})["version"] + 1
+        """A policy version that this run never used before and that is above its checkpoints', for they may come from another run; 1 for
+        the first. Recorded before it is returned."""
+        from cosmos_ray.model.checkpoint import read_description  # not above: with it comes torch, which a store's commands do without
+
+        used = [read_description(file.parent)[1] for file in self.path.glob("checkpoints/[!.]*/policy.json")]
+        version = max([(self.read_json("version.json") or {"version": 0})["version"], *used]) + 1
         self.write_json("version.json", {"version": version})
         return version
 

@@ -65,12 +65,12 @@ def refined(run, monkeypatch):
         stage.train_planning_network(round)
         start(round.run, None, round.state("refined"), round.start("refined"), Mixture.planning(run.config.learner, run.config.replay), 0,
               round.run.config.refine_steps, 0)
-        trained(round.run, "refined", round.run.config.refine_steps, round.run.folder.next_version() + 10, **round.description())
+        trained(round.run, "refined", round.run.config.refine_steps, round.run.folder.next_version(), **round.description())
         return {"new": 1}
 
     monkeypatch.setattr(stage, "start_learner", start)
     monkeypatch.setattr(stage, "train_alone", lambda run, name, learner, total, target, info: trained(
-        run, target, total, run.folder.next_version() + 10, **info))
+        run, target, total, run.folder.next_version(), **info))
     monkeypatch.setattr(stage, "_refine_round", refine_round)
     return run, started
 
@@ -80,9 +80,20 @@ def test_each_round_trains_on_from_the_one_before(refined):
     assert stage.refine(run)["new"] == 1 and stage.refine(run)["new"] == 0
     assert started == [("planning_from_1", "base", 10), ("refined_from_1", "base", 600)]
     assert stage.refine(changed(run, rounds=2))["new"] == 1 and stage.refine(changed(run, rounds=2))["new"] == 0
-    assert started[2:] == [("planning_from_11", "planning_before", 10), ("refined_from_12", "refined_before", 600)]
-    assert states(run) == {"planning_from_11", "refined_from_12"}  # those of the first round are of no more use
+    assert started[2:] == [("planning_from_2", "planning_before", 10), ("refined_from_3", "refined_before", 600)]
+    assert states(run) == {"planning_from_2", "refined_from_3"}  # those of the first round are of no more use
     assert stage.refine(run)["new"] == 0 and len(started) == 4  # fewer rounds than there are
+
+
+def test_a_base_policy_from_another_run_is_older_than_what_is_trained_from_it(refined):
+    run, started = refined
+    save_policy(tiny(), run.folder.checkpoint("base"), 7)
+    unfinished = run.folder.checkpoint(".refined.1.tmp")
+    unfinished.mkdir()
+    (unfinished / "policy.json").write_text("{")
+    stage.refine(changed(run, rounds=2))
+    assert [state for state, _, _ in started] == ["planning_from_7", "refined_from_7", "planning_from_8", "refined_from_9"]
+    assert run.folder.next_version() == 12
 
 
 def test_more_steps_continue_the_last_round_from_where_it_began(refined):
@@ -90,9 +101,9 @@ def test_more_steps_continue_the_last_round_from_where_it_began(refined):
     stage.refine(changed(run, rounds=2))
     del started[:]
     stage.refine(changed(run, rounds=2, refine_steps=900))
-    assert started == [("refined_from_12", "refined_before", 900)]
+    assert started == [("refined_from_3", "refined_before", 900)]
     stage.refine(changed(run, rounds=2, refine_steps=900, planning_steps=30))
-    assert started[1:] == [("planning_from_11", "planning_before", 30)]
+    assert started[1:] == [("planning_from_2", "planning_before", 30)]
 
 
 def test_more_steps_in_the_middle_of_a_later_round_leave_the_earlier_one_alone(refined):
@@ -101,7 +112,7 @@ def test_more_steps_in_the_middle_of_a_later_round_leave_the_earlier_one_alone(r
     Round(run, 2, 1).begin()  # and interrupted in its rollouts
     del started[:]
     stage.refine(changed(run, rounds=2, refine_steps=900, planning_steps=30))
-    assert started == [("planning_from_11", "planning_before", 30), ("refined_from_12", "refined_before", 900)]
+    assert started == [("planning_from_2", "planning_before", 30), ("refined_from_3", "refined_before", 900)]
 
 
 def test_another_base_policy_begins_again(refined):
@@ -120,7 +131,7 @@ def test_a_planning_network_that_earlier_rounds_did_without_begins_from_the_base
     run, started = refined
     stage.refine(changed(run, planning_steps=0))
     stage.refine(changed(run, rounds=2))
-    assert started[1:] == [("planning_from_1", "base", 10), ("refined_from_11", "refined_before", 600)]
+    assert started[1:] == [("planning_from_1", "base", 10), ("refined_from_2", "refined_before", 600)]
 
 
 def test_checkpoints_of_before_there_were_rounds_have_one_behind_them(run):
