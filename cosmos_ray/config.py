@@ -71,8 +71,9 @@ class ModelConfig:
     imagined_share: float = option(-1.0, "share of the V(s') samples trained on the future that the network imagines in one evaluation, as "
                                    "the planner's are, instead of the real one; -1 takes the preset's (0.5 for tiny, 0 for the 2B)",
                                    low=-1, high=1)
-    uniform_share: float = option(0.3, "share of the training sigmas drawn from U(1, 85), the rest log-normal: 0 is the schedule of the "
-                                  "video model, 0.3 the paper's hybrid", low=0, high=1)
+    uniform_share: float = option(0.3, "share of the drawn training sigmas that are from U(1, 85), the rest log-normal: 0 is the "
+                                  "schedule of the video model, 0.3 the paper's hybrid; samples of model.top_share draw none",
+                                  low=0, high=1)
     sigma_min: float = option(0.0, "last sigma of the sampler; 0 takes the preset's (1 for tiny, 4 for the 2B)", low=0, high=80)
     action_weight: float = option(0.0, "loss weight of the ACTION frame; 0 takes the preset's (4 for tiny, 1 for the 2B)", low=0)
     value_weight: float = option(0.0, "loss weight of the VALUE frame; 0 takes the preset's (3 for tiny, 1 for the 2B)", low=0)

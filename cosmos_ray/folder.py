@@ -107,9 +107,7 @@ class RunFolder:
     def next_version(self) -> int:
         """A policy version that this run never used before and that is above its checkpoints', for they may come from another run; 1 for
         the first. Recorded before it is returned."""
-        from cosmos_ray.model.checkpoint import read_description  # not above: with it comes torch, which a store's commands do without
-
-        used = [read_description(file.parent)[1] for file in self.path.glob("checkpoints/[!.]*/policy.json")]
+        used = [_version(file) for file in self.path.glob("checkpoints/[!.]*/policy.json")]
         version = max([(self.read_json("version.json") or {"version": 0})["version"], *used]) + 1
         self.write_json("version.json", {"version": version})
         return version
@@ -148,11 +146,20 @@ class RunFolder:
 
     def _check_config(self, config: RunConfig) -> None:
         own = json.loads(json.dumps(dataclasses.asdict(config)))
-        before = self.read_json("config.json")
+        before, default = self.read_json("config.json"), dataclasses.asdict(RunConfig())
         for section in ("sim", "model") if before else ():
             for key, value in own[section].items():
-                if before.get(section, {}).get(key, value) != value:
-                    raise ConfigError(f"run {self.path} was made with {section}.{key} = {before[section][key]!r}, not {value!r}: "
+                theirs = before.get(section, {}).get(key, json.loads(json.dumps(default[section][key])))  # one from before the setting
+                if theirs != value:
+                    raise ConfigError(f"run {self.path} was made with {section}.{key} = {theirs!r}, not {value!r}: "
                                       "give another --name, or --fresh to move it aside")
         secret = without_credentials(config.replay.store) != config.replay.store
         self.write_json("config.json", own, mode=0o600 if secret else 0o666)
+
+
+def _version(description: Path) -> int:
+    """The version that a checkpoint's description names; 0 of one that cannot be read, which nobody acts with or trains from."""
+    try:
+        return int(json.loads(description.read_text())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

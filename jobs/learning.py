@@ -127,7 +127,7 @@ def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
     pairs = {}
     for arm, other in [(a, BASE) for a in ARMS[1:]] + [
             (REFINED, COMPUTE), (REFINED, CLONED), (FUTURE, COMPUTE), (FUTURE, CLONED), (FUTURE, REFINED), (FUTURE, ACTION),
-            (MEAN, COMPUTE), (MEAN, CLONED), (MEAN, REFINED), (MEAN, FUTURE)]:
+            (MEAN, COMPUTE), (MEAN, CLONED), (MEAN, REFINED), (MEAN, FUTURE), (MEAN, ACTION)]:
         if arm in joined and other in joined:
             pairs[f"{arm} over {other}"] = paired_with_interval(joined[arm], joined[other])
     return {"arms": arms, "pairs": pairs}

@@ -35,7 +35,7 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What a curve is over, and its usual points; over rollouts, as many as the study had is another.
 POINTS = {"candidates": (1, 2, 4, 8, 16), "rollouts": (50, 100, 200, 500), "successes": (0.5, 1.0), "uniform": (0.0, 0.3, 1.0)}
-SHARES = {"successes": "share of successes among the rollout samples", "uniform": "share of the training sigmas from U(1, 85)"}
+SHARES = {"successes": "share of successes among the rollout samples", "uniform": "share of U(1, 85) among the drawn training sigmas"}
 
 Point = dict[str, list[float]]  #: name of a line -> [x, successes, episodes]
 Curve = dict[str, list[list[float]]]  #: name of a line -> its points, by x
@@ -61,7 +61,7 @@ def over_rollouts(main: RunConfig, n: int) -> Point:
 
 
 def over_successes(main: RunConfig, share: float) -> Point:
-    """The study's base policy, refined on rollouts of which a ``share`` are successes; only 1 leaves the failures out."""
+    """The study's base policy, refined with a ``share`` of successes among the rollout samples; only 1 leaves the failures out."""
     own = share == main.replay.success_share
     replay = dataclasses.replace(main.replay, success_share=share)
     return _refined(main, main if own else _variant(main, f"successes{share:g}", replay=replay), share)
@@ -77,8 +77,9 @@ def over_uniform(main: RunConfig, share: float) -> Point:
 
 
 def _variant(main: RunConfig, suffix: str, **settings) -> RunConfig:
-    """A run of its own with other ``settings``. ConfigError when it was begun with yet others."""
+    """A run with other ``settings`` and a store of its own. ConfigError when it was begun with yet others."""
     config = dataclasses.replace(main, name=f"{main.name}-{suffix}", **settings)
+    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, store=""))
     refuse_other_settings(config)
     return config
 
@@ -150,7 +151,9 @@ def draw(curve: Curve, over: str, title: str) -> Figure:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser(__doc__, "curves.json and the pictures")
-    parser.add_argument("--over", action="append", choices=OVER, help="which curve; may be given several times [candidates and rollouts]")
+    parser.add_argument("--over", action="append", choices=OVER,
+                        help="what changes: candidates of a decision, rollouts to refine on, the share of successes among the rollout "
+                             "samples, or that of uniform noise levels; may be given several times [candidates and rollouts]")
     parser.add_argument("--at", action="append", type=float, metavar="X",
                         help="only this point; may be given several times ["
                              + "; ".join(f"{over}: {', '.join(f'{x:g}' for x in points)}" for over, points in POINTS.items())

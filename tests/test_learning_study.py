@@ -230,4 +230,5 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     assert own == {name: result["arms"][name]["successes"] for name in (study.REFINED, study.FUTURE, study.ACTION)}
     assert not (tmp_path / "runs" / "wide_lift-0-rollouts10").exists()
     assert list(lines["wide_lift over successes"]) == [study.REFINED, study.FUTURE, study.ACTION]
+    assert json.loads((tmp_path / "runs/wide_lift-0-successes1/config.json").read_text())["replay"]["success_share"] == 1
     assert lines["wide_lift over uniform"] == {study.BASE: [[0, ANY, 2], [0.3, result["arms"][study.BASE]["successes"], 2]]}

@@ -143,7 +143,7 @@ def test_karras_sigmas_of_the_method():
 
 @pytest.mark.parametrize("frames, quantiles", [(9, [2.07, 7.5, 21.3, 79, 218]), (11, [2.29, 8.3, 23.5, 87, 241])])
 def test_training_sigma_has_the_quantiles_of_the_method(frames, quantiles):
-    sigma = hybrid_sigma(400_000, frames, True, torch.Generator().manual_seed(0)).numpy()
+    sigma = hybrid_sigma(400_000, frames, True, torch.Generator().manual_seed(0), 0.3).numpy()
     np.testing.assert_allclose(np.quantile(sigma, [0.05, 0.25, 0.5, 0.75, 0.95]), quantiles, rtol=0.02)
 
 

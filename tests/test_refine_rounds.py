@@ -2,6 +2,7 @@
 far as training."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -85,9 +86,11 @@ def test_each_round_trains_on_from_the_one_before(refined):
     assert stage.refine(run)["new"] == 0 and len(started) == 4  # fewer rounds than there are
 
 
-def test_a_base_policy_from_another_run_is_older_than_what_is_trained_from_it(refined):
+def test_a_base_policy_from_another_run_is_older_than_what_is_trained_from_it(refined, tmp_path):
     run, started = refined
-    save_policy(tiny(), run.folder.checkpoint("base"), 7)
+    shutil.rmtree(run.folder.checkpoint("base"))
+    save_policy(tiny(), tmp_path / "another", 7)
+    run.folder.checkpoint("base").symlink_to(tmp_path / "another", target_is_directory=True)
     unfinished = run.folder.checkpoint(".refined.1.tmp")
     unfinished.mkdir()
     (unfinished / "policy.json").write_text("{")

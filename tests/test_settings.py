@@ -273,6 +273,17 @@ def test_counts_and_learning_rates_may_change_between_stages(tmp_path):
     assert json.loads((tmp_path / "demo" / "config.json").read_text())["demos"] == 3
 
 
+def test_a_run_from_before_a_setting_has_its_default(tmp_path):
+    RunFolder(RunConfig(root=str(tmp_path))).close()
+    file = tmp_path / RunConfig().name / "config.json"
+    settings = json.loads(file.read_text())
+    del settings["model"]["uniform_share"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=re.escape("was made with model.uniform_share = 0.3, not 0.0")):
+        RunFolder(RunConfig(root=str(tmp_path), model=ModelConfig(uniform_share=0.0)))
+    RunFolder(RunConfig(root=str(tmp_path))).close()
+
+
 def test_fresh_moves_the_old_run_aside_and_keeps_it(tmp_path):
     for demos in (1, 2, 3):
         folder = RunFolder(RunConfig(root=str(tmp_path), demos=demos), fresh=True)

@@ -7,7 +7,7 @@ import math
 import torch
 
 
-def hybrid_sigma(n: int, frames: int, frame_scale: bool, generator: torch.Generator, uniform_share: float = 0.3) -> torch.Tensor:
+def hybrid_sigma(n: int, frames: int, frame_scale: bool, generator: torch.Generator, uniform_share: float) -> torch.Tensor:
     """Draw (n,) float32 training sigmas: ``uniform_share`` U(1, 85), the rest LogNormal(ln 4, 1.2), the video model's own schedule; then
     x sqrt(frames) if ``frame_scale``."""
     log_normal = torch.exp(math.log(4.0) + 1.2 * torch.randn(n, generator=generator))
