@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
@@ -22,6 +23,7 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 import numpy as np  # noqa: E402
 from learning_results import by_seed, changing, differences, read_results, settings_of  # noqa: E402
 
+from cosmos_ray.cli import INTERRUPTED  # noqa: E402
 from cosmos_ray.config import DEMO, RunConfig  # noqa: E402
 from cosmos_ray.errors import ConfigError, CosmosRayError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
@@ -167,12 +169,19 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = study_parser(__doc__, "learning.json and learning.md").parse_args(arguments)
+    return exit_code("learning", run_studies, study_parser(__doc__, "learning.json and learning.md").parse_args(arguments))
+
+
+def exit_code(job: str, work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Do ``work``; one line says what went wrong, or that it was interrupted."""
     try:
-        run_studies(options)
+        work(options)
     except CosmosRayError as error:
-        sys.stderr.write(f"learning: {error}\n")
+        sys.stderr.write(f"{job}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{job}: {INTERRUPTED}\n")
+        return 130
     return 0
 
 

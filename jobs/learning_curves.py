@@ -17,12 +17,24 @@ from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
-from learning import ACTION, BASE, FUTURE, PLANNED, REFINED, TASKS, Study, planning, refuse_other_settings, study_parser  # noqa: E402
+from learning import (  # noqa: E402
+    ACTION,
+    BASE,
+    FUTURE,
+    PLANNED,
+    REFINED,
+    TASKS,
+    Study,
+    exit_code,
+    planning,
+    refuse_other_settings,
+    study_parser,
+)
 from learning_results import by_seed, changing, read_results, settings_of  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
-from cosmos_ray.errors import ConfigError, CosmosRayError  # noqa: E402
+from cosmos_ray.errors import ConfigError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report import style  # noqa: E402
 from cosmos_ray.report.statistics import wilson  # noqa: E402
@@ -171,13 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run_curves(options)
-    except CosmosRayError as error:
-        sys.stderr.write(f"learning_curves: {error}\n")
-        return 1
-    return 0
+    return exit_code("learning_curves", run_curves, parse(arguments))
 
 
 def _studied(task: str, seed: int, root: Path, flags: dict[str, str]) -> RunConfig:

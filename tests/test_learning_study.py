@@ -194,6 +194,15 @@ def test_curves_of_a_study_that_was_run_with_other_settings_are_refused(curves, 
     assert "study can-0 in " in (error := capsys.readouterr().err) and "was run with demos = 12, not 20: give another" in error
 
 
+def test_an_interrupted_study_says_that_the_same_command_goes_on(study, monkeypatch, tmp_path, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run_studies", interrupted)
+    assert study.main(["--to", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "learning: interrupted; the same command continues where it stopped\n"
+
+
 @pytest.mark.parametrize("flags, reason", [(["--at", "50"], "--at needs one curve"),
                                            (["--over", "rollouts", "--at", "0"], "--at 0 must be a whole number, at least 1"),
                                            (["--over", "candidates", "--at", "2.5"], "--at 2.5 must be a whole number"),
