@@ -186,10 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code("learning_curves", run_curves, parse(arguments))
 
 
-def _studied(task: str, seed: int, root: Path, flags: dict[str, str]) -> RunConfig:
-    """Settings of a study's run. ConfigError while it has not refined, and when it was run with others."""
+def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str) -> RunConfig:
+    """Settings of a study's run. ConfigError while it has not refined, which only a base policy's curve does without, and when it was run
+    with others."""
     main = Study(task, seed, root, flags).main
-    if not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
+    if over != "uniform" and not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
         raise ConfigError(f"there is no study of {task} with training seed {seed} in {root}: run `python jobs/learning.py --task {task} "
                           f"--seed {seed} --root {root}` first")
     refuse_other_settings(main)
@@ -199,7 +200,7 @@ def _studied(task: str, seed: int, root: Path, flags: dict[str, str]) -> RunConf
 def run_curves(options: argparse.Namespace) -> None:
     """Every point asked for, one after another; results are written as each is done."""
     file, seeds = options.to / "curves.json", options.seed or [0, 1]
-    asked = [(task, over, _studied(task, seed, options.root, dict(options.set)))
+    asked = [(task, over, _studied(task, seed, options.root, dict(options.set), over))
              for task in options.task or TASKS for over in options.over for seed in seeds]
     before = read_results(file)
     for task, over, main in asked:

@@ -150,7 +150,7 @@ def test_points_of_several_seeds_are_added_up_where_all_have_them_and_drawn(curv
 @pytest.fixture
 def measured(curves, monkeypatch):
     """A study whose points are known: V(s') wins as many of ten as there are candidates."""
-    monkeypatch.setattr(curves, "_studied", lambda task, seed, root, flags: curves.Study(task, seed, root, flags).main)
+    monkeypatch.setattr(curves, "_studied", lambda task, seed, root, flags, over: curves.Study(task, seed, root, flags).main)
     monkeypatch.setitem(curves.OVER, "candidates", lambda main, n: {"V(s')": [n, n, 10]})
 
 
