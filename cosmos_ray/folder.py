@@ -145,11 +145,11 @@ class RunFolder:
         self._lock = self._take_lock()
 
     def _check_config(self, config: RunConfig) -> None:
-        own = json.loads(json.dumps(dataclasses.asdict(config)))
-        before, default = self.read_json("config.json"), dataclasses.asdict(RunConfig())
+        own, default = (json.loads(json.dumps(dataclasses.asdict(settings))) for settings in (config, RunConfig()))
+        before = self.read_json("config.json")
         for section in ("sim", "model") if before else ():
             for key, value in own[section].items():
-                theirs = before.get(section, {}).get(key, json.loads(json.dumps(default[section][key])))  # one from before the setting
+                theirs = before.get(section, {}).get(key, default[section][key])  # a run from before the setting has its default
                 if theirs != value:
                     raise ConfigError(f"run {self.path} was made with {section}.{key} = {theirs!r}, not {value!r}: "
                                       "give another --name, or --fresh to move it aside")

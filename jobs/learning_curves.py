@@ -74,24 +74,24 @@ def over_rollouts(main: RunConfig, n: int) -> Point:
 
 def over_successes(main: RunConfig, share: float) -> Point:
     """The study's base policy, refined with a ``share`` of successes among the rollout samples; only 1 leaves the failures out."""
-    own = share == main.replay.success_share
-    replay = dataclasses.replace(main.replay, success_share=share)
-    return _refined(main, main if own else _variant(main, f"successes{share:g}", replay=replay), share)
+    return _refined(main, _variant(main, f"successes{share:g}", replay=dataclasses.replace(main.replay, success_share=share)), share)
 
 
 def over_uniform(main: RunConfig, share: float) -> Point:
     """The base policy, trained with another ``share`` of uniform noise levels."""
-    own = share == main.model.uniform_share
-    with open_run(main if own else _variant(main, f"uniform{share:g}", model=dataclasses.replace(main.model, uniform_share=share))) as run:
+    with open_run(_variant(main, f"uniform{share:g}", model=dataclasses.replace(main.model, uniform_share=share))) as run:
         collect(run)
         pretrain(run)
         return {BASE: _counts(share, evaluate(run, ["base"])["arms"]["base"])}
 
 
 def _variant(main: RunConfig, suffix: str, **settings) -> RunConfig:
-    """A run with other ``settings`` and a store of its own. ConfigError when it was begun with yet others."""
-    config = dataclasses.replace(main, name=f"{main.name}-{suffix}", **settings)
-    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, store=""))
+    """A run with other ``settings`` and a store of its own, or ``main`` if these are its own. ConfigError when it was begun with yet
+    others."""
+    config = dataclasses.replace(main, **settings)
+    if config == main:
+        return main
+    config = dataclasses.replace(config, name=f"{main.name}-{suffix}", replay=dataclasses.replace(config.replay, store=""))
     refuse_other_settings(config)
     return config
 

@@ -65,8 +65,8 @@ class PaddedSampler:
             return policy.sample(kind, _padded(known, rows), text, _padded(noise, rows), steps)[:n]
         key = (kind, rows, steps)
         if key not in self._graphs:
-            def sample(known: torch.Tensor, noise: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-                return policy.sample(kind, known, dataclasses.replace(text, rows=of), noise, steps)
+            def sample(known: torch.Tensor, noise: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+                return policy.sample(kind, known, dataclasses.replace(text, rows=prompts), noise, steps)
 
             self._graphs[key] = PaddedGraph(sample, [known, noise, text.rows], rows, self._stream, self._pool)
         return self._graphs[key](known, noise, text.rows)
