@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
@@ -39,6 +40,7 @@ from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report import style  # noqa: E402
 from cosmos_ray.report.statistics import wilson  # noqa: E402
 from cosmos_ray.run import Run, open_run  # noqa: E402
+from cosmos_ray.settings import make_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
 from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
@@ -46,7 +48,8 @@ from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What a curve is over, and its usual points; over rollouts, as many as the study had is another.
-POINTS = {"candidates": (1, 2, 4, 8, 16), "rollouts": (50, 100, 200, 500), "successes": (0.5, 1.0), "uniform": (0.0, 0.3, 1.0)}
+POINTS = {"candidates": (1, 2, 4, 8, 16), "rollouts": (64, 100, 200, 500), "successes": (0.5, 1.0), "uniform": (0.0, 0.3, 1.0)}
+FEW = 65  #: as many rollouts as are few
 SHARES = {"successes": "share of successes among the rollout samples", "uniform": "share of U(1, 85) among the drawn training sigmas"}
 
 Point = dict[str, list[float]]  #: name of a line -> [x, successes, episodes]
@@ -64,31 +67,41 @@ def over_candidates(main: RunConfig, n: int) -> Point:
 
 def over_rollouts(main: RunConfig, n: int) -> Point:
     """The study's base policy, refined with as many steps and rounds on ``n`` rollouts, all rounds together; with as many as the study
-    had, its own networks."""
+    had, its own networks. Up to :data:`FEW` are collected, and learned from, in another way: see :func:`_few`."""
     if n == _rollouts(main):
         return _refined(main, main, n)
-    if n % main.rounds:
+    like = _few(main) if n <= FEW else main
+    if n % like.rounds:
         raise ConfigError(f"{n} rollouts do not divide into {main.rounds} rounds: give another --at")
-    return _refined(main, _variant(main, f"rollouts{n}", rollouts=n // main.rounds, refine_rollouts=0), n)
+    return _refined(main, _variant(main, f"rollouts{n}", dataclasses.replace(like, rollouts=n // like.rounds, refine_rollouts=0)), n)
+
+
+def _few(main: RunConfig) -> RunConfig:
+    """How to learn from few rollouts: in one round, with little noise and twice the time, which leaves more of them successful, and
+    imitating fewer of their failures, for a value that has seen so few episodes weighs them badly."""
+    flags = {"rounds": "1", "rollout.chunk_noise": "0.15", "rollout.horizon": str(2 * main.rollout.horizon),
+             "learner.self_imitation": "0.4", "replay.success_share": "0.7"}
+    return make_config(main, None, flags)
 
 
 def over_successes(main: RunConfig, share: float) -> Point:
     """The study's base policy, refined with a ``share`` of successes among the rollout samples; only 1 leaves the failures out."""
-    return _refined(main, _variant(main, f"successes{share:g}", replay=dataclasses.replace(main.replay, success_share=share)), share)
+    config = dataclasses.replace(main, replay=dataclasses.replace(main.replay, success_share=share))
+    return _refined(main, _variant(main, f"successes{share:g}", config), share)
 
 
 def over_uniform(main: RunConfig, share: float) -> Point:
     """The base policy, trained with another ``share`` of uniform noise levels."""
-    with open_run(_variant(main, f"uniform{share:g}", model=dataclasses.replace(main.model, uniform_share=share))) as run:
+    config = dataclasses.replace(main, model=dataclasses.replace(main.model, uniform_share=share))
+    with open_run(_variant(main, f"uniform{share:g}", config)) as run:
         collect(run)
         pretrain(run)
         return {BASE: _counts(share, evaluate(run, ["base"])["arms"]["base"])}
 
 
-def _variant(main: RunConfig, suffix: str, **settings) -> RunConfig:
-    """A run with other ``settings`` and a store of its own, or ``main`` if these are its own. ConfigError when it was begun with yet
-    others."""
-    config = dataclasses.replace(main, **settings)
+def _variant(main: RunConfig, suffix: str, config: RunConfig) -> RunConfig:
+    """The run of other settings, under a name and with a store of its own, or ``main`` if they are its own. ConfigError when it was begun
+    with yet others."""
     if config == main:
         return main
     config = dataclasses.replace(config, name=f"{main.name}-{suffix}", replay=dataclasses.replace(config.replay, store=""))
@@ -98,10 +111,11 @@ def _variant(main: RunConfig, suffix: str, **settings) -> RunConfig:
 
 def _refined(main: RunConfig, config: RunConfig, x: float) -> Point:
     """The point of ``config``, which refines the base policy of ``main`` if it is another run."""
+    base = None if config is main else _base(main)
     with open_run(config) as run:
-        if config is not main:
+        if base:
             collect(run)
-            _adopt(run, Path(main.root) / main.name / "checkpoints" / "base")
+            _adopt(run, base)
             rollout(run)
             refine(run)
         arms = evaluate(run, [REFINED, PLANNED])["arms"]
@@ -113,6 +127,16 @@ def _refined(main: RunConfig, config: RunConfig, x: float) -> Point:
 def _rollouts(main: RunConfig) -> int:
     """How many a study had, all rounds together."""
     return main.rounds * (main.rollouts + main.refine_rollouts)
+
+
+def _base(main: RunConfig) -> Path:
+    """The study's base policy, trained if there is none yet."""
+    base = Path(main.root) / main.name / "checkpoints" / "base"
+    if not (base / "policy.json").exists():
+        with open_run(main) as run:
+            collect(run)
+            pretrain(run)
+    return base
 
 
 def _adopt(run: Run, base: Path) -> None:
@@ -186,11 +210,12 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code("learning_curves", run_curves, parse(arguments))
 
 
-def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str) -> RunConfig:
-    """Settings of a study's run. ConfigError while it has not refined, which only a base policy's curve does without, and when it was run
-    with others."""
+def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str, points: Sequence[float]) -> RunConfig:
+    """Settings of a study's run. ConfigError while it has not refined, unless all ``points`` do without, and when it was run with
+    others."""
     main = Study(task, seed, root, flags).main
-    if over != "uniform" and not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
+    needed = over in ("candidates", "successes") or over == "rollouts" and (not points or _rollouts(main) in points)
+    if needed and not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
         raise ConfigError(f"there is no study of {task} with training seed {seed} in {root}: run `python jobs/learning.py --task {task} "
                           f"--seed {seed} --root {root}` first")
     refuse_other_settings(main)
@@ -200,7 +225,7 @@ def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str)
 def run_curves(options: argparse.Namespace) -> None:
     """Every point asked for, one after another; results are written as each is done."""
     file, seeds = options.to / "curves.json", options.seed or [0, 1]
-    asked = [(task, over, _studied(task, seed, options.root, dict(options.set), over))
+    asked = [(task, over, _studied(task, seed, options.root, dict(options.set), over, options.at or ()))
              for task in options.task or TASKS for over in options.over for seed in seeds]
     before = read_results(file)
     for task, over, main in asked:

@@ -150,7 +150,7 @@ def test_points_of_several_seeds_are_added_up_where_all_have_them_and_drawn(curv
 @pytest.fixture
 def measured(curves, monkeypatch):
     """A study whose points are known: V(s') wins as many of ten as there are candidates."""
-    monkeypatch.setattr(curves, "_studied", lambda task, seed, root, flags, over: curves.Study(task, seed, root, flags).main)
+    monkeypatch.setattr(curves, "_studied", lambda task, seed, root, flags, over, points: curves.Study(task, seed, root, flags).main)
     monkeypatch.setitem(curves.OVER, "candidates", lambda main, n: {"V(s')": [n, n, 10]})
 
 
@@ -179,9 +179,23 @@ def test_a_point_takes_its_place_in_the_curve(curves):
     assert curves.with_point({}, {"refined": [50, 9, 10]}) == {"refined": [[50, 9, 10]]}
 
 
+def test_few_rollouts_are_learned_from_in_one_round_and_more_as_in_the_study(curves, monkeypatch, tmp_path):
+    main = curves.Study("wide_lift", 0, tmp_path, {}).main
+    monkeypatch.setattr(curves, "_refined", lambda main, config, x: config)
+    few, more = curves.over_rollouts(main, 64), curves.over_rollouts(main, 100)
+    assert (few.rounds, few.rollouts, more.rounds, more.rollouts) == (1, 64, 2, 50) and curves.over_rollouts(main, 800) is main
+    assert curves.over_rollouts(main, 65).rollouts == 65 and few.rollout.horizon == 2 * main.rollout.horizon
+    assert few.learner.self_imitation < main.learner.self_imitation == more.learner.self_imitation
+    assert few.learner.planning_mix == main.learner.planning_mix
+    assert [few.name, more.name] == ["wide_lift-0-rollouts64", "wide_lift-0-rollouts100"]
+    with pytest.raises(ConfigError, match="^101 rollouts do not divide into 2 rounds"):
+        curves.over_rollouts(main, 101)
+
+
 def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
     assert curves.main(["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]) == 1
     assert capsys.readouterr().err.startswith("learning_curves: there is no study of wide_lift")
+    assert curves._studied("wide_lift", 0, tmp_path / "runs", {}, "rollouts", [64])  # needs a base policy alone, and trains it
     assert not (tmp_path / "runs").exists()
 
 
