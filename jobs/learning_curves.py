@@ -3,8 +3,9 @@
     python jobs/learning_curves.py --task wide_lift --seed 0 --over candidates
     python jobs/learning_curves.py --task wide_lift --seed 0 --over rollouts
 
-`--over successes` is the ablation of what failures teach, `--over uniform` that of the paper's hybrid noise. Writes curves.json and one
-picture per curve under --to, where the points of other runs are kept. Every point is counted on the study's held-out initial states.
+Fewer rollouts than the study's need its base policy alone, which is trained if there is none. `--over successes` is the ablation of what
+failures teach, `--over uniform` that of the paper's hybrid noise. Writes curves.json and one picture per curve under --to, where the points
+of other runs are kept. Every point is counted on the study's held-out initial states.
 """
 
 from __future__ import annotations
