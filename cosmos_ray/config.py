@@ -202,8 +202,6 @@ class PlannerConfig:
                         choices=("future", "action", "both"))
     spread: float = option(0.0, "standard deviation of an offset that moves the hand of every second candidate elsewhere; give rollouts "
                            "at least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
-    temperature: float = option(0.0, "execute the mean of all candidates, each weighted by exp(score / this), scores from 0 to 1: the "
-                                "policy's mean where they hardly differ, the best where they do; 0 executes the best", low=0, high=10)
     futures: int = option(1, "predicted futures per candidate", low=1, high=64)
     future_steps: int = option(1, "network evaluations of the longest future prediction", low=1, high=100)
     values: int = option(1, "value samples per predicted future", low=1, high=64)

@@ -3,9 +3,9 @@
     python jobs/learning_curves.py --task wide_lift --seed 0 --over candidates
     python jobs/learning_curves.py --task wide_lift --seed 0 --over rollouts
 
-Fewer rollouts than the study's need its base policy alone, which is trained if there is none. `--over successes` is the ablation of what
-failures teach, `--over uniform` that of the paper's hybrid noise. Writes curves.json and one picture per curve under --to, where the points
-of other runs are kept. Every point is counted on the study's held-out initial states.
+A point with fewer rollouts than the study had (`--at 64`) needs its base policy alone, and trains it if there is none. `--over successes`
+is the ablation of what failures teach, `--over uniform` that of the paper's hybrid noise. Writes curves.json and one picture per curve
+under --to, where the points of other runs are kept. Every point is counted on the study's held-out initial states.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What a curve is over, and its usual points; over rollouts, as many as the study had is another.
 POINTS = {"candidates": (1, 2, 4, 8, 16), "rollouts": (64, 100, 200, 500), "successes": (0.5, 1.0), "uniform": (0.0, 0.3, 1.0)}
-FEW = 65  #: as many rollouts as are few
+FEW = 65  #: the most rollouts that are learned from as :func:`_few` says
 SHARES = {"successes": "share of successes among the rollout samples", "uniform": "share of U(1, 85) among the drawn training sigmas"}
 
 Point = dict[str, list[float]]  #: name of a line -> [x, successes, episodes]
@@ -68,21 +68,21 @@ def over_candidates(main: RunConfig, n: int) -> Point:
 
 def over_rollouts(main: RunConfig, n: int) -> Point:
     """The study's base policy, refined with as many steps and rounds on ``n`` rollouts, all rounds together; with as many as the study
-    had, its own networks. Up to :data:`FEW` are collected, and learned from, in another way: see :func:`_few`."""
+    had, its own networks. Up to :data:`FEW` are collected, and learned from, as :func:`_few` says, whatever the study's settings."""
     if n == _rollouts(main):
         return _refined(main, main, n)
     like = _few(main) if n <= FEW else main
     if n % like.rounds:
-        raise ConfigError(f"{n} rollouts do not divide into {main.rounds} rounds: give another --at")
+        raise ConfigError(f"{n} rollouts do not divide into {like.rounds} rounds: give another --at")
     return _refined(main, _variant(main, f"rollouts{n}", dataclasses.replace(like, rollouts=n // like.rounds, refine_rollouts=0)), n)
 
 
 def _few(main: RunConfig) -> RunConfig:
-    """How to learn from few rollouts: in one round, with little noise and twice the time, which leaves more of them successful, and
-    imitating fewer of their failures, for a value that has seen so few episodes weighs them badly."""
+    """How to learn from few rollouts: in one round, with little noise and twice the time for them to succeed in, and imitating fewer of
+    their failures, for a value that has seen so few episodes weighs them badly."""
     flags = {"rounds": "1", "rollout.chunk_noise": "0.15", "rollout.horizon": str(2 * main.rollout.horizon),
              "learner.self_imitation": "0.4", "replay.success_share": "0.7"}
-    return make_config(main, None, flags)
+    return make_config(main, None, flags, new=False)
 
 
 def over_successes(main: RunConfig, share: float) -> Point:
@@ -212,11 +212,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str, points: Sequence[float]) -> RunConfig:
-    """Settings of a study's run. ConfigError while it has not refined, unless all ``points`` do without, and when it was run with
-    others."""
+    """Settings of a study's run. ConfigError when it was run with others, and while it has not refined: a base policy's curve and points
+    of fewer rollouts do without."""
     main = Study(task, seed, root, flags).main
-    needed = over in ("candidates", "successes") or over == "rollouts" and (not points or _rollouts(main) in points)
-    if needed and not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
+    alone = over == "uniform" or over == "rollouts" and points and _rollouts(main) not in points
+    if not alone and not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
         raise ConfigError(f"there is no study of {task} with training seed {seed} in {root}: run `python jobs/learning.py --task {task} "
                           f"--seed {seed} --root {root}` first")
     refuse_other_settings(main)

@@ -147,21 +147,12 @@ def test_rollouts_have_a_horizon_of_their_own_and_evaluation_does_not(run):
     ({"inference": dataclasses.replace(RunConfig().inference, steps=2)}, []),
     ({"rollout": dataclasses.replace(RunConfig().rollout, execute=2)}, []),
     ({"planner": PlannerConfig(candidates=9)}, ["base", "refined"]),
-    ({"planner": PlannerConfig(temperature=0.1)}, ["base", "refined"]),
     ({"rollout": dataclasses.replace(RunConfig().rollout, workers=9), "eval_episodes": 9}, ["base", "refined", "refined + planning"]),
 ])  # fmt: skip
 def test_what_decides_an_outcome_is_part_of_the_key(run, change, kept):
     before = {arm.name: arm.run_key for arm in arms(run)}
     after = {arm.name: arm.run_key for arm in arms(changed(run, **change))}
     assert [name for name in before if before[name] == after[name]] == kept
-
-
-def test_what_was_evaluated_before_there_was_a_temperature_keeps_its_key(run, monkeypatch):
-    decided, dumps = [], json.dumps
-    monkeypatch.setattr(json, "dumps", lambda value, **options: decided.append(value) or dumps(value, **options))
-    for planner in (PlannerConfig(), PlannerConfig(temperature=0.1)):
-        arms(changed(run, planner=planner), ["refined + planning"])
-    assert ["temperature" in settings["planner"] for settings in decided if "weights" in settings] == [False, True]
 
 
 def test_other_weights_are_another_arm(run):

@@ -195,7 +195,6 @@ def test_few_rollouts_are_learned_from_in_one_round_and_more_as_in_the_study(cur
 def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
     assert curves.main(["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]) == 1
     assert capsys.readouterr().err.startswith("learning_curves: there is no study of wide_lift")
-    assert curves._studied("wide_lift", 0, tmp_path / "runs", {}, "rollouts", [64])  # needs a base policy alone, and trains it
     assert not (tmp_path / "runs").exists()
 
 
@@ -235,6 +234,8 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     flags = ["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]
     for name, value in small.items():
         flags += ["--set", f"{name}={value}"]
+    assert curves.main([*flags, "--over", "rollouts", "--at", "4"]) == 0  # before the study: trains its base policy
+    assert not (tmp_path / "runs" / "wide_lift-0" / "checkpoints" / "refined").exists()
     assert study.main(flags) == 0
     file = tmp_path / "results" / "learning.json"
     result = json.loads(file.read_text())["wide_lift"]

@@ -184,18 +184,6 @@ def test_planning_finds_the_best_candidate_under_a_known_value(policy, value):
     assert torch.equal(decision.actions[:, 0, 0], first.max(1).values)
 
 
-def test_with_a_temperature_the_mean_of_the_candidates_weighted_by_score_is_executed(policy):
-    known, text, seeds = observed(policy, 3)
-    config = PlannerConfig(candidates=4, spread=0.5)
-    best = plan(policy, known, text, seeds, STEPS, config)
-    for temperature, weights in ((1e-6, torch.nn.functional.one_hot(best.chosen, 4).double()), (1e6, torch.full((3, 4), 0.25).double()),
-                                 (0.01, torch.softmax(best.scores.double() / 0.01, 1))):
-        decision = plan(policy, known, text, seeds, STEPS, dataclasses.replace(config, temperature=temperature))
-        assert torch.equal(decision.candidates, best.candidates) and torch.equal(decision.chosen, best.chosen)
-        assert torch.allclose(decision.actions.double(), torch.einsum("bn,bnkd->bkd", weights, best.candidates.double()), atol=1e-4)
-    assert not torch.allclose(decision.actions, best.actions, atol=1e-2)  # the last one is between the candidates
-
-
 @pytest.mark.parametrize("value, kind", [("future", SampleType.VALUE_FUTURE), ("action", SampleType.VALUE_ACTION)])
 def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind):
     imagined, valued = [], []

@@ -30,7 +30,7 @@ class Decision:
     actions: torch.Tensor  #: (B, K, d) float32, physical units
     values: torch.Tensor  #: (B,) the policy's own value of the chosen chunk, in [-1, 1]
     scores: torch.Tensor  #: (B, N) candidate scores in [0, 1]; (B, 1) of the policy's own value without planning
-    chosen: torch.Tensor  #: (B,) int64 index of the best candidate: the one that is executed, or weighs most
+    chosen: torch.Tensor  #: (B,) int64 index of the executed candidate
     candidates: torch.Tensor  #: (B, N, K, d) every proposed chunk
     latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate: its (first) imagined future when planning
 
@@ -87,8 +87,7 @@ def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.
         judge: the network that imagines and values the candidates, with its own B rows of prompts; the policy itself by default. Both
             must have one tokenizer and one normalisation.
 
-    Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action", or the mean of both when it is "both". With
-    ``config.temperature`` it is their weighted mean that is executed: see :func:`blend`.
+    Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action", or the mean of both when it is "both".
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
@@ -97,17 +96,8 @@ def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.
     scores = scores.view(b, n)
     chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties
     pick = torch.arange(b) * n + chosen
-    candidates = proposals.actions.unflatten(0, (b, n))
-    actions = blend(candidates, scores, config.temperature) if config.temperature else proposals.actions[pick]
-    return Decision(actions, policy.read_value(proposals.latents)[pick], scores, chosen, candidates, futures[pick])
-
-
-def blend(candidates: torch.Tensor, scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(B, K, d) mean of (B, N, K, d) chunks, weighted by exp(score / temperature), as model-predictive path integral control weighs its
-    rollouts. Where (B, N) scores differ by less than the temperature this is what the policy does on average, whatever the best
-    candidate would have been; where they differ by more it is the best one."""
-    weights = torch.softmax(scores.to(candidates) / temperature, dim=1)
-    return (weights[:, :, None, None] * candidates).sum(1)
+    return Decision(proposals.actions[pick], policy.read_value(proposals.latents)[pick], scores, chosen,
+                    proposals.actions.unflatten(0, (b, n)), futures[pick])
 
 
 def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,

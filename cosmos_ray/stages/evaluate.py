@@ -157,10 +157,7 @@ def _pairs(table: dict) -> list[dict]:
 def settings_digest(run: Run, checkpoint: Path, planner: PlannerConfig | None, judge: Path | None = None) -> str:
     """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
     config, inference = run.config, run.config.inference
-    planned = dataclasses.asdict(planner) if planner else None
-    if planned and not planned["temperature"]:
-        del planned["temperature"]  # what was evaluated before there was this setting keeps its key
-    settings = {"weights": _hash(checkpoint), "planner": planned,
+    settings = {"weights": _hash(checkpoint), "planner": dataclasses.asdict(planner) if planner else None,
                 "sampler": [inference.steps, inference.reference_steps, inference.precision, inference.accelerate],
                 "execute": config.rollout.execute, "sim": dataclasses.asdict(config.sim)}
     if judge is not None:
