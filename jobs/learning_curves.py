@@ -87,13 +87,13 @@ def _few(main: RunConfig) -> RunConfig:
 
 def over_successes(main: RunConfig, share: float) -> Point:
     """The study's base policy, refined with a ``share`` of successes among the rollout samples; only 1 leaves the failures out."""
-    config = dataclasses.replace(main, replay=dataclasses.replace(main.replay, success_share=share))
+    config = make_config(main, None, {"replay.success_share": str(share)}, new=False)
     return _refined(main, _variant(main, f"successes{share:g}", config), share)
 
 
 def over_uniform(main: RunConfig, share: float) -> Point:
     """The base policy, trained with another ``share`` of uniform noise levels."""
-    config = dataclasses.replace(main, model=dataclasses.replace(main.model, uniform_share=share))
+    config = make_config(main, None, {"model.uniform_share": str(share)}, new=False)
     with open_run(_variant(main, f"uniform{share:g}", config)) as run:
         collect(run)
         pretrain(run)

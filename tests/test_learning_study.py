@@ -1,5 +1,6 @@
 """The study of what refinement and planning bring: its arithmetic, and the whole of it at toy size."""
 
+import dataclasses
 import json
 import re
 from unittest.mock import ANY
@@ -190,6 +191,15 @@ def test_few_rollouts_are_learned_from_in_one_round_and_more_as_in_the_study(cur
     assert [few.name, more.name] == ["wide_lift-0-rollouts64", "wide_lift-0-rollouts100"]
     with pytest.raises(ConfigError, match="^101 rollouts do not divide into 2 rounds"):
         curves.over_rollouts(main, 101)
+
+
+def test_a_share_is_all_that_differs_and_the_studys_own_is_the_study(curves, monkeypatch, tmp_path):
+    main = curves.Study("can", 0, tmp_path, {}).main
+    monkeypatch.setattr(curves, "_refined", lambda main, config, x: config)
+    config = curves.over_successes(main, 0.85)
+    assert (config.name, config.replay.success_share) == ("can-0-successes0.85", 0.85)
+    assert dataclasses.replace(config, name=main.name, replay=main.replay) == main
+    assert curves.over_successes(main, main.replay.success_share) is main
 
 
 def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
