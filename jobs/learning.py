@@ -28,7 +28,7 @@ from cosmos_ray.config import DEMO, RunConfig  # noqa: E402
 from cosmos_ray.errors import ConfigError, CosmosRayError  # noqa: E402
 from cosmos_ray.replay.files import replace  # noqa: E402
 from cosmos_ray.report.statistics import paired_with_interval, wilson  # noqa: E402
-from cosmos_ray.run import open_run  # noqa: E402
+from cosmos_ray.run import Run, open_run  # noqa: E402
 from cosmos_ray.settings import FIELDS, make_config, stored_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
@@ -52,7 +52,8 @@ TASKS: dict[str, dict[str, str]] = {
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
 REFINED, FUTURE, ACTION, MEAN = "refined", "refined + V(s')", "refined + Q(s,a)", "refined + mean of V(s') and Q(s,a)"
 ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION, MEAN)
-PLANNED = "refined + planning"  #: what `evaluate` calls the last three, by whatever value its run plans
+VALUES = {FUTURE: "future", ACTION: "action", MEAN: "both"}  #: arms that plan -> `planner.value`
+OWN = ("name", "root", "seed", "planner.value")  #: settings of a run that the study gives it
 
 
 class Study:
@@ -70,17 +71,16 @@ class Study:
         with open_run(main) as run:
             for stage in (collect, pretrain, rollout, refine):
                 stage(run)
-            out = _outcomes(evaluate(run), {"base": BASE, "refined": REFINED, PLANNED: FUTURE})
+            arms = evaluate(run)["arms"]
+            out = {BASE: arms["base"]["outcomes"], REFINED: arms["refined"]["outcomes"]}
+            out |= {arm: planned(run, value=value)["outcomes"] for arm, value in VALUES.items()}
             base, store = run.folder.checkpoint("base"), str(run.folder.replay)
-        for value, arm in (("action", ACTION), ("both", MEAN)):
-            with open_run(planning(main, value=value)) as run:
-                out |= _outcomes(evaluate(run, [PLANNED]), {PLANNED: arm})
         for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, main.learner.self_imitation)):
             control = self._control(name, str(base), store, share)
             refuse_other_settings(control)
             with open_run(control) as run:
                 pretrain(run)
-                out |= _outcomes(evaluate(run, ["base"]), {"base": arm})
+                out[arm] = evaluate(run, ["base"])["arms"]["base"]["outcomes"]
         return out
 
     def _control(self, name: str, base: str, store: str, share: float) -> RunConfig:
@@ -93,9 +93,11 @@ class Study:
                                    replay=dataclasses.replace(main.replay, store=store))
 
 
-def planning(main: RunConfig, **settings) -> RunConfig:
-    """The same run with other ``settings`` of its planner."""
-    return dataclasses.replace(main, planner=dataclasses.replace(main.planner, **settings))
+def planned(run: Run, **settings) -> dict:
+    """What :func:`evaluate` says of the refined policy planning with other ``settings`` of the planner, which the run does not keep."""
+    config, arm = run.config, "refined + planning"
+    config = dataclasses.replace(config, planner=dataclasses.replace(config.planner, **settings))
+    return evaluate(dataclasses.replace(run, config=config), [arm])["arms"][arm]
 
 
 def refuse_other_settings(config: RunConfig) -> None:
@@ -109,10 +111,6 @@ def refuse_other_settings(config: RunConfig) -> None:
         name, (theirs, ours) = next(iter(others.items()))
         raise ConfigError(f"study {config.name} in {config.root} was run with {name} = {theirs}, not {ours}: give another --root, or the "
                           "same --set")
-
-
-def _outcomes(evaluation: dict, arms: dict[str, str]) -> dict[str, list[int]]:
-    return {arms[name]: arm["outcomes"] for name, arm in evaluation["arms"].items()}
 
 
 def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
@@ -165,6 +163,8 @@ def _setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or name not in FIELDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with the name of a setting, such as rollouts=200")
+    if name in OWN:
+        raise argparse.ArgumentTypeError(f"{text!r}: {name} is the study's own, from --task, --seed and --root or an arm's")
     return name, value
 
 

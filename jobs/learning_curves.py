@@ -23,16 +23,16 @@ from learning import (  # noqa: E402
     ACTION,
     BASE,
     FUTURE,
-    PLANNED,
     REFINED,
     TASKS,
+    VALUES,
     Study,
     exit_code,
-    planning,
+    planned,
     refuse_other_settings,
     study_parser,
 )
-from learning_results import by_seed, changing, read_results, settings_of  # noqa: E402
+from learning_results import by_seed, changing, differences, read_results, settings_of  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
@@ -50,6 +50,7 @@ from cosmos_ray.stages.rollout import rollout  # noqa: E402
 
 #: What a curve is over, and its usual points; over rollouts, as many as the study had is another.
 POINTS = {"candidates": (1, 2, 4, 8, 16), "rollouts": (64, 100, 200, 500), "successes": (0.5, 1.0), "uniform": (0.0, 0.3, 1.0)}
+PLANNED = (FUTURE, ACTION)  #: the arms that plan, of which every point counts both
 FEW = 65  #: the most rollouts that are learned from as :func:`_few` says
 SHARES = {"successes": "share of successes among the rollout samples", "uniform": "share of U(1, 85) among the drawn training sigmas"}
 
@@ -58,23 +59,26 @@ Curve = dict[str, list[list[float]]]  #: name of a line -> its points, by x
 
 
 def over_candidates(main: RunConfig, n: int) -> Point:
-    """The study's refined network, planning by each value among ``n`` candidates."""
-    point, arm = {}, REFINED if n == 1 else PLANNED
-    for line, value in (("V(s')", "future"), ("Q(s,a)", "action")):
-        with open_run(planning(main, candidates=n, value=value)) as run:
-            point[line] = _counts(n, evaluate(run, [arm])["arms"][arm])
-    return point
+    """The study's refined network, planning by each value among ``n`` candidates; by none of them when there is but one."""
+    with open_run(main) as run:
+        alone = evaluate(run, ["refined"])["arms"]["refined"] if n == 1 else None
+        return {arm: _counts(n, alone or planned(run, candidates=n, value=VALUES[arm])) for arm in PLANNED}
 
 
 def over_rollouts(main: RunConfig, n: int) -> Point:
     """The study's base policy, refined with as many steps and rounds on ``n`` rollouts, all rounds together; with as many as the study
     had, its own networks. Up to :data:`FEW` are collected, and learned from, as :func:`_few` says, whatever the study's settings."""
+    return _refined(main, _with_rollouts(main, n), n)
+
+
+def _with_rollouts(main: RunConfig, n: int) -> RunConfig:
+    """The run of ``n`` rollouts. ConfigError when they do not divide into its rounds, or when it was begun with other settings."""
     if n == _rollouts(main):
-        return _refined(main, main, n)
+        return main
     like = _few(main) if n <= FEW else main
     if n % like.rounds:
         raise ConfigError(f"{n} rollouts do not divide into {like.rounds} rounds: give another --at")
-    return _refined(main, _variant(main, f"rollouts{n}", dataclasses.replace(like, rollouts=n // like.rounds, refine_rollouts=0)), n)
+    return _variant(main, f"rollouts{n}", dataclasses.replace(like, rollouts=n // like.rounds, refine_rollouts=0))
 
 
 def _few(main: RunConfig) -> RunConfig:
@@ -119,10 +123,8 @@ def _refined(main: RunConfig, config: RunConfig, x: float) -> Point:
             _adopt(run, base)
             rollout(run)
             refine(run)
-        arms = evaluate(run, [REFINED, PLANNED])["arms"]
-    with open_run(planning(config, value="action")) as run:
-        by_action = evaluate(run, [PLANNED])["arms"][PLANNED]
-    return {REFINED: _counts(x, arms[REFINED]), FUTURE: _counts(x, arms[PLANNED]), ACTION: _counts(x, by_action)}
+        return {REFINED: _counts(x, evaluate(run, ["refined"])["arms"]["refined"]),
+                **{arm: _counts(x, planned(run, value=VALUES[arm])) for arm in PLANNED}}
 
 
 def _rollouts(main: RunConfig) -> int:
@@ -169,19 +171,26 @@ def joined(curves: list[Curve]) -> Curve:
     return lines
 
 
-def draw(curve: Curve, over: str, title: str) -> Figure:
-    """Success rates with Wilson intervals, one line per name."""
+def draw(curves: dict[int, Curve], over: str, task: str) -> Figure:
+    """Success rates with Wilson intervals, one line per name; with several training seeds each seed's own line, thinner, and theirs
+    together where all have a point."""
     figure, (axis,) = style.figure(6.0, 3.2)
-    for (name, points), colour in zip(curve.items(), (style.BLUE, style.VERMILION, style.GREEN), strict=False):
-        x = [p[0] for p in points]
-        intervals = [wilson(p[1], p[2]) for p in points]
-        axis.plot(x, [p[1] / p[2] for p in points], "o-", color=colour, label=name)
-        axis.vlines(x, [i[0] for i in intervals], [i[1] for i in intervals], color=colour, alpha=0.4, linewidth=4)
+    together = joined(list(curves.values()))
+    for (name, points), colour in zip(together.items(), (style.BLUE, style.VERMILION, style.GREEN), strict=False):
+        intervals = [wilson(won, episodes) for _, won, episodes in points]
+        axis.plot([p[0] for p in points], [won / episodes for _, won, episodes in points], "o-", color=colour, label=name)
+        axis.vlines([p[0] for p in points], [i[0] for i in intervals], [i[1] for i in intervals], color=colour, alpha=0.4, linewidth=4)
+        for seed, curve in curves.items() if len(curves) > 1 else ():
+            axis.plot([p[0] for p in curve[name]], [won / episodes for _, won, episodes in curve[name]], ".--", color=colour, alpha=0.6,
+                      linewidth=0.8)
+            axis.annotate(f"seed {seed}", (curve[name][-1][0], curve[name][-1][1] / curve[name][-1][2]), fontsize=6, color=colour,
+                          xytext=(4, 0), textcoords="offset points", va="center")
     if over not in SHARES:
         axis.set_xscale("log", base=2)
-    axis.set(xticks=x, xticklabels=[f"{n:g}" for n in x], ylim=(0, 1))  # every line has the same points
+    x = sorted({point[0] for curve in curves.values() for points in curve.values() for point in points})
+    axis.set(xticks=x, xticklabels=[f"{n:g}" for n in x], ylim=(0, 1))
     axis.minorticks_off()
-    style.label(axis, SHARES.get(over, over), "success rate", title)
+    style.label(axis, SHARES.get(over, over), "success rate", f"{task}, {len(curves)} training seed{'s' * (len(curves) > 1)}")
     style.legend(axis)
     return figure
 
@@ -211,39 +220,47 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code("learning_curves", run_curves, parse(arguments))
 
 
-def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str, points: Sequence[float]) -> RunConfig:
-    """Settings of a study's run. ConfigError when it was run with others, and while it has not refined: a base policy's curve and points
-    of fewer rollouts do without."""
+def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str, at: Sequence[float]) -> tuple[RunConfig, list[float]]:
+    """Settings of a study's run, and the points asked for, by default the usual. ConfigError when it was run with other settings, for
+    points that cannot be, and while it has not refined: a base policy's curve and points of fewer rollouts do without."""
     main = Study(task, seed, root, flags).main
-    alone = over == "uniform" or over == "rollouts" and points and _rollouts(main) not in points
+    points = sorted(set(at or (*POINTS[over], *([_rollouts(main)] if over == "rollouts" else []))))
+    alone = over == "uniform" or over == "rollouts" and at and _rollouts(main) not in points
     if not alone and not (root / main.name / "checkpoints" / "refined" / "policy.json").exists():
         raise ConfigError(f"there is no study of {task} with training seed {seed} in {root}: run `python jobs/learning.py --task {task} "
                           f"--seed {seed} --root {root}` first")
     refuse_other_settings(main)
-    return main
+    for n in points if over == "rollouts" else ():
+        _with_rollouts(main, int(n))
+    return main, points
+
+
+def _settings(main: RunConfig, over: str) -> dict[str, str]:
+    """What a curve was made with: the study's settings, and how few rollouts are learned from."""
+    settings = settings_of(main)
+    if over == "rollouts":
+        settings |= {f"{name} (up to {FEW} rollouts)": value for name, (_, value) in differences(main, _few(main)).items()}
+    return settings
 
 
 def run_curves(options: argparse.Namespace) -> None:
     """Every point asked for, one after another; results are written as each is done."""
     file, seeds = options.to / "curves.json", options.seed or [0, 1]
-    asked = [(task, over, _studied(task, seed, options.root, dict(options.set), over, options.at or ()))
+    asked = [(task, over, *_studied(task, seed, options.root, dict(options.set), over, options.at or ()))
              for task in options.task or TASKS for over in options.over for seed in seeds]
     before = read_results(file)
-    for task, over, main in asked:
-        by_seed(before, f"{task} over {over}", "by_seed", settings_of(main), file)  # refused before anything runs
+    for task, over, main, _ in asked:
+        by_seed(before, f"{task} over {over}", "by_seed", _settings(main, over), file)  # refused before anything runs
     options.to.mkdir(parents=True, exist_ok=True)
-    for task, over, main in asked:
-        usual = {*POINTS[over], *([_rollouts(main)] if over == "rollouts" else [])}
-        for x in sorted(set(options.at or usual)):
-            point, settings, name = OVER[over](main, x if over in SHARES else int(x)), settings_of(main), f"{task} over {over}"
+    for task, over, main, points in asked:
+        for x in points:
+            point, settings, name = OVER[over](main, x if over in SHARES else int(x)), _settings(main, over), f"{task} over {over}"
             with changing(file) as results:
                 curves = by_seed(results, name, "by_seed", settings, file)
                 curves[main.seed] = with_point(curves.get(main.seed, {}), point)
-                lines = joined(list(curves.values()))
-                results[name] = {"settings": settings, "lines": lines, "by_seed": {str(seed): curve for seed, curve in curves.items()}}
-                if all(lines.values()):
-                    title = f"{task}, {len(curves)} training seed{'s' * (len(curves) > 1)}"
-                    replace(style.png(draw(lines, over, title)), options.to / f"{task}_{over}.png")
+                results[name] = {"settings": settings, "lines": joined(list(curves.values())),
+                                 "by_seed": {str(seed): curve for seed, curve in curves.items()}}
+                replace(style.png(draw(curves, over, task)), options.to / f"{task}_{over}.png")
 
 
 if __name__ == "__main__":

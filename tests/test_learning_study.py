@@ -46,6 +46,7 @@ def test_the_table_names_every_arm_with_its_gain(study):
 @pytest.mark.parametrize("flags, message", [
     (["--set", "rollouts"], "argument --set: 'rollouts' is not NAME=VALUE"),
     (["--set", "rollout=3"], "argument --set: 'rollout=3' is not NAME=VALUE with the name of a setting"),
+    (["--set", "planner.value=both"], "argument --set: 'planner.value=both': planner.value is the study's own"),
     (["--task", "fold"], "invalid choice: 'fold'"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_clear_line(study, flags, message, capsys):
@@ -143,15 +144,25 @@ def test_points_of_several_seeds_are_added_up_where_all_have_them_and_drawn(curv
     second = {"V(s')": [[1, 4, 20], [2, 9, 20]], "Q(s,a)": [[1, 4, 20], [2, 2, 20]]}
     both = curves.joined([first, second])
     assert both == {"V(s')": [[1, 7, 30], [2, 13, 30]], "Q(s,a)": [[1, 7, 30], [2, 7, 30]]}
-    (axis,) = curves.draw(both, "candidates", "lift, 2 training seeds").axes
-    assert [line.get_label() for line in axis.lines] == ["V(s')", "Q(s,a)"]
-    assert axis.lines[0].get_ydata() == pytest.approx([7 / 30, 13 / 30]) and [t.get_text() for t in axis.get_xticklabels()] == ["1", "2"]
+    (axis,) = curves.draw({0: first, 1: second}, "candidates", "lift").axes
+    named = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert list(named) == ["V(s')", "Q(s,a)"] and axis.get_title(loc="left") == "lift, 2 training seeds"
+    assert named["V(s')"].get_ydata() == pytest.approx([7 / 30, 13 / 30])
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["1", "2", "4"]
+    assert [list(line.get_ydata()) for line in axis.lines[1:3]] == [[0.3, 0.4, 0.9], [0.2, 0.45]]  # and each seed's own
+    (axis,) = curves.draw({0: first}, "candidates", "lift").axes
+    assert len(axis.lines) == 2 and axis.get_title(loc="left") == "lift, 1 training seed"
+
+
+def test_seeds_without_a_common_point_are_drawn_all_the_same(curves):
+    (axis,) = curves.draw({0: {"base": [[0, 1, 10]]}, 1: {"base": [[0.3, 2, 10]]}}, "uniform", "lift").axes
+    assert [list(line.get_ydata()) for line in axis.lines] == [[], [0.1], [0.2]]
 
 
 @pytest.fixture
 def measured(curves, monkeypatch):
     """A study whose points are known: V(s') wins as many of ten as there are candidates."""
-    monkeypatch.setattr(curves, "_studied", lambda task, seed, root, flags, over, points: curves.Study(task, seed, root, flags).main)
+    monkeypatch.setattr(curves, "_studied", lambda task, seed, root, flags, over, at: (curves.Study(task, seed, root, flags).main, at))
     monkeypatch.setitem(curves.OVER, "candidates", lambda main, n: {"V(s')": [n, n, 10]})
 
 
@@ -189,8 +200,28 @@ def test_few_rollouts_are_learned_from_in_one_round_and_more_as_in_the_study(cur
     assert few.learner.self_imitation < main.learner.self_imitation == more.learner.self_imitation
     assert few.learner.planning_mix == main.learner.planning_mix
     assert [few.name, more.name] == ["wide_lift-0-rollouts64", "wide_lift-0-rollouts100"]
-    with pytest.raises(ConfigError, match="^101 rollouts do not divide into 2 rounds"):
-        curves.over_rollouts(main, 101)
+
+
+def test_rollouts_that_do_not_divide_into_rounds_are_refused_before_anything_runs(curves, tmp_path, capsys):
+    flags = ["--task", "wide_lift", "--seed", "0", "--over", "rollouts", "--at", "64", "--at", "101", "--root", str(tmp_path / "runs")]
+    assert curves.main([*flags, "--to", str(tmp_path / "results")]) == 1
+    assert capsys.readouterr().err == "learning_curves: 101 rollouts do not divide into 2 rounds: give another --at\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_curve_names_how_few_rollouts_are_learned_from(curves, tmp_path):
+    main = curves.Study("wide_lift", 0, tmp_path, {}).main
+    few = curves._settings(main, "rollouts").items() - curves._settings(main, "candidates").items()
+    assert {("rounds (up to 65 rollouts)", "1"), ("rollout.horizon (up to 65 rollouts)", "320")} < few and len(few) == 5
+
+
+def test_planning_by_another_value_leaves_the_run_its_settings(study, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(study, "evaluate", lambda run, only: {"arms": {name: seen.append(run.config) for name in only}})
+    with study.open_run(study.Study("can", 0, tmp_path, {}).main, with_ray=False) as run:
+        study.planned(run, value="action", candidates=2)
+        assert run.config.planner.value == "future" and run.folder.read_json("config.json")["planner"]["value"] == "future"
+    assert (seen[0].planner.value, seen[0].planner.candidates) == ("action", 2)
 
 
 def test_a_share_is_all_that_differs_and_the_studys_own_is_the_study(curves, monkeypatch, tmp_path):
@@ -247,6 +278,8 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     assert curves.main([*flags, "--over", "rollouts", "--at", "4"]) == 0  # before the study: trains its base policy
     assert not (tmp_path / "runs" / "wide_lift-0" / "checkpoints" / "refined").exists()
     assert study.main(flags) == 0
+    planner = json.loads((tmp_path / "runs/wide_lift-0/config.json").read_text())["planner"]
+    assert (planner["value"], planner["candidates"]) == ("future", 2)
     file = tmp_path / "results" / "learning.json"
     result = json.loads(file.read_text())["wide_lift"]
     assert list(result["arms"]) == list(study.ARMS) and all(arm["episodes"] == 2 for arm in result["arms"].values())
@@ -257,6 +290,7 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     # Ten rollouts are what the study had, and 0.3 its uniform noise: its own networks, trained no further.
     for over, points in (("candidates", (1, 2)), ("rollouts", (4, 10)), ("successes", (1,)), ("uniform", (0, 0.3))):
         assert curves.main([*flags, "--over", over, *(word for point in points for word in ("--at", str(point)))]) == 0
+    assert json.loads((tmp_path / "runs/wide_lift-0/config.json").read_text())["planner"] == planner  # no measurement changes a run
     lines = {name: curve["lines"] for name, curve in json.loads((tmp_path / "results" / "curves.json").read_text()).items()}
     assert [[point[0] for point in line] for line in lines["wide_lift over candidates"].values()] == [[1, 2]] * 2
     assert [[point[0] for point in line] for line in lines["wide_lift over rollouts"].values()] == [[4, 10]] * 3
