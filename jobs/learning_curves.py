@@ -172,26 +172,24 @@ def joined(curves: list[Curve]) -> Curve:
 
 
 def draw(curves: dict[int, Curve], over: str, task: str) -> Figure:
-    """Success rates with Wilson intervals, one line per name; with several training seeds each seed's own line, thinner, and theirs
-    together where all have a point."""
-    figure, (axis,) = style.figure(6.0, 3.2)
-    together = joined(list(curves.values()))
-    for (name, points), colour in zip(together.items(), (style.BLUE, style.VERMILION, style.GREEN), strict=False):
-        intervals = [wilson(won, episodes) for _, won, episodes in points]
-        axis.plot([p[0] for p in points], [won / episodes for _, won, episodes in points], "o-", color=colour, label=name)
-        axis.vlines([p[0] for p in points], [i[0] for i in intervals], [i[1] for i in intervals], color=colour, alpha=0.4, linewidth=4)
-        for seed, curve in curves.items() if len(curves) > 1 else ():
-            axis.plot([p[0] for p in curve[name]], [won / episodes for _, won, episodes in curve[name]], ".--", color=colour, alpha=0.6,
-                      linewidth=0.8)
-            axis.annotate(f"seed {seed}", (curve[name][-1][0], curve[name][-1][1] / curve[name][-1][2]), fontsize=6, color=colour,
-                          xytext=(4, 0), textcoords="offset points", va="center")
-    if over not in SHARES:
-        axis.set_xscale("log", base=2)
-    x = sorted({point[0] for curve in curves.values() for points in curve.values() for point in points})
-    axis.set(xticks=x, xticklabels=[f"{n:g}" for n in x], ylim=(0, 1))
-    axis.minorticks_off()
-    style.label(axis, SHARES.get(over, over), "success rate", f"{task}, {len(curves)} training seed{'s' * (len(curves) > 1)}")
-    style.legend(axis)
+    """Success rates with Wilson intervals, one line per name: a panel for each training seed, and one for all of them together where
+    they have common points."""
+    panels = {f"{task}, training seed {seed}": curve for seed, curve in curves.items()}
+    if len(curves) > 1 and all((together := joined(list(curves.values()))).values()):
+        panels[f"{task}, {len(curves)} training seeds together"] = together
+    figure, axes = style.figure(6.0 if len(panels) == 1 else 4.0 * len(panels), 3.2, columns=len(panels))
+    for axis, (title, curve) in zip(axes, panels.items(), strict=True):
+        for (name, points), colour in zip(curve.items(), (style.BLUE, style.VERMILION, style.GREEN), strict=False):
+            x = [p[0] for p in points]
+            intervals = [wilson(p[1], p[2]) for p in points]
+            axis.plot(x, [p[1] / p[2] for p in points], "o-", color=colour, label=name)
+            axis.vlines(x, [i[0] for i in intervals], [i[1] for i in intervals], color=colour, alpha=0.4, linewidth=4)
+        if over not in SHARES:
+            axis.set_xscale("log", base=2)
+        axis.set(xticks=x, xticklabels=[f"{n:g}" for n in x], ylim=(0, 1))  # every line has the same points
+        axis.minorticks_off()
+        style.label(axis, SHARES.get(over, over), "success rate", title)
+        style.legend(axis)
     return figure
 
 
