@@ -199,6 +199,7 @@ def test_few_rollouts_are_learned_from_in_one_round_and_more_as_in_the_study(cur
     assert few.learner.self_imitation < main.learner.self_imitation == more.learner.self_imitation
     assert few.learner.planning_mix == main.learner.planning_mix
     assert [few.name, more.name] == ["wide_lift-0-rollouts64", "wide_lift-0-rollouts100"]
+    assert curves._studied("wide_lift", 0, tmp_path, {}, "rollouts", [64]) == (main, [64])  # needs a base policy alone, and trains it
 
 
 def test_rollouts_that_do_not_divide_into_rounds_are_refused_before_anything_runs(curves, tmp_path, capsys):
