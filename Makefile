@@ -15,7 +15,7 @@ test-slow: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow $(ARGS)
 
 chaos-replay: setup-dev
-	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos_replay.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos/replay.py $(ARGS)
 
 chaos-loop: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow tests/test_loop.py $(ARGS)

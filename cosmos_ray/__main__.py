@@ -1,6 +1,6 @@
 """``python -m cosmos_ray``."""
 
-from cosmos_ray.cli import entry
+from cosmos_ray.commands.cli import entry
 
 if __name__ == "__main__":
     entry()

@@ -12,7 +12,7 @@ from typing import Any
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.replay.files import append_line
+from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.uri import is_uri, without_credentials
 

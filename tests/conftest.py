@@ -1,7 +1,5 @@
 """Shared by the system tests: one small run, made once by the commands a user types."""
 
-import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -54,24 +52,14 @@ def metrics(folder: Path, stage: str) -> list[dict]:
     return [row for row in rows if row["stage"] == stage]
 
 
-@contextlib.contextmanager
-def imported_job(name: str):
-    """A script of ``jobs`` as a module; in ``sys.modules``, where the processes it starts look for their functions."""
-    sys.path.insert(0, str(ROOT / "jobs"))
-    try:
-        yield importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT / "jobs"))
-
-
 def pytest_sessionfinish(session, exitstatus):
     session.config.stash[STATUS] = int(exitstatus)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    """Leave as the command line does (see :func:`cosmos_ray.cli.entry`): without interpreter teardown, where GL and Ray threads that
-    libraries have left running crash the process now and then, after every test has passed."""
+    """Leave as the command line does (see :func:`cosmos_ray.commands.cli.entry`): without interpreter teardown, where GL and Ray threads
+    that libraries have left running crash the process now and then, after every test has passed."""
     if STATUS in config.stash:
         sys.stdout.flush()
         sys.stderr.flush()

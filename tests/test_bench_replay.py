@@ -1,5 +1,6 @@
 """The replay benchmark at toy size: every format returns the same windows, and the figures it promises are written."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -7,13 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import imported_job
-
 
 @pytest.fixture(scope="module")
 def bench():
-    with imported_job("bench_replay") as module:
-        yield module
+    return importlib.import_module("jobs.bench.replay")
 
 
 @pytest.fixture(scope="module")

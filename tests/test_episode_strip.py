@@ -14,7 +14,7 @@ import pytest
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.replay import Episode, EpisodeKey
-from cosmos_ray.replay.codec import decode_jpeg
+from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.report.episode_strip import MOST_COLUMNS, draw_episode, outcome_text, save_episode
 from cosmos_ray.sim.environment import Environment, start
 
@@ -122,7 +122,7 @@ def test_video_of_every_kth_step_stands_longer(episode, tmp_path):
 
 @pytest.mark.parametrize("height, width, cameras", [(33, 17, 3), (101, 333, 1)])
 def test_odd_sizes_and_other_numbers_of_cameras_work(episode, tmp_path, height, width, cameras):
-    from cosmos_ray.replay.codec import encode_jpeg
+    from cosmos_ray.replay.format.codec import encode_jpeg
 
     odd = copy.deepcopy(episode)
     odd.cameras = tuple(f"camera_with_a_long_name_{i}" for i in range(cameras))

@@ -9,7 +9,7 @@ from cosmos_ray.config import PlannerConfig, RolloutConfig, RunConfig, SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import save_policy
-from cosmos_ray.replay.episode import Episode, EpisodeKey
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import rollout_ticket

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_ray.cli import main
+from cosmos_ray.commands.cli import main
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.model.checkpoint import load_policy, read_description
 from cosmos_ray.model.exchange import read_weights

@@ -7,9 +7,9 @@ import pytest
 import ray
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.fleet import ATTEMPTS, Fleet, WorkerTrouble
-from cosmos_ray.replay.episode import Episode
+from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.rollout.fleet import ATTEMPTS, Fleet, WorkerTrouble
 from tests.test_replay_episode import make_episode
 
 

@@ -14,10 +14,10 @@ from cosmos_ray.inference.messages import ActRequest
 from cosmos_ray.learner.core import LearnerCore
 from cosmos_ray.learner.engine import free_port, rendezvous
 from cosmos_ray.learner.mixture import Mixture
-from cosmos_ray.model.accelerate import accelerate
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
+from cosmos_ray.model.speed.accelerate import accelerate
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.weights import pack
 from tests.test_learner import fill, source

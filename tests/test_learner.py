@@ -19,8 +19,8 @@ from cosmos_ray.learner.core import LearnerCore, learning_rate
 from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.sample_types import SampleType
-from cosmos_ray.model.training_graphs import capture_training
-from cosmos_ray.replay.sampler import WindowSampler
+from cosmos_ray.model.speed.training_graphs import capture_training
+from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.weights import pack, unpack
 from tests.test_model import tiny

@@ -18,7 +18,7 @@ from cosmos_ray.model.exchange import FORMATS, diffusers_config, write_weights
 from cosmos_ray.model.images import prepare
 from cosmos_ray.model.policy import TrainingBatch, build
 from cosmos_ray.model.spec import make_spec
-from cosmos_ray.replay.statistics import dataset_statistics
+from cosmos_ray.replay.sampling.ranges import dataset_statistics
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import Run
 from cosmos_ray.settings import make_config

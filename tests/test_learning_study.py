@@ -1,6 +1,7 @@
 """The study of what refinement and planning bring: its arithmetic, and the whole of it at toy size."""
 
 import dataclasses
+import importlib
 import json
 import re
 from unittest.mock import ANY
@@ -9,13 +10,11 @@ import pytest
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
-from tests.conftest import imported_job
 
 
 @pytest.fixture(scope="module")
 def study():
-    with imported_job("learning") as module:
-        yield module
+    return importlib.import_module("jobs.studies.learning")
 
 
 def outcomes(study, **changed):
@@ -135,8 +134,7 @@ def test_results_that_nothing_can_be_joined_with_are_kept(study, studied, tmp_pa
 
 @pytest.fixture(scope="module")
 def curves():
-    with imported_job("learning_curves") as module:
-        yield module
+    return importlib.import_module("jobs.studies.curves")
 
 
 def test_points_of_several_seeds_are_added_up_where_all_have_them_and_drawn(curves):
@@ -205,7 +203,7 @@ def test_few_rollouts_are_learned_from_in_one_round_and_more_as_in_the_study(cur
 def test_rollouts_that_do_not_divide_into_rounds_are_refused_before_anything_runs(curves, tmp_path, capsys):
     flags = ["--task", "wide_lift", "--seed", "0", "--over", "rollouts", "--at", "64", "--at", "101", "--root", str(tmp_path / "runs")]
     assert curves.main([*flags, "--to", str(tmp_path / "results")]) == 1
-    assert capsys.readouterr().err == "learning_curves: 101 rollouts do not divide into 2 rounds: give another --at\n"
+    assert capsys.readouterr().err == "curves: 101 rollouts do not divide into 2 rounds: give another --at\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -235,7 +233,7 @@ def test_a_share_is_all_that_differs_and_the_studys_own_is_the_study(curves, mon
 
 def test_curves_before_the_study_are_one_clear_line(curves, tmp_path, capsys):
     assert curves.main(["--task", "wide_lift", "--seed", "0", "--root", str(tmp_path / "runs"), "--to", str(tmp_path / "results")]) == 1
-    assert capsys.readouterr().err.startswith("learning_curves: there is no study of wide_lift")
+    assert capsys.readouterr().err.startswith("curves: there is no study of wide_lift")
     assert not (tmp_path / "runs").exists()
 
 

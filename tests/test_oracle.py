@@ -18,7 +18,7 @@ from cosmos_ray.oracle.core import OracleCore
 from cosmos_ray.oracle.judge import ARMS, Judge
 from cosmos_ray.oracle.shares import shares
 from cosmos_ray.planning.best_of_n import score
-from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.report.audit_page import headline, write_audit_page
 from cosmos_ray.rollout.core import RolloutCore

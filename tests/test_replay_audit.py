@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay import manifest, schema
-from cosmos_ray.replay.audit import repair, verify
-from cosmos_ray.replay.compaction import compact
-from cosmos_ray.replay.pack import Pack
-from cosmos_ray.replay.sampler import WindowSampler
+from cosmos_ray.replay import manifest
+from cosmos_ray.replay.format import schema
+from cosmos_ray.replay.format.pack import Pack
+from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.upkeep.compaction import compact
+from cosmos_ray.replay.upkeep.repair import repair, verify
 from tests.test_replay_compaction import assert_holds, flip, name_of, packs
 from tests.test_replay_episode import assert_same
 from tests.test_replay_manifest import write_version_1, write_version_3

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_kills_and_corruptions_lose_double_and_crash_nothing(tmp_path):
     """In a process of its own, because it forks: that wants no threads."""
     size = ["--kills", "20", "--corruptions", "40", "--seed", "0"]
-    command = [sys.executable, "jobs/chaos_replay.py", *size, "--json", tmp_path / "tally.json"]
+    command = [sys.executable, "jobs/chaos/replay.py", *size, "--json", tmp_path / "tally.json"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ran.returncode == 0, ran.stdout + ran.stderr
     tally = json.loads((tmp_path / "tally.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_ray.cli import main
+from cosmos_ray.commands.cli import main
 from cosmos_ray.replay import ReplayStore
 from tests.test_replay_episode import make_episode
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay import catalog, compaction, removals, schema
-from cosmos_ray.replay.audit import repair, verify
-from cosmos_ray.replay.compaction import compact
-from cosmos_ray.replay.sampler import WindowSampler
-from cosmos_ray.replay.storage import LocalStorage
+from cosmos_ray.replay import catalog, removals
+from cosmos_ray.replay.files.storage import LocalStorage
+from cosmos_ray.replay.format import schema
+from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.upkeep import compaction
+from cosmos_ray.replay.upkeep.compaction import compact
+from cosmos_ray.replay.upkeep.repair import repair, verify
 from cosmos_ray.rollout.ticket import stored_result
 from tests.test_replay_episode import assert_same
 from tests.test_replay_manifest import same_batches, write_version_1, write_version_3

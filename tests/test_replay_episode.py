@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.codec import decode_jpeg, encode_jpeg
-from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary
-from cosmos_ray.replay.returns import value_targets
+from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.sampling.returns import value_targets
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
 

@@ -14,13 +14,13 @@ import pytest
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore, WindowSampler, value_targets
-from cosmos_ray.replay.codec import decode_jpeg, encode_jpeg
 from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, import_rollouts
 from cosmos_ray.replay.exchange.lerobot import CODECS, export_lerobot
 from cosmos_ray.replay.exchange.parquet import export_parquet
 from cosmos_ray.replay.exchange.ray_data import read_episodes
 from cosmos_ray.replay.exchange.robomimic import import_demonstrations, quaternions
 from cosmos_ray.replay.exchange.video import open_video
+from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 from tests.test_replay_episode import CAMERAS, make_episode
 
 LENGTH = 12

@@ -8,10 +8,10 @@ import pytest
 import robosuite
 
 from cosmos_ray.replay import ReplayStore
-from cosmos_ray.replay.codec import encode_jpeg
 from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, import_rollouts
 from cosmos_ray.replay.exchange.lerobot import export_lerobot
 from cosmos_ray.replay.exchange.robomimic import import_demonstrations
+from cosmos_ray.replay.format.codec import encode_jpeg
 from tests.test_replay_episode import make_episode
 
 STEPS = 8

@@ -11,10 +11,10 @@ import pytest
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
-from cosmos_ray.replay.codec import decode_jpeg
 from cosmos_ray.replay.exchange import lerobot
 from cosmos_ray.replay.exchange.lerobot import export_lerobot
 from cosmos_ray.replay.exchange.lerobot_import import import_lerobot
+from cosmos_ray.replay.format.codec import decode_jpeg
 from tests.test_replay_episode import CAMERAS, make_episode
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
-from cosmos_ray.replay.codec import decode_jpeg
-from cosmos_ray.replay.episode import Episode, EpisodeKey
-from cosmos_ray.replay.frames import HotFrames
-from cosmos_ray.replay.loader import PrefetchLoader
-from cosmos_ray.replay.sampler import WindowSampler, WindowStream
+from cosmos_ray.replay.format.codec import decode_jpeg
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey
+from cosmos_ray.replay.sampling.frames import HotFrames
+from cosmos_ray.replay.sampling.loader import PrefetchLoader
+from cosmos_ray.replay.sampling.sampler import WindowSampler, WindowStream
+from cosmos_ray.replay.sampling.windows import Selection
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.windows import Selection
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.sim.state_render import StateRenderer
 from tests.test_replay_episode import make_episode

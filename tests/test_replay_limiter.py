@@ -6,7 +6,7 @@ import math
 import pytest
 
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.replay.limiter import SamplesPerInsert, resume_counters, steps_stored
+from cosmos_ray.replay.sampling.limiter import SamplesPerInsert, resume_counters, steps_stored
 from cosmos_ray.replay.store import ReplayStore
 from tests.test_replay_episode import make_episode
 

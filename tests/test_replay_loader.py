@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from cosmos_ray.errors import ConfigError, StoreError
-from cosmos_ray.replay.loader import PrefetchLoader
-from cosmos_ray.replay.sampler import WindowSampler, WindowStream
+from cosmos_ray.replay.sampling.loader import PrefetchLoader
+from cosmos_ray.replay.sampling.sampler import WindowSampler, WindowStream
+from cosmos_ray.replay.sampling.windows import Selection
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.windows import Selection
 from tests.test_replay_episode import make_episode
 from tests.test_replay_sampler import assert_batches_equal
 
@@ -290,8 +290,8 @@ def test_a_forgotten_loader_ends_its_threads(filled):
 @pytest.mark.parametrize("end", ["pass", "del loader", "raise SystemExit(0)"])
 def test_the_interpreter_ends_with_a_loader_that_was_never_closed(filled, end):
     program = f"""
-        from cosmos_ray.replay.loader import PrefetchLoader
-        from cosmos_ray.replay.sampler import ReplayStore, WindowSampler, WindowStream
+        from cosmos_ray.replay.sampling.loader import PrefetchLoader
+        from cosmos_ray.replay.sampling.sampler import ReplayStore, WindowSampler, WindowStream
         sampler = WindowSampler(ReplayStore({str(filled.root)!r}, create=False), chunk=5, gamma=0.9, seed=0)
         loader = PrefetchLoader(WindowStream(sampler, 64), threads=3, depth=6)
         print(len(next(loader)))
@@ -347,8 +347,8 @@ def test_a_loader_needs_no_torch(filled):
     program = f"""
         import sys
         sys.modules["torch"] = None
-        from cosmos_ray.replay.loader import PrefetchLoader
-        from cosmos_ray.replay.sampler import ReplayStore, WindowSampler, WindowStream
+        from cosmos_ray.replay.sampling.loader import PrefetchLoader
+        from cosmos_ray.replay.sampling.sampler import ReplayStore, WindowSampler, WindowStream
         stream = WindowStream(WindowSampler(ReplayStore({str(filled.root)!r}, create=False), chunk=5, gamma=0.9, seed=0), 6)
         with PrefetchLoader(stream) as loader:
             print(len(next(loader)))

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay import catalog, manifest, schema
-from cosmos_ray.replay.checksum import crc32
-from cosmos_ray.replay.compaction import compact
+from cosmos_ray.replay import catalog, manifest
+from cosmos_ray.replay.files.storage import LocalStorage
+from cosmos_ray.replay.format import schema
+from cosmos_ray.replay.format.checksum import crc32
 from cosmos_ray.replay.index import COLUMNS
-from cosmos_ray.replay.sampler import WindowSampler
-from cosmos_ray.replay.storage import LocalStorage
+from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.upkeep.compaction import compact
 from tests.test_replay_episode import assert_same, make_episode
 from tests.test_replay_storage import die, fill, in_child, opened, scratch_folder, settle, snapshot, tiny
 

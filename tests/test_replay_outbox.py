@@ -13,15 +13,15 @@ import torch
 
 from cosmos_ray.config import RunConfig, SimConfig
 from cosmos_ray.errors import StoreError, StoreUnavailable
-from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
-from cosmos_ray.replay.episode import EpisodeKey
-from cosmos_ray.replay.outbox import LONGEST_WAIT_S, Outbox
+from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.actor import DemonstratorActor
 from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
+from cosmos_ray.rollout.fleet import Fleet
+from cosmos_ray.rollout.outbox import LONGEST_WAIT_S, Outbox
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.sim.environment import Environment
 from tests.test_planning import demo_policy

@@ -3,8 +3,8 @@
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import EpisodeKey, EpisodeSummary
-from cosmos_ray.replay.retention import KINDS, Retention, kind_of
+from cosmos_ray.replay.format.episode import EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.upkeep.retention import KINDS, Retention, kind_of
 
 
 def episode(name, source, created, success=True, version=-1, size=10, invalid=""):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.codec import decode_jpeg
-from cosmos_ray.replay.sampler import WindowSampler
-from cosmos_ray.replay.statistics import dataset_statistics
+from cosmos_ray.replay.format.codec import decode_jpeg
+from cosmos_ray.replay.sampling.ranges import dataset_statistics
+from cosmos_ray.replay.sampling.sampler import WindowSampler
+from cosmos_ray.replay.sampling.windows import Selection, Windows, window_offsets
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.windows import Selection, Windows, window_offsets
 from tests.test_replay_episode import make_episode
 
 CHUNK, GAMMA = 5, 0.9

@@ -9,11 +9,11 @@ import pytest
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import index as index_module
-from cosmos_ray.replay import schema
+from cosmos_ray.replay.format import schema
 from cosmos_ray.replay.index import EpisodeIndex
-from cosmos_ray.replay.sampler import WindowSampler
+from cosmos_ray.replay.sampling.sampler import WindowSampler
+from cosmos_ray.replay.sampling.windows import Selection, Windows, window_offsets
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.windows import Selection, Windows, window_offsets
 from tests.test_replay_episode import make_episode
 from tests.test_replay_sampler import assert_batches_equal
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from cosmos_ray.errors import StoreError, StoreUnavailable
-from cosmos_ray.replay import files, storage
-from cosmos_ray.replay.compaction import compact
+from cosmos_ray.replay.files import durable as files
+from cosmos_ray.replay.files import storage
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.upkeep.compaction import compact
 from jobs.chaos.corruptions import scratch_directory
 from tests.test_replay_episode import assert_same, make_episode
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay import schema
-from cosmos_ray.replay.cache import LeastRecentlyUsed
+from cosmos_ray.replay.files.cache import LeastRecentlyUsed
+from cosmos_ray.replay.format import schema
+from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.view import EpisodeView
 from tests.test_replay_episode import CAMERAS, assert_same, make_episode
 
 

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cosmos_ray.cli import make_parser
+from cosmos_ray.commands.cli import make_parser
 from cosmos_ray.config import PlannerConfig, RunConfig, SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.evidence import auc, brier, calibration, mcnemar, wilson
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.replay.episode import Episode, EpisodeKey
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.report.build import write_report
 from cosmos_ray.report.contents import training_curves
 from cosmos_ray.report.filmstrip import draw_filmstrip, pick, save_filmstrip
 from cosmos_ray.report.headline import headline, p_value
-from cosmos_ray.report.statistics import auc, brier, calibration, mcnemar, wilson
+from cosmos_ray.report.trace import PlanTrace
 from cosmos_ray.settings import make_config
-from cosmos_ray.stages.plan import PlanTrace
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
 SEEDS = [2_000_000 + i for i in range(8)]

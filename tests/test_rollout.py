@@ -13,9 +13,9 @@ from cosmos_ray.config import PlannerConfig, SimConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
-from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.format.episode import EpisodeKey
+from cosmos_ray.replay.sampling.windows import window_offsets
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.windows import window_offsets
 from cosmos_ray.rollout.core import RolloutCore, frame_offsets
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
 from cosmos_ray.rollout.ticket import PURPOSES, SPAN, EpisodeTicket, state_seed

@@ -11,9 +11,9 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore, load_core
 from cosmos_ray.inference.messages import ActRequest
 from cosmos_ray.model import policy as policy_module
-from cosmos_ray.model.accelerate import PaddedSampler, accelerate
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.model.speed.accelerate import PaddedSampler, accelerate
 from cosmos_ray.planning.best_of_n import act_directly, plan
 from cosmos_ray.weights import Weights, pack
 from tests import test_planning

@@ -11,7 +11,7 @@ import sys
 import pytest
 import ray
 
-from cosmos_ray.cli import main, starting_point
+from cosmos_ray.commands.cli import main, starting_point
 from cosmos_ray.config import DEMO, LearnerConfig, ModelConfig, PlannerConfig, RolloutConfig, RunConfig, SimConfig, check
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder

@@ -11,9 +11,9 @@ import torch
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.messages import ActReply, ActRequest, WrongVersion
-from cosmos_ray.model.accelerate import accelerate
 from cosmos_ray.model.checkpoint import load_policy
 from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.model.speed.accelerate import accelerate
 from cosmos_ray.planning.best_of_n import act_directly, plan
 from cosmos_ray.weights import Weights, unpack
 

@@ -61,7 +61,7 @@ class LearnerActor:
         from cosmos_ray.learner.encoder import open_latents
         from cosmos_ray.learner.engine import rendezvous
         from cosmos_ray.model.checkpoint import load_policy
-        from cosmos_ray.replay.sampler import WindowSampler
+        from cosmos_ray.replay.sampling.sampler import WindowSampler
         from cosmos_ray.replay.store import ReplayStore
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

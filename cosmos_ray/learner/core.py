@@ -18,13 +18,13 @@ from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CheckpointError, CosmosRayError
 from cosmos_ray.learner.encoder import WindowEncoder
 from cosmos_ray.learner.engine import gathered, make_engine
+from cosmos_ray.learner.latents import LatentCache
 from cosmos_ray.learner.mixture import BatchSource
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.policy import CosmosPolicy
-from cosmos_ray.model.training_graphs import capture_training
-from cosmos_ray.replay.latents import LatentCache
-from cosmos_ray.replay.loader import PrefetchLoader
+from cosmos_ray.model.speed.training_graphs import capture_training
+from cosmos_ray.replay.sampling.loader import PrefetchLoader
 from cosmos_ray.weights import Weights, pack
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from cosmos_ray.config import LearnerConfig
+from cosmos_ray.learner.latents import LatentCache
 from cosmos_ray.model import augmentation
 from cosmos_ray.model.images import prepare
 from cosmos_ray.model.policy import CosmosPolicy, TrainingBatch
-from cosmos_ray.replay.latents import LatentCache
 
 
 class WindowEncoder:

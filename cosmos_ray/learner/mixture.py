@@ -10,7 +10,7 @@ import numpy as np
 from cosmos_ray.config import LearnerConfig, ReplayConfig
 from cosmos_ray.model.policy import TrainingBatch
 from cosmos_ray.model.sample_types import SampleType
-from cosmos_ray.replay.sampler import Empty, Picks, Unusable, WindowSampler, draw_from
+from cosmos_ray.replay.sampling.sampler import Empty, Picks, Unusable, WindowSampler, draw_from
 
 VALUE_KINDS = {"full": (SampleType.VALUE_FULL,), "future": (SampleType.VALUE_FUTURE,), "action": (SampleType.VALUE_ACTION,),
                "both": (SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION)}

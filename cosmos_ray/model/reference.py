@@ -1,4 +1,4 @@
-"""diffusers' ``CosmosTransformer3DModel`` with our weights, to compare with: in tests of parity and in ``jobs/bench_model.py``."""
+"""diffusers' ``CosmosTransformer3DModel`` with our weights, to compare with: in tests of parity and in ``jobs/bench/model.py``."""
 
 from __future__ import annotations
 

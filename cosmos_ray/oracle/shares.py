@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from cosmos_ray.evidence import auc, paired_with_interval, wilson
 from cosmos_ray.oracle.judge import ARMS
-from cosmos_ray.report.statistics import auc, paired_with_interval, wilson
 
 #: From what planning could be to what it is: what is lost from one arm to the next, and to which part.
 LADDER = (("return", "candidates", "no candidate at any decision leads to success"),

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from cosmos_ray.config import PlannerConfig
+from cosmos_ray.evidence import auc
 from cosmos_ray.model.injection import probability
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.planning.best_of_n import value_samples
-from cosmos_ray.replay.codec import decode_jpeg
-from cosmos_ray.replay.view import EpisodeView
-from cosmos_ray.report.statistics import auc
+from cosmos_ray.replay.format.codec import decode_jpeg
+from cosmos_ray.replay.format.view import EpisodeView
 
 MOVED = 10  #: grey levels of 255, in any colour, from which a pixel counts as moved
 JUDGEMENTS = {"V(real s')": SampleType.VALUE_FUTURE, "V(imagined s')": SampleType.VALUE_FUTURE, "Q(s,a)": SampleType.VALUE_ACTION}

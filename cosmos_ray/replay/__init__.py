@@ -1,15 +1,14 @@
 """The replay store: durable episodes, and the windows and targets a learner draws from them. Needs neither Ray nor torch."""
 
-from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary
-from cosmos_ray.replay.latents import LatentCache
-from cosmos_ray.replay.limiter import SamplesPerInsert
-from cosmos_ray.replay.loader import PrefetchLoader
-from cosmos_ray.replay.returns import value_targets
-from cosmos_ray.replay.sampler import WindowBatch, WindowSampler, WindowStream
-from cosmos_ray.replay.statistics import DatasetStatistics, dataset_statistics
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.format.view import EpisodeView
+from cosmos_ray.replay.sampling.limiter import SamplesPerInsert
+from cosmos_ray.replay.sampling.loader import PrefetchLoader
+from cosmos_ray.replay.sampling.ranges import DatasetStatistics, dataset_statistics
+from cosmos_ray.replay.sampling.returns import value_targets
+from cosmos_ray.replay.sampling.sampler import WindowBatch, WindowSampler, WindowStream
+from cosmos_ray.replay.sampling.windows import Selection
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.view import EpisodeView
-from cosmos_ray.replay.windows import Selection
 
 __all__ = [
     "DatasetStatistics",
@@ -17,7 +16,6 @@ __all__ = [
     "EpisodeKey",
     "EpisodeSummary",
     "EpisodeView",
-    "LatentCache",
     "PrefetchLoader",
     "ReplayStore",
     "SamplesPerInsert",

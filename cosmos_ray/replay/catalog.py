@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay import manifest, removals, schema
-from cosmos_ray.replay.cache import LeastRecentlyUsed
-from cosmos_ray.replay.episode import EpisodeSummary
-from cosmos_ray.replay.files import explained
+from cosmos_ray.replay import manifest, removals
+from cosmos_ray.replay.files.cache import LeastRecentlyUsed
+from cosmos_ray.replay.files.durable import explained
+from cosmos_ray.replay.files.marker import Marker
+from cosmos_ray.replay.files.quarantine import Quarantine
+from cosmos_ray.replay.files.storage import Listing, Storage
+from cosmos_ray.replay.format import schema
+from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.format.pack import Pack
+from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
+from cosmos_ray.replay.format.view import EpisodeView, read_summary
 from cosmos_ray.replay.index import EpisodeIndex
-from cosmos_ray.replay.marker import Marker
-from cosmos_ray.replay.pack import Pack
-from cosmos_ray.replay.quarantine import Quarantine
 from cosmos_ray.replay.removals import Removals
-from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
-from cosmos_ray.replay.storage import Listing, Storage
-from cosmos_ray.replay.view import EpisodeView, read_summary
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cosmos_ray.replay.episode import SOURCES, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.format.episode import SOURCES, EpisodeKey, EpisodeSummary
 
 #: Column -> dtype. Text is kept once in a table; the column holds its number there.
 COLUMNS: dict[str, type] = {

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cosmos_ray.replay.checksum import crc32
+from cosmos_ray.replay.files.storage import Storage
+from cosmos_ray.replay.format.checksum import crc32
+from cosmos_ray.replay.format.schema import checked_ranges
 from cosmos_ray.replay.index import COLUMNS, TABLES, EpisodeIndex, numbers
-from cosmos_ray.replay.schema import checked_ranges
-from cosmos_ray.replay.storage import Storage
 
 logger = logging.getLogger(__name__)
 

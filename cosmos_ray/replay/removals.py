@@ -14,8 +14,8 @@ import secrets
 import time
 from collections.abc import Iterable
 
-from cosmos_ray.replay.episode import EpisodeSummary
-from cosmos_ray.replay.storage import Listing, Storage
+from cosmos_ray.replay.files.storage import Listing, Storage
+from cosmos_ray.replay.format.episode import EpisodeSummary
 
 logger = logging.getLogger(__name__)
 

@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_ray.errors import StoreError, StoreUnavailable
-from cosmos_ray.replay import removals, schema
-from cosmos_ray.replay.cache import LeastRecentlyUsed
+from cosmos_ray.replay import removals
 from cosmos_ray.replay.catalog import EPISODES, Catalog, episode_path
-from cosmos_ray.replay.episode import Episode, EpisodeSummary
-from cosmos_ray.replay.files import explained
-from cosmos_ray.replay.marker import Marker
-from cosmos_ray.replay.quarantine import Quarantine
-from cosmos_ray.replay.schema import DamagedEpisode
-from cosmos_ray.replay.storage import LocalStorage, Storage
-from cosmos_ray.replay.view import EpisodeView
+from cosmos_ray.replay.files.cache import LeastRecentlyUsed
+from cosmos_ray.replay.files.durable import explained
+from cosmos_ray.replay.files.marker import Marker
+from cosmos_ray.replay.files.quarantine import Quarantine
+from cosmos_ray.replay.files.storage import LocalStorage, Storage
+from cosmos_ray.replay.format import schema
+from cosmos_ray.replay.format.episode import Episode, EpisodeSummary
+from cosmos_ray.replay.format.schema import DamagedEpisode
+from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.uri import is_uri
 
 OPEN_EPISODES = 8192  # kept mapped at most; each holds a file descriptor
@@ -238,7 +239,7 @@ class ReplayStore:
 def open_storage(root: str | Path) -> Storage:
     """The directory or object store that ``root`` names."""
     if is_uri(root):
-        from cosmos_ray.replay.objects import ObjectStorage
+        from cosmos_ray.replay.files.objects import ObjectStorage
 
         return ObjectStorage(str(root))
     return LocalStorage(root)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.evidence import paired
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.report import contents, diagnostics
 from cosmos_ray.report.headline import headline
 from cosmos_ray.report.page import render_page, write_page
 from cosmos_ray.report.settings_table import commands, settings_table, versions
-from cosmos_ray.report.statistics import paired
 from cosmos_ray.rollout.ticket import own_rollouts
 
 if TYPE_CHECKING:
-    from cosmos_ray.stages.plan import PlanTrace
+    from cosmos_ray.report.trace import PlanTrace
 
 SCHEMA = 1  #: version of report.json
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from cosmos_ray.evidence import wilson
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.replay.episode import EpisodeSummary
+from cosmos_ray.replay.format.episode import EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.report.statistics import wilson
 
 CURVES = ("loss", "action", "future", "value", "grad_norm", "lr")
 MAX_POINTS = 400  #: kept of a training curve

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cosmos_ray.replay.schema import DamagedEpisode
+from cosmos_ray.evidence import auc, brier, calibration
+from cosmos_ray.replay.format.schema import DamagedEpisode
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.report.statistics import auc, brier, calibration
 
 if TYPE_CHECKING:
-    from cosmos_ray.stages.plan import PlanTrace
+    from cosmos_ray.report.trace import PlanTrace
 
 logger = logging.getLogger(__name__)
 

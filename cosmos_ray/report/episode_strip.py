@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.replay.codec import decode_jpeg
-from cosmos_ray.replay.episode import Episode
+from cosmos_ray.replay.format.codec import decode_jpeg
+from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.report import style
 from cosmos_ray.report.filmstrip import pick
 

@@ -14,7 +14,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.report import style
 
 if TYPE_CHECKING:
-    from cosmos_ray.stages.plan import PlanTrace
+    from cosmos_ray.report.trace import PlanTrace
 
 MAX_DECISIONS = 8
 _ROWS = ("seen", "imagined", "happened")

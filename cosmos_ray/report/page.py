@@ -14,7 +14,7 @@ from cosmos_ray.report.filmstrip import draw_filmstrip
 from cosmos_ray.report.headline import p_value
 
 if TYPE_CHECKING:
-    from cosmos_ray.stages.plan import PlanTrace
+    from cosmos_ray.report.trace import PlanTrace
 
 
 def render_page(report: dict, trace: PlanTrace | None) -> str:

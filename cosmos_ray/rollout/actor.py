@@ -9,7 +9,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cosmos_ray.config import RunConfig
-from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from cosmos_ray.inference.messages import ActReply, ActRequest
 from cosmos_ray.offsets import chunk_offset
-from cosmos_ray.replay.episode import Episode
-from cosmos_ray.replay.outbox import PAUSE_S, Outbox
+from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.rollout.outbox import PAUSE_S, Outbox
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, stored_result
 from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment, start

@@ -6,9 +6,9 @@ import dataclasses
 import time
 from collections import deque
 
-from cosmos_ray.replay.episode import Episode, EpisodeKey
-from cosmos_ray.replay.outbox import PAUSE_S, Outbox
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.rollout.outbox import PAUSE_S, Outbox
 from cosmos_ray.rollout.ticket import Finished, stored_result
 from cosmos_ray.sim.demonstration import demonstrate
 from cosmos_ray.sim.environment import Environment

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import ConfigError, StoreError, StoreUnavailable
-from cosmos_ray.replay.episode import EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.format.episode import EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 
 SPAN = 1_000_000  #: initial-state seeds per purpose and run seed

@@ -11,7 +11,7 @@ import numpy as np
 
 from cosmos_ray.config import SimConfig, check
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
-from cosmos_ray.replay.episode import Episode
+from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.sim.environment import Environment
 
 NOT_RECORDED = "not recorded"

@@ -10,13 +10,13 @@ import numpy as np
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
-from cosmos_ray.replay.codec import decode_jpeg, encode_cameras
-from cosmos_ray.replay.episode import Episode
+from cosmos_ray.replay.format.codec import decode_jpeg, encode_cameras
+from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import compare_fingerprints, config_from_fingerprint, make_seed_of, stored_fingerprint
 
 if TYPE_CHECKING:
-    from cosmos_ray.replay.schema import EpisodeView
+    from cosmos_ray.replay.format.schema import EpisodeView
 
 DECISIVE = ("task", "robots", "robosuite", "mujoco", "model", "cameras", "render", "gl")
 """Fingerprint entries that decide what a state looks like."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
-from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
+from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.seeds import mix_seed

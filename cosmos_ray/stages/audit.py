@@ -18,7 +18,7 @@ from cosmos_ray.oracle.actor import OracleActor
 from cosmos_ray.oracle.judge import ARMS
 from cosmos_ray.oracle.shares import shares
 from cosmos_ray.remote import own_error
-from cosmos_ray.replay.files import append_line
+from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.report.audit_page import write_audit_page
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import planning_network

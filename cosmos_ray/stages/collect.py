@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cosmos_ray.errors import SimulationError
-from cosmos_ray.fleet import Fleet
-from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import DemonstratorActor
 from cosmos_ray.rollout.demonstrator import failure_key
+from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.sim.experts import check_expert

@@ -19,10 +19,10 @@ import numpy as np
 
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.evidence import paired, wilson
 from cosmos_ray.model.checkpoint import read_description
-from cosmos_ray.replay.episode import EpisodeKey
+from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.report.statistics import paired, wilson
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.seeds import mix_seed

@@ -12,12 +12,12 @@ import ray
 
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.fleet import Fleet
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.learner.actor import LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
-from cosmos_ray.replay.limiter import SamplesPerInsert, resume_counters, steps_stored
+from cosmos_ray.replay.sampling.limiter import SamplesPerInsert, resume_counters, steps_stored
+from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import start_fleet

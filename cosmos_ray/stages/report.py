@@ -9,7 +9,7 @@ import torch
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.learner.mixture import VALUE_KINDS
 from cosmos_ray.planning.assessment import assess, recorded_chains
-from cosmos_ray.replay.schema import DamagedEpisode, NewerSchema
+from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.report.build import read_evaluation, write_report
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import planning_network

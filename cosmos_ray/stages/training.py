@@ -13,8 +13,8 @@ from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import load_net, save_policy
 from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
-from cosmos_ray.replay.sampler import WindowSampler
-from cosmos_ray.replay.statistics import dataset_statistics
+from cosmos_ray.replay.sampling.ranges import dataset_statistics
+from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.run import Run
 from cosmos_ray.sim import tasks
 

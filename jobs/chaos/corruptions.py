@@ -19,9 +19,9 @@ from pathlib import Path
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
-from cosmos_ray.replay.audit import repair, verify
-from cosmos_ray.replay.compaction import compact
-from cosmos_ray.replay.schema import NewerSchema
+from cosmos_ray.replay.format.schema import NewerSchema
+from cosmos_ray.replay.upkeep.compaction import compact
+from cosmos_ray.replay.upkeep.repair import repair, verify
 from jobs.chaos import damage_bytes, damage_content, damage_places  # noqa: F401 - they fill KINDS
 from jobs.chaos.case import KINDS, Case
 from jobs.chaos.child import Child

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cosmos_ray.replay.schema import CRC_FIELD, HEADER_FIELD, VERSION_FIELD
+from cosmos_ray.replay.format.schema import CRC_FIELD, HEADER_FIELD, VERSION_FIELD
 from jobs.chaos.case import Case, kind
 from jobs.chaos.episode_file import NUMBERS, ORDERED_FIELDS, EpisodeFile, frame_buffers
 from jobs.chaos.episodes import CAMERAS

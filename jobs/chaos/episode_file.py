@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cosmos_ray.replay.schema import CRC_FIELD, HEADER_FIELD, STATE_COLUMNS, STEP_COLUMNS, VERSION_FIELD
+from cosmos_ray.replay.format.schema import CRC_FIELD, HEADER_FIELD, STATE_COLUMNS, STEP_COLUMNS, VERSION_FIELD
 
 NUMBERS = (*STATE_COLUMNS, *STEP_COLUMNS)  # the columns of a training window that are not frames
 ORDERED_FIELDS = ("frame_ranges", "frame_steps")  # how a header says which steps have frames, by version

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore, WindowBatch, WindowSampler
-from cosmos_ray.replay.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 
 CAMERAS = ("wrist", "front")
 TASKS = ("Lift", "Stack")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
-from cosmos_ray.replay.audit import Audit, Repair, repair, verify
-from cosmos_ray.replay.compaction import compact
-from cosmos_ray.replay.files import TEMPORARY
+from cosmos_ray.replay.files.durable import TEMPORARY
+from cosmos_ray.replay.upkeep.compaction import compact
+from cosmos_ray.replay.upkeep.repair import Audit, Repair, repair, verify
 from jobs.chaos.child import Child
 from jobs.chaos.episodes import difference, draw_and_check, key_of, make_episode, number_of, open_sampler
 

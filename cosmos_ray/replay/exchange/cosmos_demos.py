@@ -25,11 +25,11 @@ import h5py
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import EpisodeSummary
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
-from cosmos_ray.replay.sampler import Render
+from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.format.view import EpisodeView
+from cosmos_ray.replay.sampling.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.view import EpisodeView
 
 _JPEG = h5py.vlen_dtype(np.dtype(np.uint8))
 _LONGEST_NAME = 255  # bytes, of a file

@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import Episode, EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.exchange import hdf5
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
-from cosmos_ray.replay.sampler import Render
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.sampling.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
 
 #: The format's name of a view, and the camera it is of here. Wrist first, as in a latent sequence.

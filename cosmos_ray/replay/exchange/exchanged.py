@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import EpisodeSummary
-from cosmos_ray.replay.files import TEMPORARY, explained, sync_directory
-from cosmos_ray.replay.sampler import Render
+from cosmos_ray.replay.files.durable import TEMPORARY, explained, sync_directory
+from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.format.view import EpisodeView
+from cosmos_ray.replay.sampling.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.view import EpisodeView
 
 Progress = Callable[[int, int], None]
 

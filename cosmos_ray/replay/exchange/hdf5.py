@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 
 MOST_PIXELS = 1 << 24  # of one picture
 MOST_BYTES = 1 << 30  # of one array: a file that claims more is not given the memory for it

@@ -21,14 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.codec import decode_jpeg
-from cosmos_ray.replay.episode import EpisodeSummary
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, whole_episodes
 from cosmos_ray.replay.exchange.video import open_video
-from cosmos_ray.replay.returns import value_targets
-from cosmos_ray.replay.sampler import Render
+from cosmos_ray.replay.format.codec import decode_jpeg
+from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.format.view import EpisodeView
+from cosmos_ray.replay.sampling.returns import value_targets
+from cosmos_ray.replay.sampling.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.view import EpisodeView
 
 CODECS = {"h264": ("libx264", {"crf": "23", "g": "2", "bf": "0"}), "av1": ("libsvtav1", {"crf": "30", "g": "2"})}
 FRAMES = (*CODECS, "image")

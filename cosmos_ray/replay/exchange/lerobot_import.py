@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.codec import decode_jpeg, encode_jpeg
-from cosmos_ray.replay.episode import SOURCES, Episode, EpisodeKey
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress
+from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.format.episode import SOURCES, Episode, EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 
 MOST_PIXELS = 1 << 24  # of one picture

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import EpisodeSummary
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write
+from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.view import EpisodeView
 
 ROW_GROUP = 64
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import EpisodeSummary
 from cosmos_ray.replay.exchange.parquet import episode_row, step_table
+from cosmos_ray.replay.format.episode import EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.uri import without_credentials
 

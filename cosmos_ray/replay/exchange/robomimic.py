@@ -32,9 +32,9 @@ import h5py
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.episode import Episode, EpisodeKey
 from cosmos_ray.replay.exchange import hdf5
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, third_person
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 
 _HAND = (("robot0_gripper_qpos", "gripper_states"), ("robot0_eef_pos", "ee_pos"))

@@ -1,0 +1,1 @@
+"""The command line: flags, TOML files, and what each command prints."""

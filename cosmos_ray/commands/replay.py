@@ -1,0 +1,317 @@
+"""``python -m cosmos_ray replay VERB``: look at a replay store, check it, mend it, shrink it, and exchange it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.progress import Progress
+from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.upkeep import retention
+from cosmos_ray.settings import stored_config
+
+EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "parquet")
+IMPORTS = ("robomimic", "cosmos", "lerobot")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing to do with a store."""
+
+    help: str
+    run: Callable[[argparse.Namespace], tuple[str, int]]  #: returns what to print and the exit code
+    options: tuple[tuple[tuple[str, ...], dict], ...] = ()
+
+
+def add_verbs(parser: argparse.ArgumentParser, parser_class: type) -> None:
+    """The verbs, as parsers below ``parser``."""
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=parser_class)
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(name, help=verb.help, description=verb.help[0].upper() + verb.help[1:] + ".", allow_abbrev=False)
+        sub.add_argument("--store", metavar="PATH", help="the store: a folder, or an s3:// or gs:// URI [that of --root and --name]")
+        sub.add_argument("--root", default="runs", help="folder that holds runs [runs]")
+        sub.add_argument("--name", default="demo", help="run whose store it is [demo]")
+        sub.add_argument("--quiet", action="store_true", help="no progress lines")
+        for flags, keywords in verb.options:
+            sub.add_argument(*flags, **keywords)
+
+
+def run_verb(options: argparse.Namespace) -> tuple[str, int]:
+    """Do it; what to print and the exit code. StoreError or ConfigError in one line."""
+    return VERBS[options.verb].run(options)
+
+
+# ---------------------------------------------------------------- which store, which episodes
+
+
+def _root(options: argparse.Namespace) -> str:
+    if options.store:
+        return options.store
+    run = stored_config(RunConfig(root=options.root, name=options.name))
+    if run is None:
+        raise ConfigError(f"there is no run {options.name!r} in {options.root}: give --store, or --root and --name of a run")
+    return run.replay.store or str(Path(options.root).expanduser() / options.name / "replay")
+
+
+def _open(options: argparse.Namespace, create: bool = False) -> ReplayStore:
+    store = ReplayStore(_root(options), create=create)
+    store.update()
+    return store
+
+
+def _find(store: ReplayStore, text: str) -> str:
+    """The one episode whose name is or contains ``text``. StoreError if there is none or more than one."""
+    names = store.keys()
+    found = [text] if text in names else [name for name in names if text in name]
+    if len(found) == 1:
+        return found[0]
+    if not found and (record := store.evicted(text)) is not None:
+        raise StoreError(f"episode {text} was evicted ({record['reason']}): nothing is left of it but its record")
+    if not found:
+        raise StoreError(f"{store.root} has no episode {text!r}: `replay ls` lists them")
+    raise StoreError(f"{len(found)} episodes of {store.root} match {text!r}, such as {found[0]} and {found[1]}: give more of the name")
+
+
+def _chosen(store: ReplayStore, options: argparse.Namespace) -> list[EpisodeSummary]:
+    """The episodes that --kind and --task select, oldest first."""
+    episodes = [s for s in store.summaries() if (not options.kind or retention.kind_of(s) in options.kind)
+                and (not options.task or s.task == options.task)]  # fmt: skip
+    if not episodes:
+        kinds, tasks = (sorted(set(map(what, store.summaries()))) for what in (retention.kind_of, lambda s: s.task))
+        raise StoreError(f"no episode of {store.root} is of the kind and task asked for; there are kinds "
+                         f"{', '.join(kinds) or '(none)'} and tasks {', '.join(tasks) or '(none)'}")
+    return sorted(episodes, key=lambda s: (s.created, s.name))
+
+
+def _progress(options: argparse.Namespace, what: str, unit: str) -> Callable[[int, int], None]:
+    """A progress line for functions that report (done, total)."""
+    lines: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not lines:
+            lines.append(Progress(what, total, unit=unit, quiet=options.quiet))
+        lines[0].total = max(1, total)
+        (lines[0].finish if done >= total else lines[0].update)(done)
+
+    return show
+
+
+# ---------------------------------------------------------------- the verbs
+
+
+def _ls(options: argparse.Namespace) -> tuple[str, int]:
+    episodes = _chosen(_open(options), options)[-options.last :]
+    if options.json:
+        return "\n".join(json.dumps(_described(s)) for s in episodes), 0
+    width = max(len(s.name) for s in episodes)
+    lines = [f"{'episode':<{width}}  {'kind':<8} {'steps':>5} {'frames':>6} {'score':>5} {'version':>7} {'MB':>7}  committed"]
+    for s in episodes:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(s.created)) if s.created else "?"
+        lines.append(f"{s.name:<{width}}  {retention.kind_of(s):<8} {s.length:5d} {len(s.frame_steps):6d} {s.score:5.2f} "
+                     f"{s.policy_version:7d} {s.size / 1e6:7.2f}  {when}")
+    return "\n".join(lines), 0
+
+
+def _described(s: EpisodeSummary) -> dict:
+    plain = {k: v for k, v in asdict(s).items() if k not in ("key", "frame_ranges")}
+    return {**asdict(s.key), **plain, "kind": retention.kind_of(s), "frames": len(s.frame_steps)}
+
+
+def _show(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.report.episode_strip import save_episode
+
+    store = _open(options)
+    name = _find(store, options.episode)
+    episode, summary = store.read(name), store.view(name).summary
+    target = Path(options.to or f"{name}.png")
+    save_episode(episode, target)
+    end = "succeeded" if episode.success else "timed out" if episode.timed_out else "failed"
+    lines = [f"{name}: {episode.instruction!r}, {end} after {episode.length} steps, {len(episode.frames)} of {episode.length + 1} with "
+             "frames",
+             f"  in {summary.path}, {summary.size / 1e6:.2f} MB, policy version {episode.policy_version}"]
+    if episode.invalid:
+        lines.append(f"  invalid: {episode.invalid}")
+    lines += [f"  {key}: {_short(value)}" for key, value in episode.info.items()]
+    return "\n".join([*lines, f"wrote {target}"]), 0
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _stats(options: argparse.Namespace) -> tuple[str, int]:
+    store = _open(options)
+    episodes = store.summaries()
+    rows: dict[tuple[str, str], Counter] = {}
+    for s in episodes:
+        row = rows.setdefault((s.task, retention.kind_of(s)), Counter())
+        row.update(episodes=1, steps=s.length, frames=len(s.frame_steps), bytes=s.size)
+    packed = sum(store.index.place(s.name) is not None for s in episodes)
+    versions = sorted({s.policy_version for s in episodes if s.source == "rollout"})
+    total = {"episodes": len(episodes), "steps": sum(s.length for s in episodes), "bytes": sum(s.size for s in episodes), "packed": packed,
+             "quarantined": len(store.quarantine.entries()), "versions": versions}
+    if options.json:
+        return json.dumps({**total, "by_task_and_kind": [{"task": t, "kind": k, **row} for (t, k), row in sorted(rows.items())]}), 0
+    lines = [f"{'task':<20} {'kind':<8} {'episodes':>8} {'steps':>9} {'frames':>9} {'MB':>10}"]
+    lines += [f"{task:<20} {kind:<8} {row['episodes']:8d} {row['steps']:9d} {row['frames']:9d} {row['bytes'] / 1e6:10.1f}"
+              for (task, kind), row in sorted(rows.items())]
+    span = f"policy versions {versions[0]} to {versions[-1]}" if versions else "no rollouts"
+    return "\n".join([*lines, f"{len(episodes)} episodes, {total['bytes'] / 1e6:.1f} MB, {packed} of them in packs; {span}; "
+                              f"{total['quarantined']} files were quarantined so far"]), 0
+
+
+def _verify(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.upkeep.repair import verify
+
+    store = ReplayStore(_root(options), create=False)
+    found = verify(store, decode=options.decode, threads=options.threads, progress=_progress(options, "verify", "files"))
+    lines = [f"{p.kind}: {p.path}: {p.reason}" for p in found.problems]
+    lines.append(f"{found.episodes} episodes, {found.size / 1e6:.1f} MB read, {len(found.problems)} problems"
+                 + (": `replay repair` mends what can be mended" if found.problems else "") + f"; {found.quarantined} files in quarantine")
+    return "\n".join(lines), 1 if found.problems else 0
+
+
+def _repair(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.upkeep.repair import repair
+
+    done = repair(_root(options), threads=options.threads, progress=_progress(options, "repair", "files"))
+    lines = [f"quarantined {p.path}: {p.reason}" for p in done.quarantined]
+    lines += [f"restored {name}" for name in done.restored]
+    lines += [f"salvaged {name} without the frames of {steps} steps" for name, steps in done.salvaged.items()]
+    lines.append(f"{len(done.quarantined)} quarantined, {len(done.restored)} restored, {len(done.salvaged)} salvaged, "
+                 f"{done.doubles} superfluous copies deleted")
+    return "\n".join(lines), 0
+
+
+def _compact(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.upkeep.compaction import compact
+
+    done = compact(_open(options), pack_bytes=int(options.pack_mb * 1e6), min_age_s=options.min_age_s,
+                   progress=_progress(options, "compact", "episodes"))
+    text = f"{done.packed} episodes in {done.packs} new packs, {done.removed} files deleted"
+    return text + (f"; damaged, now in quarantine: {', '.join(done.damaged)}" if done.damaged else ""), 0
+
+
+def _evict(options: argparse.Namespace) -> tuple[str, int]:
+    policy = retention.Retention(tuple(options.keep), options.newest, options.max_staleness,
+                                 None if options.max_gb is None else int(options.max_gb * 1e9))
+    store = _open(options)
+    summaries = store.summaries()
+    names = policy.expired(summaries)
+    size = sum(s.size for s in summaries if s.name in set(names)) / 1e6
+    if options.dry_run:
+        return "\n".join([*names, f"{len(names)} of {len(summaries)} episodes, {size:.1f} MB, would be deleted"]), 0
+    store.evict(names, f"retention: {asdict(policy)}")
+    return f"{len(names)} of {len(summaries)} episodes, {size:.1f} MB, deleted", 0
+
+
+def _export(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
+    from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts
+    from cosmos_ray.replay.exchange.lerobot import export_lerobot
+    from cosmos_ray.replay.exchange.parquet import export_parquet
+
+    store = _open(options)
+    episodes, progress = _chosen(store, options), _progress(options, "export", "episodes")
+    renderer = None
+    if options.render:
+        from cosmos_ray.sim.state_render import StateRenderer
+
+        renderer = StateRenderer()
+    if options.format == "lerobot":
+        done = export_lerobot(store, episodes, options.to, frames=options.frames, render=renderer, progress=progress)
+    elif options.format == "cosmos":
+        done = export_rollouts(store, episodes, options.to, render=renderer, progress=progress)
+    elif options.format == "cosmos-demos":
+        done = export_demonstrations(store, episodes, options.to, suite=options.suite, render=renderer, progress=progress)
+    else:
+        done = export_parquet(store, episodes, options.to, progress=progress)
+    return _exchanged(f"{done.episodes} of {len(episodes)} episodes written to {options.to}", done.skipped)
+
+
+def _import(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.exchange.cosmos_hdf5 import import_rollouts
+    from cosmos_ray.replay.exchange.lerobot_import import import_lerobot
+    from cosmos_ray.replay.exchange.robomimic import import_demonstrations
+
+    store, progress = _open(options, create=True), _progress(options, "import", "episodes")
+    if options.format == "cosmos":
+        results = [import_rollouts(options.paths, store, progress=progress)]
+    elif options.format == "lerobot":
+        results = [import_lerobot(path, store, progress=progress) for path in options.paths]
+    else:
+        flip = None if options.flip == "auto" else options.flip == "yes"
+        results = [import_demonstrations(path, store, task=options.task, instruction=options.instruction, flip=flip, progress=progress)
+                   for path in options.paths]
+    episodes, known = sum(done.episodes for done in results), sum(done.known for done in results)
+    return _exchanged(f"{episodes} episodes imported into {store.root}, {known} of them were there before",
+                      [entry for done in results for entry in done.skipped])
+
+
+def _exchanged(text: str, skipped: Sequence[tuple[str, str]]) -> tuple[str, int]:
+    """The result with what was left out; exit code 1 if anything was."""
+    return "\n".join([*(f"skipped {which}: {why}" for which, why in skipped), text]), 1 if skipped else 0
+
+
+def _resimulate(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.sim.resimulate import resimulate
+
+    store = _open(options)
+    result = resimulate(store.read(_find(store, options.episode)))
+    return result.text(), 0 if result.identical else 1
+
+
+_CHOOSE = (
+    (("--kind",), {"nargs": "+", "choices": retention.KINDS, "help": "only these kinds of episodes"}),
+    (("--task",), {"help": "only episodes of this task"}),
+)
+_THREADS = (("--threads",), {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "threads that read [the machine's]"})
+_JSON = (("--json",), {"action": "store_true", "help": "machine-readable"})
+_EPISODE = (("episode",), {"metavar": "EPISODE", "help": "name of the episode, or a part of it that no other has"})
+
+VERBS = {
+    "ls": Verb("list episodes, oldest first", _ls,
+               (*_CHOOSE, _JSON, (("--last",), {"type": int, "default": 0, "metavar": "N", "help": "only the newest N"}))),
+    "show": Verb("describe an episode and draw it as a filmstrip or a video", _show, (
+        _EPISODE, (("--to",), {"metavar": "FILE", "help": ".png for a filmstrip, .mp4 for a video [EPISODE.png]"}))),
+    "stats": Verb("count episodes, steps and bytes by task and kind", _stats, (_JSON,)),
+    "verify": Verb("read every byte and report what is damaged, doubled, misplaced or left behind; changes nothing", _verify, (
+        (("--decode",), {"action": "store_true", "help": "decode every JPEG as well"}), _THREADS)),
+    "repair": Verb("quarantine what is damaged, bring back what can be read, rewrite the manifest", _repair, (_THREADS,)),
+    "compact": Verb("pack small files into large ones and give back the space of evicted episodes", _compact, (
+        (("--pack-mb",), {"type": float, "default": 256.0, "metavar": "MB", "help": "size of a pack [256]"}),
+        (("--min-age-s",), {"type": float, "default": 0.0, "metavar": "S", "help": "leave younger episodes as they are [0]"}))),
+    "evict": Verb("delete episodes by a retention policy; their keys stay taken", _evict, (
+        (("--keep",), {"nargs": "*", "default": ("demo", "eval"), "choices": retention.KINDS,
+                       "help": "kinds that stay for ever [demo eval]"}),
+        (("--newest",), {"type": int, "metavar": "M", "help": "of the others keep the newest M"}),
+        (("--max-staleness",), {"type": int, "metavar": "V", "help": "of the others keep those at most V policy versions old"}),
+        (("--max-gb",), {"type": float, "metavar": "GB", "help": "of the others keep, newest first, what fits"}),
+        (("--dry-run",), {"action": "store_true", "help": "only list them"}))),
+    "export": Verb("write episodes in another project's format", _export, (
+        (("--format",), {"required": True, "choices": EXPORTS, 
+                         "help": "LeRobot v3, rollouts or demonstrations (HDF5) for cosmos-policy, or Parquet"}),
+        (("--to",), {"required": True, "metavar": "FOLDER", "help": "folder to write; it must not exist yet"}),
+        (("--frames",), {"default": "h264", "choices": ("h264", "av1", "image"), "help": "lerobot: videos, or the stored JPEGs [h264]"}),
+        (("--suite",), {"default": "libero_goal", "help": "cosmos-demos: name of the suite's folder [libero_goal]"}),
+        (("--render",), {"action": "store_true", "help": "render the frames that are not stored from the simulator states"}), *_CHOOSE)),
+    "import": Verb("commit episodes of another project's files", _import, (
+        (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files; for cosmos also folders of them; for lerobot dataset folders"}),
+        (("--format",), {"required": True, "choices": IMPORTS,
+                         "help": "demonstrations of LIBERO and robomimic, rollouts of cosmos-policy, or LeRobot v3"}),
+        (("--task",), {"default": "", "help": "robomimic: name of the task [as the file says]"}),
+        (("--instruction",), {"default": "", "help": "robomimic: instruction [as the file says]"}),
+        (("--flip",), {"default": "auto", "choices": ("auto", "yes", "no"),
+                       "help": "robomimic: turn pictures upside down [as the file says]"}))),
+    "replay-episode": Verb("simulate an episode again and compare it bit for bit", _resimulate, (_EPISODE,)),
+}

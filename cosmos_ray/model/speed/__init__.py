@@ -1,0 +1,1 @@
+"""Ways to run the same network faster: torch.compile and CUDA graphs."""

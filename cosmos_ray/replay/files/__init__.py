@@ -1,0 +1,1 @@
+"""Where bytes lie: directories and object stores, durable writes, quarantine."""

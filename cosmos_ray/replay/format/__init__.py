@@ -1,0 +1,1 @@
+"""One episode: its record, its Arrow schema, its bytes on disk."""

@@ -1,0 +1,218 @@
+"""One finished episode as the replay store keeps it, and the key that names it for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.format.codec import encode_cameras
+
+SOURCES = ("demo", "rollout", "eval")
+
+
+def outcome(success: bool, score: float | None) -> float:
+    """``score`` of a graded episode; 1.0 or 0.0 of one that only succeeded or failed (None). StoreError outside of [0, 1]."""
+    if score is None:
+        return float(success)
+    if not 0.0 <= score <= 1.0:
+        raise StoreError(f"score {score} must lie in [0, 1], or be None where success was not graded")
+    return float(score)
+
+
+@dataclass(frozen=True)
+class EpisodeKey:
+    """What makes an episode that episode: committing the same key twice is one commit.
+
+    ``seed`` is the reset seed, ``attempt`` counts repeats of one seed within a run (0 for the first), ``source`` is
+    one of :data:`SOURCES`. ``initial_state`` says what the episode was reset to where the seed alone does not, such as an
+    index into a benchmark's fixed initial states. StoreError for any other source or a negative number.
+    """
+
+    run: str
+    task: str
+    source: str
+    seed: int
+    attempt: int = 0
+    initial_state: str = ""
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise StoreError(f"episode source {self.source!r} is unknown: use one of {', '.join(SOURCES)}")
+        if self.seed < 0 or self.attempt < 0:
+            raise StoreError(f"episode seed {self.seed} and attempt {self.attempt} must not be negative")
+        if not isinstance(self.initial_state, str):
+            raise StoreError(f"episode initial state {self.initial_state!r} must be text")
+
+    @property
+    def name(self) -> str:
+        """File-system-safe name, a function of the key alone, e.g. ``rollout-Lift-00001234-a0-1f0c9a3e``."""
+        parts = [self.run, self.task, self.source, int(self.seed), int(self.attempt)]
+        # Left out where it is empty: names are as they were before there was one.
+        text = json.dumps(parts + [self.initial_state] if self.initial_state else parts)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        task = re.sub(r"[^A-Za-z0-9_]", "_", self.task)[:80]
+        return f"{self.source}-{task}-{self.seed:08d}-a{self.attempt}-{digest}"
+
+
+@dataclass
+class Episode:
+    """``T`` executed actions and the ``T + 1`` states around them (row 0 is the reset state).
+
+    Arrays are converted to the dtypes below on construction; StoreError names the field whose shape does not fit.
+    Frames exist only for the rendered steps: all ``T + 1`` in demos, chunk ends in rollouts.
+    """
+
+    key: EpisodeKey
+    instruction: str
+    cameras: tuple[str, ...]
+    success: bool
+    episode_return: float
+    timed_out: bool
+    invalid: str  # "" or why the simulation broke; invalid episodes are kept but never sampled
+    policy_version: int  # version that began the episode, -1 for demonstrations
+    actions: np.ndarray  # (T, d) float32, executed
+    labels: np.ndarray  # (T, d) float32, what a policy should imitate
+    rewards: np.ndarray  # (T,) float32
+    proprio: np.ndarray  # (T + 1, p) float32
+    states: np.ndarray  # (T + 1, S) float64, full restorable simulator state
+    step_versions: np.ndarray  # (T,) int64, policy version of each executed action
+    predicted_values: np.ndarray  # (T,) float32, nan where no value was predicted
+    frames: dict[int, list[bytes]]  # step index 0..T -> one JPEG per camera, in the order of ``cameras``
+    info: dict[str, Any] = field(default_factory=dict)  # JSON: fingerprint, arm, planner, horizon, ...
+    score: float | None = None  # how far it got, in [0, 1], where that was graded: a failure may have done a part
+
+    def __post_init__(self) -> None:
+        self.cameras = tuple(self.cameras)
+        outcome(self.success, self.score)
+        steps = len(self.actions)
+        if steps == 0:
+            raise StoreError(f"episode {self.key.name} has no action: there is nothing to store")
+        shapes = {  # rows, dimensions, dtype
+            "actions": (steps, 2, np.float32),
+            "labels": (steps, 2, np.float32),
+            "rewards": (steps, 1, np.float32),
+            "proprio": (steps + 1, 2, np.float32),
+            "states": (steps + 1, 2, np.float64),
+            "step_versions": (steps, 1, np.int64),
+            "predicted_values": (steps, 1, np.float32),
+        }
+        for name, (rows, dimensions, dtype) in shapes.items():
+            array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            if array.ndim != dimensions or array.shape[0] != rows or 0 in array.shape:
+                raise StoreError(
+                    f"episode {self.key.name}: {name} has shape {array.shape}, expected {rows} rows of a "
+                    f"{dimensions}-dimensional array ({steps} actions)"
+                )
+            setattr(self, name, array)
+        if self.labels.shape != self.actions.shape:
+            raise StoreError(f"episode {self.key.name}: labels and actions differ in shape")
+        for step, images in self.frames.items():
+            if not 0 <= step <= steps or len(images) != len(self.cameras) or not all(images):
+                raise StoreError(
+                    f"episode {self.key.name}: frames of step {step} must be one JPEG for each of "
+                    f"{len(self.cameras)} cameras at a step in 0..{steps}"
+                )
+
+    @property
+    def length(self) -> int:
+        """Number of executed actions ``T``."""
+        return len(self.actions)
+
+    @classmethod
+    def from_trajectory(
+        cls,
+        trajectory: Any,
+        key: EpisodeKey,
+        *,
+        policy_version: int,
+        step_versions: np.ndarray | list[int] | None = None,
+        predicted_values: np.ndarray | list[float] | None = None,
+        info: dict[str, Any] | None = None,
+        score: float | None = None,
+    ) -> Episode:
+        """Encode a finished trajectory (any object with the attributes of ``sim.trajectory.Trajectory``).
+
+        ``step_versions`` (T,) defaults to ``policy_version`` throughout, ``predicted_values`` (T,) to nan. Frames are
+        encoded as JPEG here, so this costs more than the commit: call it outside of any lock.
+        StoreError if the trajectory has no action, belongs to another task or its lists disagree in length, or if
+        ``score`` is not in [0, 1].
+        """
+        steps = len(trajectory.actions)
+        if trajectory.task != key.task:
+            raise StoreError(f"a trajectory of task {trajectory.task!r} does not fit a key of task {key.task!r}")
+        return cls(
+            key=key,
+            instruction=trajectory.instruction,
+            cameras=tuple(trajectory.cameras),
+            success=bool(trajectory.success),
+            episode_return=float(np.sum(trajectory.rewards, dtype=np.float64)),
+            timed_out=bool(trajectory.timed_out),
+            invalid=str(trajectory.invalid),
+            policy_version=int(policy_version),
+            actions=trajectory.actions,
+            labels=trajectory.labels,
+            rewards=trajectory.rewards,
+            proprio=trajectory.proprio,
+            states=trajectory.states,
+            step_versions=np.full(steps, policy_version) if step_versions is None else step_versions,
+            predicted_values=np.full(steps, np.nan) if predicted_values is None else predicted_values,
+            frames={int(step): encode_cameras(images) for step, images in sorted(trajectory.frames.items())},
+            info=dict(info or {}),
+            score=score,
+        )
+
+
+@dataclass(frozen=True)
+class EpisodeSummary:
+    """What is known of a stored episode without touching its data pages."""
+
+    key: EpisodeKey
+    name: str
+    path: str
+    success: bool
+    score: float  # in [0, 1]: as graded, or 1.0 for a success and 0.0 for a failure
+    episode_return: float
+    length: int  # executed actions T
+    timed_out: bool
+    invalid: str
+    policy_version: int
+    frame_ranges: tuple[tuple[int, int, int], ...]  # (start, stop, stride) of the steps in 0..T that have frames, ascending
+    created: float = 0.0  # Unix seconds of the commit; 0 where the file does not say it
+    size: int = 0  # bytes in the store
+
+    @property
+    def source(self) -> str:
+        return self.key.source
+
+    @property
+    def task(self) -> str:
+        return self.key.task
+
+    @property
+    def frame_steps(self) -> np.ndarray:
+        """(n,) int32, ascending: the steps 0..T that have frames."""
+        return expand_ranges(self.frame_ranges)
+
+    @property
+    def stratum(self) -> str:
+        """``demo``, ``success`` or ``failure``, or "" for what is never trained on.
+
+        That is: evaluation episodes (their seeds are held out), episodes whose simulation broke, and demonstrations
+        that did not succeed.
+        """
+        if self.invalid or self.source == "eval":
+            return ""
+        if self.source == "demo":
+            return "demo" if self.success else ""
+        return "success" if self.success else "failure"
+
+
+def expand_ranges(ranges: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    """The steps of ``(start, stop, stride)`` ranges, (n,) int32."""
+    return np.concatenate([np.arange(*r, dtype=np.int32) for r in ranges]) if ranges else np.zeros(0, np.int32)

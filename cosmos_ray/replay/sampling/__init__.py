@@ -1,0 +1,1 @@
+"""From stored episodes to training windows: selection, drawing, decoding, pacing."""

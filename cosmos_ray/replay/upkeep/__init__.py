@@ -1,0 +1,1 @@
+"""What keeps a store healthy: verification and repair, retention, compaction."""

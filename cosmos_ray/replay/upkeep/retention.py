@@ -1,0 +1,63 @@
+"""Which episodes a store keeps when it must not grow for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.format.episode import EpisodeSummary
+
+KINDS = ("demo", "success", "failure", "eval", "invalid")
+
+
+def kind_of(summary: EpisodeSummary) -> str:
+    """One of :data:`KINDS`."""
+    if summary.source == "eval":
+        return "eval"
+    return summary.stratum or "invalid"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """A policy: episodes of the kinds in ``keep`` stay for ever; another one goes as soon as one of these bounds says so:
+
+    * it is not among the ``newest`` of these others by time of commit,
+    * its policy version is more than ``max_staleness`` behind the newest rollout's (demonstrations have no version),
+    * it does not fit into ``max_bytes`` together with all that is kept for ever and with the newer ones that stay.
+
+    None sets no such bound. StoreError for unknown kinds, impossible numbers and a policy without any bound.
+    """
+
+    keep: tuple[str, ...] = ("demo", "eval")
+    newest: int | None = None
+    max_staleness: int | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = set(self.keep) - set(KINDS)
+        if unknown:
+            raise StoreError(f"cannot keep {', '.join(sorted(unknown))}: kinds of episodes are {', '.join(KINDS)}")
+        bounds = (self.newest, self.max_staleness, self.max_bytes)
+        if all(bound is None for bound in bounds):
+            raise StoreError("a retention policy needs a bound: the newest M, a maximum staleness or a size")
+        if any(bound is not None and bound < 0 for bound in bounds):
+            raise StoreError(f"the bounds of a retention policy must not be negative: {bounds}")
+
+    def expired(self, summaries: Iterable[EpisodeSummary]) -> list[str]:
+        """Names of the episodes that do not stay, oldest first."""
+        episodes = list(summaries)
+        used = sum(s.size for s in episodes if kind_of(s) in self.keep)
+        rest = sorted((s for s in episodes if kind_of(s) not in self.keep), key=lambda s: (s.created, s.name), reverse=True)
+        latest = max((s.policy_version for s in episodes if s.source == "rollout"), default=-1)
+        out = []
+        for rank, summary in enumerate(rest):
+            versioned = summary.source != "demo"
+            stale = versioned and self.max_staleness is not None and summary.policy_version < latest - self.max_staleness
+            beyond = self.newest is not None and rank >= self.newest
+            too_much = self.max_bytes is not None and used + summary.size > self.max_bytes
+            if stale or beyond or too_much:
+                out.append(summary.name)
+            else:
+                used += summary.size
+        return out[::-1]

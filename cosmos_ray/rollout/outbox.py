@@ -1,0 +1,85 @@
+"""Finished episodes on their way into a store: kept in memory and tried again while it cannot be written."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from cosmos_ray.errors import StoreUnavailable
+from cosmos_ray.replay.format.episode import Episode
+from cosmos_ray.replay.store import ReplayStore
+
+logger = logging.getLogger(__name__)
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
+PAUSE_S = 0.05  # for who has nothing to do but call flush() again
+
+
+class Outbox:
+    """Commits episodes in the order they come. While the store is unavailable (disk full, mount gone), each try waits longer.
+
+    It tries for ``patience_s`` seconds from the first failure on; after that the StoreUnavailable is raised. Any other
+    StoreError is raised at once: no later try can help. Make no more episodes while any are waiting: they are held in memory.
+    """
+
+    def __init__(self, store: ReplayStore, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store, self.patience_s = store, patience_s
+        self._clock = clock
+        self._waiting: deque[tuple[Episode, Any]] = deque()
+        self._failing_since: float | None = None
+        self._wait, self._next = FIRST_WAIT_S, 0.0
+
+    def __len__(self) -> int:
+        """Episodes that are in memory only."""
+        return len(self._waiting)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last try failed."""
+        return self._failing_since is not None
+
+    def put(self, episode: Episode, tag: Any = None) -> None:
+        """Take an episode over; ``tag`` comes back with it once it is stored."""
+        self._waiting.append((episode, tag))
+
+    def flush(self) -> list[tuple[Any, bool]]:
+        """Commit what can be committed now: (tag, whether it was new) of each."""
+        done: list[tuple[Any, bool]] = []
+        while self._waiting:
+            episode, tag = self._waiting[0]
+            reached, new = self.attempt(lambda episode=episode: self.store.commit(episode))
+            if not reached:
+                break
+            self._waiting.popleft()
+            done.append((tag, new))
+        return done
+
+    def attempt(self, action: Callable[[], Any]) -> tuple[bool, Any]:
+        """(True, what ``action`` returns), or (False, None) while the store, which it needs, is unavailable or it is too early
+        to try again. Raises as :meth:`flush` does."""
+        if self._failing_since is not None and self._clock() < self._next:
+            return False, None
+        try:
+            result = action()
+        except StoreUnavailable as error:
+            self._fail(error)
+            return False, None
+        if self._failing_since is not None:
+            logger.warning("the replay store %s can be used again", self.store.root)
+        self._failing_since, self._wait = None, FIRST_WAIT_S
+        return True, result
+
+    def _fail(self, error: StoreUnavailable) -> None:
+        now, held = self._clock(), len(self._waiting)
+        if self._failing_since is None:
+            self._failing_since = now
+            if self.patience_s > 0:
+                logger.warning("%s; this is tried again for %g s, %d finished episodes are kept in memory", error, self.patience_s, held)
+        passed = now - self._failing_since
+        if passed >= self.patience_s:
+            raise StoreUnavailable(f"{error} (tried for {passed:.0f} s; {held} finished episodes are lost with this process)") from error
+        self._next = now + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT_S)
