@@ -12,6 +12,7 @@ from typing import Any
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.identity import RunIdentity
 from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.uri import is_uri, without_credentials
@@ -38,6 +39,7 @@ class RunFolder:
             if fresh and (self.path / "config.json").exists():
                 self._check_store_moves_too()
                 self._move_aside()
+            self.identity = self._identify()
             self._check_config(config)
         except BaseException:
             self.close()
@@ -115,6 +117,16 @@ class RunFolder:
     def close(self) -> None:
         """Give the lock back."""
         self._lock.close()
+
+    def _identify(self) -> RunIdentity:
+        """The run's identity: the stored one, a new one, or for a run from before identities the one that its episodes carry."""
+        stored = self.read_json("identity.json")
+        if stored is not None:
+            return RunIdentity(**stored)
+        before = self.read_json("config.json")
+        identity = RunIdentity.new() if before is None else RunIdentity.of_before(before)
+        self.write_json("identity.json", identity.to_json())
+        return identity
 
     def _take_lock(self):
         lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until close()

@@ -13,7 +13,7 @@ from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import rollout_ticket
-from cosmos_ray.stages.evaluate import _pairs, arms, check_held_out, evaluate, results, ticket, verify, wilson
+from cosmos_ray.stages.evaluate import _pairs, arms, check_held_out, compare_repeats, evaluate, results, ticket, wilson
 from cosmos_ray.tracking import Tracker
 from tests.test_model import tiny
 from tests.test_replay_episode import make_trajectory
@@ -114,7 +114,7 @@ def test_evaluating_again_needs_no_simulator_and_changes_nothing(run):
     assert json.loads((run.folder.path / "evaluation.json").read_text()) == json.loads(json.dumps(expected))  # of all arms, still
 
 
-def test_verify_compares_repeated_episodes_step_by_step(run):
+def test_evaluate_compares_repeated_episodes_step_by_step(run):
     run = changed(run, verify=2)
     fill(run, base="0001", refined="0011", refined_planning="1111")
     for arm in arms(run):
@@ -122,7 +122,7 @@ def test_verify_compares_repeated_episodes_step_by_step(run):
             first = run.folder.store().read(ticket(run, arm, i).key.name)
             same = not (arm.name == "refined" and i == 1)
             put(run, ticket(run, arm, i, attempt=1).key, first.success, seed=0 if same else 7, length=first.length)
-    out = verify(run, run.folder.store())
+    out = compare_repeats(run, run.folder.store())
     assert (out["repeated"], out["identical"]) == (6, 5)
     assert out["different"] == [ticket(run, arms(run)[1], 1).key.name]
 
@@ -132,7 +132,8 @@ def test_all_arms_draw_the_same_states_and_noise(run):
     for same in zip(*tickets, strict=True):
         assert len({(t.key.seed, t.noise_seed) for t in same}) == 1 and len({t.key.name for t in same}) == 3
     assert len({t.noise_seed for t in tickets[0]}) == 4
-    assert [row[0].version for row in tickets] == [1, 3, 3] and [bool(row[0].planner) for row in tickets] == [False, False, True]
+    assert [row[0].acting.version for row in tickets] == [1, 3, 3]
+    assert [bool(row[0].acting.planner) for row in tickets] == [False, False, True]
 
 
 def test_rollouts_have_a_horizon_of_their_own_and_evaluation_does_not(run):
@@ -164,13 +165,13 @@ def test_other_weights_are_another_arm(run):
     assert [name for name in before if before[name] == after[name]] == ["base"]
 
 
-def test_a_planning_network_judges_where_the_settings_have_one(run):
+def test_a_planning_network_plans_where_the_settings_have_one(run):
     before = {arm.name: arm.run_key for arm in arms(run)}
-    assert all(arm.judge is None for arm in arms(changed(run, planning_steps=10)))  # it is not trained yet
+    assert all(not arm.acting.planning_checkpoint for arm in arms(changed(run, planning_steps=10)))  # it is not trained yet
     save_policy(tiny(), run.folder.checkpoint("planning"), 2)
     assert {arm.name: arm.run_key for arm in arms(run)} == before
     after = arms(changed(run, planning_steps=10))
-    assert [arm.judge for arm in after] == [None, None, run.folder.checkpoint("planning")]
+    assert [arm.acting.planning_checkpoint for arm in after] == ["", "", str(run.folder.checkpoint("planning"))]
     assert [arm.name for arm in after if arm.run_key != before[arm.name]] == ["refined + planning"]
 
 

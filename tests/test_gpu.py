@@ -10,7 +10,7 @@ import torch
 
 from cosmos_ray.config import LearnerConfig, ModelConfig, PlannerConfig
 from cosmos_ray.inference.core import InferenceCore
-from cosmos_ray.inference.messages import ActRequest
+from cosmos_ray.inference.messages import ActingPolicy, ActRequest
 from cosmos_ray.learner.core import LearnerCore
 from cosmos_ray.learner.engine import free_port, rendezvous
 from cosmos_ray.learner.mixture import Mixture
@@ -37,7 +37,7 @@ def policy(seed: int = 0, dtype: torch.dtype = torch.float32) -> CosmosPolicy:
 def request(rows: int, planner: PlannerConfig | None = None) -> ActRequest:
     rng = np.random.default_rng(1)
     return ActRequest(rng.integers(0, 256, (rows, 2, 64, 64, 3), dtype=np.uint8), rng.uniform(-1, 1, (rows, 9)).astype(np.float32),
-                      ("lift the cube",) * rows, np.arange(rows), steps=3, planner=planner)
+                      ("lift the cube",) * rows, np.arange(rows), steps=3, acting=ActingPolicy(planner=planner))
 
 
 @pytest.mark.parametrize("planner", [None, PlannerConfig(candidates=3)], ids=["act", "plan"])

@@ -17,7 +17,7 @@ from cosmos_ray.inference.batcher import Batcher
 from cosmos_ray.inference.client import PoolClient
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
-from cosmos_ray.inference.messages import ActRequest, WrongVersion
+from cosmos_ray.inference.messages import ActingPolicy, ActRequest, WrongVersion
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.weights import pack
@@ -27,11 +27,12 @@ from tests.test_planning import demo_policy
 LONG = 60.0  #: seconds after which a test that hangs fails
 
 
-def request(rows: int = 1, seed: int = 0, size: int = 64, **settings) -> ActRequest:
+def request(rows: int = 1, seed: int = 0, size: int = 64, *, planner=None, version=None, planning_checkpoint="", **settings) -> ActRequest:
     """A request of random observations, a function of the seed."""
     rng = np.random.default_rng(seed)
     return ActRequest(rng.integers(0, 256, (rows, 2, size, size, 3), dtype=np.uint8), rng.uniform(-1, 1, (rows, 9)).astype(np.float32),
-                      tuple(f"lift the cube {i}" for i in range(rows)), rng.integers(0, 2**62, rows), **{"steps": 1, **settings})
+                      tuple(f"lift the cube {i}" for i in range(rows)), rng.integers(0, 2**62, rows),
+                      **{"steps": 1, "acting": ActingPolicy(version, planner, planning_checkpoint), **settings})
 
 
 def assert_same(left, right):
@@ -297,10 +298,10 @@ def test_a_bad_request_raises_its_own_error_through_the_pool(shared_pool):
 
 def test_weights_of_another_model_are_refused_by_the_pool_with_one_line(shared_pool):
     before = version_of(shared_pool)
-    current = shared_pool._current
+    wanted = shared_pool._wanted
     with pytest.raises(CheckpointError) as caught:
         shared_pool.push(pack(tiny(layers=3).net.named_parameters(), before + 1))
-    shared_pool._current = current
+    shared_pool._wanted = wanted
     assert len(str(caught.value).splitlines()) == 1 and "another model" in str(caught.value)
     assert version_of(shared_pool) == before
 
@@ -323,44 +324,45 @@ def test_pushing_weights_while_requests_are_in_flight(shared_pool, checkpoint):
 
 def test_the_pool_switches_to_another_checkpoint_whatever_its_version(shared_pool, checkpoint):
     shared_pool.push(newer_weights(checkpoint, version_of(shared_pool) + 1))
-    shared_pool.load(checkpoint, 1)
+    shared_pool.load(checkpoint, ActingPolicy(1))
     assert version_of(shared_pool) == 1
     asked = request(version=1)
     assert_same(PoolClient(shared_pool.actors, LONG).result(PoolClient(shared_pool.actors, LONG).submit(asked)),
                 InferenceCore(*load_policy(checkpoint)).answer([asked])[0])
 
 
-def test_a_request_that_wants_another_judge_is_not_answered_by_the_policy_itself(policy):
+def test_a_request_for_another_planning_network_is_not_answered_by_the_policy_itself(policy):
     core = InferenceCore(policy, 3)
-    wanted = request(1, planner=PlannerConfig(candidates=2), version=3, judge="/somewhere/planning")
+    wanted = request(1, planner=PlannerConfig(candidates=2), version=3, planning_checkpoint="/somewhere/planning")
     (refused,) = core.answer([wanted])
-    assert isinstance(refused, WrongVersion) and "/somewhere/planning was asked to judge, this actor holds no other network" in str(refused)
-    judged = InferenceCore(policy, 3, demo_policy(), "/somewhere/planning")
-    answered, other = judged.answer([wanted, dataclasses.replace(wanted, judge="")])
-    assert answered.version == 3 and "the policy itself was asked to judge" in str(other)
+    assert isinstance(refused, WrongVersion) and "network /somewhere/planning, this actor holds (the policy itself)" in str(refused)
+    planning = InferenceCore(policy, 3, demo_policy(), "/somewhere/planning")
+    own = dataclasses.replace(wanted, acting=dataclasses.replace(wanted.acting, planning_checkpoint=""))
+    answered, other = planning.answer([wanted, own])
+    assert answered.version == 3 and "asks for the planning network (the policy itself), this actor holds /somewhere/planning" in str(other)
 
 
-def test_an_actor_restarted_by_sigkill_gets_back_the_network_that_judges(local_ray, checkpoint, tmp_path):
-    judge = demo_policy()
-    torch.nn.init.normal_(judge.net.final_layer.linear.weight, std=0.2, generator=torch.Generator().manual_seed(5))
-    save_policy(judge, tmp_path / "judge", version=2)
+def test_an_actor_restarted_by_sigkill_gets_back_its_planning_network(local_ray, checkpoint, tmp_path):
+    network = demo_policy()
+    torch.nn.init.normal_(network.net.final_layer.linear.weight, std=0.2, generator=torch.Generator().manual_seed(5))
+    save_policy(network, tmp_path / "planning", version=2)
     planner = PlannerConfig(candidates=3)
     pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), cpus=0.5)
     try:
         client = PoolClient(pool.actors, LONG)
         ask = lambda: client.result(client.submit(request(2, seed=3, planner=planner)))  # noqa: E731
         own = ask()
-        pool.load(checkpoint, 1, tmp_path / "judge")  # the version it holds already
-        judged = ask()
-        assert np.array_equal(own.candidates, judged.candidates) and not np.array_equal(own.scores, judged.scores)
+        pool.load(checkpoint, ActingPolicy(1, planning_checkpoint=str(tmp_path / "planning")))  # the version it holds already
+        planned = ask()
+        assert np.array_equal(own.candidates, planned.candidates) and not np.array_equal(own.scores, planned.scores)
         os.kill(pool.status()[0]["pid"], signal.SIGKILL)
         for _ in range(600):
             pool.repair()
-            if pool.restarts and (status := pool.status()) and status[0]["judge"]:
+            if pool.restarts and (status := pool.status()) and status[0]["planning_checkpoint"]:
                 break
             time.sleep(0.1)
-        assert pool.restarts == 1 and np.array_equal(ask().scores, judged.scores)
-        pool.load(checkpoint, 1)
+        assert pool.restarts == 1 and np.array_equal(ask().scores, planned.scores)
+        pool.load(checkpoint, ActingPolicy(1))
         assert np.array_equal(ask().scores, own.scores)
     finally:
         pool.close()
@@ -409,7 +411,7 @@ def test_a_version_nobody_holds_is_pool_unavailable(shared_pool):
     patient = PoolClient(shared_pool.actors, LONG)
     patient.result(patient.submit(request()))  # the actor is up
     client = PoolClient(shared_pool.actors, timeout_s=10.0)
-    with pytest.raises(PoolUnavailable, match="policy version 999 was asked for"):
+    with pytest.raises(PoolUnavailable, match="asks for policy version 999, this actor holds"):
         client.result(client.submit(request(version=999)))
 
 

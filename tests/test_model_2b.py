@@ -97,7 +97,7 @@ def observation() -> tuple[np.ndarray, np.ndarray]:
 def test_acting_and_planning_encode_the_clean_prefix_once_and_decode_nothing(small_policy):
     from cosmos_ray.config import PlannerConfig
     from cosmos_ray.inference.core import InferenceCore
-    from cosmos_ray.inference.messages import ActRequest
+    from cosmos_ray.inference.messages import ActingPolicy, ActRequest
 
     vae, calls = small_policy.tokenizer.vae, []
     encode, decode = vae.encode, vae.decode
@@ -106,7 +106,7 @@ def test_acting_and_planning_encode_the_clean_prefix_once_and_decode_nothing(sma
     core = InferenceCore(small_policy, 1)
     for planner in (None, PlannerConfig(candidates=3, futures=2, future_steps=2)):
         calls.clear()
-        request = ActRequest(*observation(), ("lift the cube",), np.array([3]), steps=2, planner=planner)
+        request = ActRequest(*observation(), ("lift the cube",), np.array([3]), steps=2, acting=ActingPolicy(planner=planner))
         assert core.answer([request])[0].actions.shape == (1, 16, 7)
         assert calls == [("encode", 1 + 4 * 3)]  # blank, proprio and two cameras: 13 of 33 pixel frames
     calls.clear()

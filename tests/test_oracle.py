@@ -12,6 +12,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
+from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.oracle.branch import Simulator
 from cosmos_ray.oracle.core import OracleCore
@@ -22,9 +23,8 @@ from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.report.audit_page import headline, write_audit_page
 from cosmos_ray.rollout.core import RolloutCore
-from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
-from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.experts import expert
 from cosmos_ray.stages.audit import audit
@@ -51,7 +51,7 @@ def judge(env):
 
 def branch_of(judge, index=0):
     seed = state_seed("eval", 0, index)
-    return judge.simulator.begin(seed, mix_seed(seed, 13))
+    return judge.simulator.begin(seed, evaluation_noise_seed(seed))
 
 
 def demonstrated(env, seed: int) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_branches_do_not_disturb_each_other(judge):
 def test_the_policy_arm_is_the_evaluation_episode(judge, tmp_path, env):
     seed = state_seed("eval", 0, 0)
     core = RolloutCore(lambda: env, 1, ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
-    ticket = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), noise_seed=mix_seed(seed, 13))
+    ticket = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), noise_seed=evaluation_noise_seed(seed))
     finished = core.advance([ticket], 60)
     episode = core.store.read(finished[0].name)
     (end,) = judge.play_on([branch_of(judge)])
@@ -89,7 +89,8 @@ def test_the_policy_arm_is_the_evaluation_episode(judge, tmp_path, env):
 def test_the_planned_arm_is_the_planned_evaluation_episode(judge, tmp_path, env):
     seed = state_seed("eval", 0, 0)
     core = RolloutCore(lambda: env, 1, ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
-    finished = core.advance([EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), noise_seed=mix_seed(seed, 13), planner=PLANNER)], 60)
+    planned = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), evaluation_noise_seed(seed), ActingPolicy(planner=PLANNER))
+    finished = core.advance([planned], 60)
     episode = core.store.read(finished[0].name)
     branch = branch_of(judge)
     while not branch.done:

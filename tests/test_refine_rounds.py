@@ -9,6 +9,7 @@ import pytest
 from cosmos_ray.config import LearnerConfig, ReplayConfig, RolloutConfig, RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
+from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.sample_types import SampleType
@@ -150,7 +151,7 @@ def test_rounds_never_share_a_rollout(run):
     parts = [Round(run, number, 1).tickets() for number in (1, 2)]
     assert [(len(before), len(beside)) for before, beside in parts] == [(3, 2)] * 2
     assert len({ticket.key.seed for part in parts for tickets in part for ticket in tickets}) == 10
-    assert {ticket.planner for part in parts for tickets in part for ticket in tickets} == {None}
+    assert {ticket.acting.planner for part in parts for tickets in part for ticket in tickets} == {None}
 
 
 def test_rollouts_of_later_rounds_may_plan(run):
@@ -158,10 +159,10 @@ def test_rollouts_of_later_rounds_may_plan(run):
     trained(run, "planning", 10, 3, base_version=1)
     run = changed(run, rollouts=2, refine_rollouts=1, rollout=RolloutConfig(planned=True))
     Round(run, 2, 1).begin()
-    assert not any(ticket.planner for tickets in Round(run, 1, 1).tickets() for ticket in tickets)
+    assert not any(ticket.acting.planner for tickets in Round(run, 1, 1).tickets() for ticket in tickets)
     before, (beside,) = Round(run, 2, 1).tickets()
-    assert {(t.planner, t.version, t.judge) for t in before} == {(run.config.planner, 2, str(run.folder.checkpoint("planning_before")))}
-    assert (beside.planner, beside.version, beside.judge) == (None, None, "")  # it acts with whatever was pushed last
+    assert {t.acting for t in before} == {ActingPolicy(2, run.config.planner, str(run.folder.checkpoint("planning_before")))}
+    assert beside.acting == ActingPolicy()  # it acts with whatever was pushed last
 
 
 def test_more_rollouts_than_initial_states_are_refused_at_once():

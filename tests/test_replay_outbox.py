@@ -226,25 +226,25 @@ def test_a_worker_runs_on_without_new_episodes_and_reports_one_once_it_is_durabl
     outbox_turns, turn = [], core._turn
 
     def watched(half):
-        outbox_turns.append((len(core.outbox), short.ticket is None, long.trajectory.length if long.trajectory else None))
+        outbox_turns.append((len(core.outbox), short.running is None, long.running.trajectory.length if long.running else None))
         return turn(half)
 
     core._turn = watched
     for _ in range(200):  # begin both, then stop before the short one ends
-        if long.ticket is not None:
+        if long.running is not None:
             break
         core._queue.extend([ticket(0), ticket(1), ticket(2)] if not core._queue else [])
         for half in core._halves:
             turn(half)
-    assert short.trajectory.length == 0 and [t.key.seed for t in core._queue] == [ticket(2).key.seed]
+    assert short.running.trajectory.length == 0 and [t.key.seed for t in core._queue] == [ticket(2).key.seed]
     trouble.begin()
     reported = []
-    while long.ticket is not None and len(outbox_turns) < 10_000:
+    while long.running is not None and len(outbox_turns) < 10_000:
         reported += core.advance([], 0.2)  # comes back although it has not stored anything
     held = [steps for waiting, idle, steps in outbox_turns if waiting == 1 and idle and steps is not None]
     assert reported == [] and len(core.outbox) == 2  # the long one ended while the short one waited
     assert min(held) <= 16 and max(held) >= 32 and len(core._queue) == 1
-    assert core.advance([], 0.2) == [] and short.ticket is None  # still no new episode
+    assert core.advance([], 0.2) == [] and short.running is None  # still no new episode
     assert len(caplog.records) == 1
     trouble.end()
     for _ in range(1000):
@@ -263,7 +263,7 @@ def test_a_worker_whose_store_is_away_when_it_wants_to_begin_waits_too(store, ti
     trouble = Unmounted(tiny_disk)
     trouble.begin()
     try:
-        assert core.advance([ticket(0)], 0.3) == [] and core._halves[0].slots[0].ticket is None
+        assert core.advance([ticket(0)], 0.3) == [] and core._halves[0].slots[0].running is None
         trouble.end()
         reported = []
         for _ in range(1000):

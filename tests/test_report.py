@@ -67,7 +67,7 @@ def make_run(tmp_path, arms=("base", "refined", "refined + planning"), name="sma
     table = {}
     for version, arm in enumerate(arms, 1):
         planner = {"candidates": 4, "value": "future"} if "planning" in arm else None
-        keys = [EpisodeKey(f"{name}:{arm}:0a1b2c3d4e", "Lift", "eval", seed) for seed in SEEDS]
+        keys = [EpisodeKey(f"{folder.identity.key}:{arm}:0a1b2c3d4e", "Lift", "eval", seed) for seed in SEEDS]
         for i, (key, won) in enumerate(zip(keys, OUTCOMES[arm], strict=True)):
             store.commit(make_episode(key, won, min(version, 2), 10 * version + i, candidates=4 if planner else 1))
         wins = sum(OUTCOMES[arm])
@@ -83,9 +83,9 @@ def make_run(tmp_path, arms=("base", "refined", "refined + planning"), name="sma
                       "p": mcnemar(won, lost)})
     folder.write_json("evaluation.json", {"task": "Lift", "seeds": SEEDS, "arms": table, "pairs": pairs})
     if metrics:
-        store.commit(make_episode(EpisodeKey(name, "Lift", "demo", 0), True, -1, 0))
+        store.commit(make_episode(EpisodeKey(folder.identity.key, "Lift", "demo", 0), True, -1, 0))
         for i in range(6):
-            store.commit(make_episode(EpisodeKey(name, "Lift", "rollout", 1_000_000 + i), i % 2, 1 + i // 3, i))
+            store.commit(make_episode(EpisodeKey(folder.identity.key, "Lift", "rollout", 1_000_000 + i), i % 2, 1 + i // 3, i))
         for stage, step in itertools.product(("pretrain", "refine"), (25, 50, 75)):
             folder.record(stage, step=step, loss=9.0 / step, action=0.3, future=0.2, value=0.1, grad_norm=float("nan"), lr=1e-3)
         folder.record("collect", demonstrations=1, new=1, failed=0, workers_replaced=0)

@@ -13,6 +13,7 @@ from cosmos_ray.config import PlannerConfig, SimConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
+from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.sampling.windows import window_offsets
 from cosmos_ray.replay.store import ReplayStore
@@ -25,7 +26,7 @@ from cosmos_ray.weights import pack
 from tests.test_planning import demo_policy
 
 SIM = SimConfig(horizon=20)  # chunks of 8: two whole ones and a half
-PLANNER = PlannerConfig(candidates=3, values=1)
+PLANS = ActingPolicy(planner=PlannerConfig(candidates=3, values=1))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +65,7 @@ def ticket(index: int, **settings) -> EpisodeTicket:
 
 def finish(core: RolloutCore, tickets: list[EpisodeTicket]) -> list:
     finished = core.advance(tickets, 0.5)
-    while core._queue or any(slot.ticket for half in core._halves for slot in half.slots):
+    while core._queue or any(slot.running for half in core._halves for slot in half.slots):
         finished += core.advance([], 0.5)
     return finished
 
@@ -136,7 +137,7 @@ def assert_same_episode(left, right):
 
 
 def test_episodes_do_not_depend_on_how_many_run_beside_them(work):
-    tickets = [ticket(i, planner=PLANNER if i == 3 else None, frame_stride=4, action_noise=0.1 * (i == 1)) for i in range(5)]
+    tickets = [ticket(i, acting=PLANS if i == 3 else ActingPolicy(), frame_stride=4, action_noise=0.1 * (i == 1)) for i in range(5)]
     alone, beside = work(1, "alone"), work(3, "beside")
     finish(alone, tickets)
     finish(beside, tickets[::-1])
@@ -146,12 +147,12 @@ def test_episodes_do_not_depend_on_how_many_run_beside_them(work):
 
 
 def test_planned_and_unplanned_tickets_share_a_worker(work):
-    tickets = [ticket(i, planner=PLANNER if i % 2 else None) for i in range(4)]
+    tickets = [ticket(i, acting=PLANS if i % 2 else ActingPolicy()) for i in range(4)]
     core = work(3)
     finish(core, tickets)
     for each in tickets:
         info = core.store.read(each.key.name).info
-        assert info["candidates"] == (3 if each.planner else 1)
+        assert info["candidates"] == (3 if each.acting.planner else 1)
         assert {len(d["scores"]) for d in info["decisions"]} == {info["candidates"]}
         assert all(d["scores"][d["chosen"]] == max(d["scores"]) for d in info["decisions"])
 

@@ -9,7 +9,7 @@ import torch
 from cosmos_ray.config import InferenceConfig, PlannerConfig, RunConfig, check
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore, load_core
-from cosmos_ray.inference.messages import ActRequest
+from cosmos_ray.inference.messages import ActingPolicy, ActRequest
 from cosmos_ray.model import policy as policy_module
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.policy import CosmosPolicy
@@ -106,11 +106,11 @@ def asking(instructions, rows) -> ActRequest:
 
 @pytest.mark.parametrize("planner", [None, PLANNER], ids=["policy alone", "planning"])
 def test_every_row_gets_what_it_gets_alone_whatever_the_others_are_told(planner):
-    together = dataclasses.replace(asking(INSTRUCTIONS, list(range(6))), planner=planner)
+    together = dataclasses.replace(asking(INSTRUCTIONS, list(range(6))), acting=ActingPolicy(planner=planner))
     reply = InferenceCore(changed(demo_policy()), 1).answer([together])[0]
     shared = InferenceCore(changed(demo_policy()), 1)  # one after another: more prompts are known each time
     for i, instruction in enumerate(INSTRUCTIONS):
-        asked = dataclasses.replace(asking([instruction], [i]), planner=planner)
+        asked = dataclasses.replace(asking([instruction], [i]), acting=ActingPolicy(planner=planner))
         alone, later = InferenceCore(changed(demo_policy()), 1).answer([asked])[0], shared.answer([asked])[0]
         for answer in (alone, later):
             assert np.array_equal(answer.actions[0], reply.actions[i]) and np.array_equal(answer.scores[0], reply.scores[i]), instruction

@@ -36,12 +36,13 @@ class InferenceActor:
         """Swap weights between two batches; returns the version now held."""
         return await self._batcher.between(self._core.set_weights, weights)
 
-    async def load(self, checkpoint: str, judge: str = "") -> int:
-        """Replace the policy by a checkpoint, whatever its version; returns that version. ``judge`` as in :func:`load_core`."""
-        self._core = await self._batcher.between(partial(self._load, judge=judge), checkpoint)
+    async def load(self, checkpoint: str, planning_checkpoint: str = "") -> int:
+        """Replace the policy by that of a checkpoint, older or newer, and return its version. Arguments as in :func:`load_core`."""
+        self._core = await self._batcher.between(partial(self._load, planning_checkpoint=planning_checkpoint), checkpoint)
         return self._core.version
 
     async def status(self) -> dict:
-        """{version, judge, batches, rows, pid}."""
-        return {"version": self._core.version, "judge": self._core.judge_name, "batches": self._batcher.batches, "rows": self._batcher.rows,
+        """{version, planning_checkpoint, batches, rows, pid}."""
+        core, batcher = self._core, self._batcher
+        return {"version": core.version, "planning_checkpoint": core.planning_checkpoint, "batches": batcher.batches, "rows": batcher.rows,
                 "pid": os.getpid()}

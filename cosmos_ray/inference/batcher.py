@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cosmos_ray.errors import CosmosRayError
@@ -70,6 +70,7 @@ class Batcher:
         return batch
 
     async def _answer(self, batch: list[tuple[ActRequest, asyncio.Future]]) -> None:
+        replies: Sequence[ActReply | Exception]
         try:
             replies = await asyncio.to_thread(self.answer, [request for request, _ in batch])
         except Exception as error:  # noqa: BLE001 - whatever it was, it belongs to the callers; the loop must go on serving

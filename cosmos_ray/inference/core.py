@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import CosmosRayError
-from cosmos_ray.inference.messages import ActReply, ActRequest, WrongVersion
+from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest, WrongVersion
 from cosmos_ray.model.checkpoint import load_policy
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import accelerate
@@ -19,17 +20,24 @@ from cosmos_ray.weights import Weights, unpack
 
 
 class InferenceCore:
-    """One policy and its version, and the network that judges its candidates if that is another one. ``answer`` and ``set_weights``
-    must not run at the same time."""
+    """One policy, its version and, if there is one, a separate planning network that scores its candidates.
 
-    def __init__(self, policy: CosmosPolicy, version: int, judge: CosmosPolicy | None = None, judge_name: str = ""):
-        self.policy, self.version, self.judge, self.judge_name = policy.eval(), version, judge and judge.eval(), judge_name
+    ``answer`` and ``set_weights`` must not run at the same time.
+
+    Args:
+        planning_network: None lets the policy score its own candidates.
+        planning_checkpoint: where the planning network came from; requests name it.
+    """
+
+    def __init__(self, policy: CosmosPolicy, version: int, planning_network: CosmosPolicy | None = None, planning_checkpoint: str = ""):
+        self.policy, self.version = policy.eval(), version
+        self.planning_network, self.planning_checkpoint = planning_network and planning_network.eval(), planning_checkpoint
         policy.serve()
-        if judge is not None:
-            judge.serve()
+        if planning_network is not None:
+            planning_network.serve()
 
     def set_weights(self, weights: Weights) -> int:
-        """Adopt newer weights (older ones are ignored, so late messages do no harm); returns the version now held."""
+        """Adopt newer weights and return the version now held. Older weights are ignored, so a late message does no harm."""
         if weights.version > self.version:
             unpack(weights, self.policy.net)
             self.policy.serve()
@@ -37,26 +45,36 @@ class InferenceCore:
         return self.version
 
     def answer(self, requests: list[ActRequest]) -> list[ActReply | CosmosRayError]:
-        """Answer many requests in as few forward passes as their settings allow; a bad request fails alone."""
+        """Answer many requests in as few forward passes as their settings allow. A bad request fails alone."""
         replies: list[ActReply | CosmosRayError | None] = [None] * len(requests)
-        groups = defaultdict(list)
+        groups: defaultdict[tuple, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
-            if request.version is not None and request.version != self.version:
-                replies[i] = WrongVersion(f"policy version {request.version} was asked for, this actor holds {self.version}")
-            elif request.version is not None and request.judge != self.judge_name:
-                replies[i] = WrongVersion(f"{request.judge or 'the policy itself'} was asked to judge, this actor holds "
-                                          f"{self.judge_name or 'no other network'}")
+            if refusal := self._refusal(request.acting):
+                replies[i] = refusal
             else:
-                key = (request.steps, request.planner, request.decode_futures, request.images.shape[1:], request.proprio.shape[1:])
+                key = (request.steps, request.acting.planner, request.decode_futures, request.images.shape[1:], request.proprio.shape[1:])
                 groups[key].append(i)
         for members in groups.values():
-            try:
-                answers = self._answer_alike([requests[i] for i in members])
-            except CosmosRayError as error:
-                answers = [error] * len(members)
-            for i, answer in zip(members, answers, strict=True):
+            for i, answer in zip(members, self._try_answer([requests[i] for i in members]), strict=True):
                 replies[i] = answer
-        return replies
+        return [reply for reply in replies if reply is not None]
+
+    def _try_answer(self, requests: list[ActRequest]) -> Sequence[ActReply | CosmosRayError]:
+        try:
+            return self._answer_alike(requests)
+        except CosmosRayError as error:
+            return [error] * len(requests)
+
+    def _refusal(self, acting: ActingPolicy) -> WrongVersion | None:
+        """Why this actor cannot answer for ``acting``; None if it can."""
+        if acting.version is None:
+            return None
+        if acting.version != self.version:
+            return WrongVersion(f"the request asks for policy version {acting.version}, this actor holds {self.version}")
+        if acting.planning_checkpoint != self.planning_checkpoint:
+            asked, held = (name or "(the policy itself)" for name in (acting.planning_checkpoint, self.planning_checkpoint))
+            return WrongVersion(f"the request asks for the planning network {asked}, this actor holds {held}")
+        return None
 
     def _answer_alike(self, requests: list[ActRequest]) -> list[ActReply]:
         first = requests[0]
@@ -65,26 +83,30 @@ class InferenceCore:
         instructions = [i for r in requests for i in r.instructions]
         text = self.policy.embed(instructions)
         seeds = torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64))
-        if first.planner is None:
+        planner, network = first.acting.planner, self.planning_network
+        if planner is None:
             decision = act_directly(self.policy, known, text, seeds, first.steps)
         else:
-            judge = (self.judge, self.judge.embed(instructions)) if self.judge is not None else None
-            decision = plan(self.policy, known, text, seeds, first.steps, first.planner, judge)
+            planning = (network, network.embed(instructions)) if network is not None else None
+            decision = plan(self.policy, known, text, seeds, first.steps, planner, planning)
         futures = self.policy.read_future_images(decision.latents, images) if first.decode_futures else None
         replies, start = [], 0
         for request in requests:
-            rows = slice(start, start := start + len(request.seeds))
-            cut = lambda tensor, rows=rows: tensor[rows].cpu().numpy()  # noqa: E731
-            replies.append(ActReply(cut(decision.actions), cut(decision.values), cut(decision.scores), cut(decision.chosen),
-                                    self.version, cut(decision.candidates), None if futures is None else cut(futures)))
+            end = start + len(request.seeds)
+            actions, values, scores, chosen, candidates = (tensor[start:end].cpu().numpy() for tensor in (
+                decision.actions, decision.values, decision.scores, decision.chosen, decision.candidates))
+            replies.append(ActReply(actions, values, scores, chosen, self.version, candidates,
+                                    None if futures is None else futures[start:end].cpu().numpy()))
+            start = end
         return replies
 
 
-def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, judge: str | Path = "") -> InferenceCore:
-    """The policy of a checkpoint, ready to answer on ``device`` ("cpu" or "cuda") as ``config`` wants; ``judge`` is the checkpoint of
-    the network that judges candidates, if it is another one."""
+def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, planning_checkpoint: str | Path = "") -> InferenceCore:
+    """The policy of ``checkpoint``, ready to answer on ``device`` ("cpu" or "cuda"). ``planning_checkpoint`` "" lets the policy score
+    its own candidates. CheckpointError for a checkpoint that cannot be read."""
     policy, version = _load(checkpoint, config, device)
-    return InferenceCore(policy, version, _load(judge, config, device)[0] if judge else None, str(judge))
+    planning_network = _load(planning_checkpoint, config, device)[0] if planning_checkpoint else None
+    return InferenceCore(policy, version, planning_network, str(planning_checkpoint))
 
 
 def _load(checkpoint: str | Path, config: InferenceConfig, device: str) -> tuple[CosmosPolicy, int]:

@@ -1,4 +1,4 @@
-"""What a worker asks of the pool and what it is answered. No torch: a simulator's process starts faster and stays smaller without."""
+"""What a worker asks the pool, and what the pool answers. Without torch, so that a simulator process starts fast and stays small."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from cosmos_ray.errors import ConfigError, CosmosRayError
 
 
 class WrongVersion(CosmosRayError):
-    """The request insists on a policy version, or a judge, that this actor does not hold (yet): ask again, or ask another."""
+    """This actor does not hold the policy version or the planning network that the request names: ask again, or ask another actor."""
+
+
+@dataclass(frozen=True)
+class ActingPolicy:
+    """Which policy acts, and how it chooses a chunk. The three travel together, from an episode's ticket to the actor that answers."""
+
+    version: int | None = None  #: the policy version that must answer; None accepts the newest
+    planner: PlannerConfig | None = None  #: best-of-N planning, or None for the policy alone
+    planning_checkpoint: str = ""  #: with a version: checkpoint of the planning network that must score candidates; "" is the policy itself
 
 
 @dataclass(frozen=True)
 class ActRequest:
-    """B observations that want an action chunk each."""
+    """B observations; each asks for one action chunk."""
 
     images: np.ndarray  #: (B, cameras, H, W, 3) uint8
     proprio: np.ndarray  #: (B, p) float32
     instructions: tuple[str, ...]  #: B task descriptions
-    seeds: np.ndarray  #: (B,) int64, one per decision: a row's noise depends on it alone, not on the batch it was in
+    seeds: np.ndarray  #: (B,) int64, one per decision: a row's noise depends on its seed alone, not on its batch
     steps: int = 5  #: network evaluations per chunk
-    planner: PlannerConfig | None = None  #: best-of-N, or None for the policy alone
-    version: int | None = None  #: insist on this policy version
-    judge: str = ""  #: with a version: insist on this checkpoint to judge candidates, "" on the policy itself
+    acting: ActingPolicy = ActingPolicy()
     decode_futures: bool = False  #: also return the predicted frames
 
     def __post_init__(self):
@@ -36,12 +43,12 @@ class ActRequest:
 
 @dataclass(frozen=True)
 class ActReply:
-    """Answers to the rows of one request."""
+    """Answers to the B rows of one request, from N candidates each."""
 
     actions: np.ndarray  #: (B, K, d) float32, physical units
     values: np.ndarray  #: (B,) float32, the policy's value of the chosen chunk, in [-1, 1]
-    scores: np.ndarray  #: (B, N) float32 candidate scores in [0, 1]; N = 1 without planning
-    chosen: np.ndarray  #: (B,) int64
+    scores: np.ndarray  #: (B, N) float32 candidate scores in [0, 1]; N is 1 without planning
+    chosen: np.ndarray  #: (B,) int64, index of the executed candidate
     version: int  #: policy version that answered
     candidates: np.ndarray  #: (B, N, K, d) float32, every proposed chunk
     futures: np.ndarray | None = None  #: (B, cameras, H, W, 3) uint8 predicted frames at the end of the chunk

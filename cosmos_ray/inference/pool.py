@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import CheckpointError, PoolUnavailable
 from cosmos_ray.inference.actor import InferenceActor
+from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.remote import ACTOR_LOST, own_error
 from cosmos_ray.weights import Weights
 
@@ -22,37 +26,64 @@ REPAIR_S = 2.0  #: how often restarted actors are looked for
 PUSH_S = 60.0  #: for every actor to take new weights
 
 
+@dataclass(frozen=True)
+class PushedWeights:
+    """Weights in Ray's object store that every actor should hold."""
+
+    version: int
+    weights: ray.ObjectRef
+    planning_checkpoint: str = ""  #: none: the learner pushes policies that score their own candidates
+
+    def give(self, actor: ActorHandle) -> ray.ObjectRef:
+        return actor.set_weights.remote(self.weights)
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint that every actor should hold, with the planning network beside it."""
+
+    version: int
+    checkpoint: str
+    planning_checkpoint: str
+
+    def give(self, actor: ActorHandle) -> ray.ObjectRef:
+        return actor.load.remote(self.checkpoint, self.planning_checkpoint)
+
+
 class InferencePool:
-    """Handles of the inference actors and the weights they ought to hold."""
+    """Handles of the inference actors, and what these actors should hold."""
 
     def __init__(self, checkpoint: str | Path, config: InferenceConfig, cpus: float):
         options = {"num_cpus": cpus, "num_gpus": config.gpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
-        self.actors = [InferenceActor.options(**options).remote(str(Path(checkpoint).resolve()), config) for _ in range(config.actors)]
+        actor_class: Any = InferenceActor  # ray.remote adds `options`, which its type stubs do not declare
+        self.actors: list[ActorHandle] = [
+            actor_class.options(**options).remote(str(Path(checkpoint).resolve()), config) for _ in range(config.actors)]
         self.restarts = 0
-        self._current: tuple[int, ray.ObjectRef | tuple[str, str]] | None = None  #: version, and weights or (checkpoint, judge)
+        self._wanted: PushedWeights | LoadedCheckpoint | None = None  #: None: the checkpoint that the actors started from
         self._probes: dict[int, tuple[ray.ObjectRef | None, float]] = {}  #: actor -> status asked for, and when
         try:
-            self._pids = [s["pid"] for s in ray.get([a.status.remote() for a in self.actors], timeout=START_S)]
+            statuses: list[dict] = ray.get([a.status.remote() for a in self.actors], timeout=START_S)
         except GetTimeoutError as error:
             raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: does the cluster have room "
                                   f"for {config.actors} of them, {config.gpus:g} GPUs each?") from error
         except ACTOR_LOST as error:
             raise CheckpointError(f"an inference actor could not start: {_root(error)}") from error
+        self._pids = [status["pid"] for status in statuses]
 
     def push(self, weights: Weights) -> None:
-        """Give every actor newer weights while they keep serving. An actor that is down gets them from :meth:`repair`."""
-        self._current = (weights.version, ray.put(weights))
-        self._deliver(self.actors)
+        """Give every actor newer weights while the actors keep serving. :meth:`repair` gives them to an actor that is down now."""
+        self._want(PushedWeights(weights.version, ray.put(weights)))
 
-    def load(self, checkpoint: str | Path, version: int, judge: str | Path = "") -> None:
-        """Switch every actor to a checkpoint (evaluation of another policy), and to the network that judges its candidates."""
-        self._current = (version, (str(Path(checkpoint).resolve()), judge and str(Path(judge).resolve())))
-        self._deliver(self.actors)
+    def load(self, checkpoint: str | Path, acting: ActingPolicy) -> None:
+        """Switch every actor to the policy of ``checkpoint`` and to the planning network of ``acting``."""
+        if acting.version is None:
+            raise ValueError("a checkpoint is loaded with its version: requests insist on that version")
+        self._want(LoadedCheckpoint(acting.version, str(Path(checkpoint).resolve()), acting.planning_checkpoint))
 
     def repair(self) -> None:
-        """Look after actors that Ray restarted: count them and give them the current weights.
+        """Count the actors that Ray restarted, and give them what the others hold.
 
-        Does not wait for a status: it asks each actor every ``REPAIR_S`` seconds and acts on the answers that have come.
+        Never waits: asks each actor for its status every ``REPAIR_S`` seconds and acts on the answers that have come.
         """
         stale = []
         for i, actor in enumerate(self.actors):
@@ -72,21 +103,17 @@ class InferencePool:
                 self._pids[i] = status["pid"]
                 self.restarts += 1
                 logger.warning("inference actor %d was restarted", i)
-            if self._current and (status["version"], status["judge"]) != (self._current[0], self._judge):
+            wanted = self._wanted
+            if wanted and (status["version"], status["planning_checkpoint"]) != (wanted.version, wanted.planning_checkpoint):
                 stale.append(actor)
-        if stale:
-            self._deliver(stale)
-
-    @property
-    def _judge(self) -> str:
-        """The network that judges candidates, which every actor ought to hold beside the policy."""
-        payload = self._current[1]
-        return payload[1] if isinstance(payload, tuple) else ""
+        if stale and self._wanted:
+            self._deliver(self._wanted, stale)
 
     def status(self) -> list[dict]:
         """Status of the actors that answer within five seconds."""
-        ready, _ = ray.wait(references := [a.status.remote() for a in self.actors], num_returns=len(self.actors), timeout=5)
-        out = []
+        references: list[ray.ObjectRef] = [actor.status.remote() for actor in self.actors]
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=5)
+        out: list[dict] = []
         for reference in references:
             try:
                 if reference in ready:
@@ -100,12 +127,16 @@ class InferencePool:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _deliver(self, actors: list) -> None:
-        version, payload = self._current
-        calls = [a.load.remote(*payload) if isinstance(payload, tuple) else a.set_weights.remote(payload) for a in actors]
+    def _want(self, wanted: PushedWeights | LoadedCheckpoint) -> None:
+        self._wanted = wanted
+        self._deliver(wanted, self.actors)
+
+    @staticmethod
+    def _deliver(wanted: PushedWeights | LoadedCheckpoint, actors: list[ActorHandle]) -> None:
+        calls = [wanted.give(actor) for actor in actors]
         ready, late = ray.wait(calls, num_returns=len(calls), timeout=PUSH_S)
         for call in late:
-            logger.warning("an inference actor has not taken policy version %d within %g s", version, PUSH_S)
+            logger.warning("an inference actor has not taken policy version %d within %g s", wanted.version, PUSH_S)
             ray.cancel(call)
         for call in ready:
             try:
@@ -113,7 +144,7 @@ class InferencePool:
             except RayTaskError as error:
                 raise own_error(error) from error
             except ACTOR_LOST:
-                logger.warning("an inference actor died while taking policy version %d; it will get it after its restart", version)
+                logger.warning("an inference actor died while taking policy version %d; it will get it after its restart", wanted.version)
 
 
 def _root(error: BaseException) -> str:

@@ -11,8 +11,7 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.oracle.judge import Judge
-from cosmos_ray.rollout.ticket import state_seed
-from cosmos_ray.seeds import mix_seed
+from cosmos_ray.rollout.ticket import evaluation_noise_seed, state_seed
 from cosmos_ray.sim.environment import Environment
 
 PROBED = 0.25  #: share of the policy's decisions at which every candidate is judged in every way
@@ -29,7 +28,7 @@ class OracleCore:
         core = load_core(checkpoint, config.inference, "cuda" if config.inference.gpus else "cpu", critic)
         simulator = Simulator(Environment(config.sim), config.rollout.execute)
         self.judge = Judge(core.policy, simulator, config.planner, steps=config.inference.steps, gamma=config.replay.gamma,
-                           critic=core.judge)
+                           critic=core.planning_network)
 
     def play(self, arm: str, indices: list[int]) -> list[dict[str, Any]]:
         """Whether ``arm`` succeeds in each episode: {arm, index, success, steps}."""
@@ -50,7 +49,7 @@ class OracleCore:
 
     def _begin(self, index: int) -> Branch:
         seed = state_seed("eval", self.config.seed, index)
-        return self.judge.simulator.begin(seed, mix_seed(seed, 13))
+        return self.judge.simulator.begin(seed, evaluation_noise_seed(seed))
 
     def _probe(self, index: int) -> Iterator[dict[str, Any]]:
         judge, branch = self.judge, self._begin(index)

@@ -35,7 +35,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None =
     arms = _arms(evaluation)
     comparisons = _comparisons(arms, evaluation["pairs"])
     episodes = {arm["name"]: diagnostics.outcomes(store, arm["episode_names"]) for arm in arms}
-    rollouts = own_rollouts(store, config.name, evaluation["task"])
+    rollouts = own_rollouts(store, folder.identity.key, evaluation["task"])
     planned = [e for arm in arms if arm["candidates"] for e in episodes[arm["name"]]]
     unplanned = [e for e in diagnostics.outcomes(store, [s.name for s in rollouts]) if e.info.get("candidates", 1) == 1]
     acted = {"rollouts": unplanned,

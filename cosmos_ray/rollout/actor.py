@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
@@ -12,6 +13,10 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished
 
+if TYPE_CHECKING:  # imported late: a worker starts fast, and the driver needs no simulator
+    from cosmos_ray.rollout.core import RolloutCore
+    from cosmos_ray.rollout.demonstrator import DemonstratorCore
+
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class RolloutActor:
@@ -19,7 +24,7 @@ class RolloutActor:
 
     def __init__(self, config: RunConfig, store: str, pool: Sequence[ActorHandle], index: int):
         self._config, self._store, self._pool, self._index = config, store, list(pool), index
-        self._core = None
+        self._core: RolloutCore | None = None
 
     def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
         """Run policy episodes for about ``seconds``; see :meth:`RolloutCore.advance`."""
@@ -45,7 +50,7 @@ class DemonstratorActor:
 
     def __init__(self, config: RunConfig, store: str):
         self._config, self._store = config, store
-        self._core = None
+        self._core: DemonstratorCore | None = None
 
     def advance(self, tickets: list[EpisodeKey], seconds: float) -> list[Finished]:
         """Record all of ``tickets``, which takes less than a second each; see :meth:`DemonstratorCore.advance`."""

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +16,7 @@ from cosmos_ray.offsets import chunk_offset
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.outbox import PAUSE_S, Outbox
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, stored_result
-from cosmos_ray.seeds import mix_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, decision_noise_seed, stored_result
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.sim.trajectory import Trajectory
 
@@ -32,43 +30,49 @@ class Client(Protocol):
 
 
 @dataclass
+class _Running:
+    """An episode that has begun and is not stored yet."""
+
+    ticket: EpisodeTicket
+    trajectory: Trajectory
+    began: float  #: time.perf_counter() of the reset
+    versions: list[int] = field(default_factory=list)  #: policy version of each control step
+    values: list[float] = field(default_factory=list)  #: predicted value of each control step, nan inside a chunk
+    decisions: list[dict] = field(default_factory=list)
+
+
+@dataclass
 class _Slot:
-    """One environment and the episode it is running."""
+    """One environment, and the episode that runs in it."""
 
     env: Environment
     horizon: int  #: the environment's own, in control steps
-    ticket: EpisodeTicket | None = None
-    trajectory: Trajectory | None = None
-    began: float = 0.0
-    versions: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    decisions: list[dict] = field(default_factory=list)
+    running: _Running | None = None
 
     def begin(self, ticket: EpisodeTicket) -> None:
-        self.ticket, self.began = ticket, time.perf_counter()
-        self.versions, self.values, self.decisions = [], [], []
+        began = time.perf_counter()
         self.env.horizon = ticket.horizon or self.horizon
-        self.trajectory = start(self.env, ticket.key.seed)
+        self.running = _Running(ticket, start(self.env, ticket.key.seed), began)
 
 
 @dataclass
 class _Half:
-    """Slots whose request travels together."""
+    """Slots whose requests travel together."""
 
     slots: list[_Slot]
-    asked: list[_Slot] = field(default_factory=list)
+    asked: list[_Slot] = field(default_factory=list)  #: slots that wait for the pending answer, in the order of its rows
     pending: Any = None
 
 
 class RolloutCore:
     """Runs tickets to their end and commits each episode to the store before reporting it.
 
-    While the store cannot be written, finished episodes wait in memory and are tried again for ``patience_s`` seconds; those
-    that are running go on, no new one begins before they are stored. StoreUnavailable after that.
+    While the store cannot be written, finished episodes wait in memory and :class:`Outbox` tries them again for ``patience_s``
+    seconds. Running episodes go on; a new one begins once the waiting ones are stored. StoreUnavailable after that.
 
     Args:
         make_env: builds one environment; called ``envs`` times.
-        execute: actions of a chunk to run before asking again; 0 runs the whole chunk.
+        execute: actions of a chunk that run before the next request; 0 runs the whole chunk.
         steps: network evaluations per chunk.
     """
 
@@ -82,9 +86,9 @@ class RolloutCore:
         self.outbox = Outbox(store, patience_s)
 
     def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
-        """Take on more tickets and work for about ``seconds``, less when nothing is left to do; returns what finished since.
+        """Take on more tickets, work for about ``seconds``, and return what finished since the last call.
 
-        A ticket whose episode the store already holds is reported at once and not run again.
+        Returns early when nothing is left to do. Reports a ticket at once, and does not run it, when the store holds its episode.
         """
         self._queue.extend(tickets)
         until = time.perf_counter() + seconds
@@ -99,25 +103,25 @@ class RolloutCore:
         return finished
 
     def _turn(self, half: _Half) -> bool:
-        """Act on the answer this half waits for, then ask for the next; whether it still has work."""
+        """Act on the answer that this half waits for, then ask for the next one. Returns whether the half still has work."""
         if half.pending is not None:
             reply = self.client.result(half.pending)
             half.pending = None
             for row, slot in enumerate(half.asked):
                 self._act(slot, reply, row)
         for slot in half.slots:
-            while slot.ticket is None and self._queue and not self.outbox and self._begin(slot, self._queue[0]):
+            while slot.running is None and self._queue and not self.outbox and self._begin(slot, self._queue[0]):
                 self._queue.popleft()
-        # One request carries one setting: the episodes that share it with the first, the others wait for their turn.
-        active = [slot for slot in half.slots if slot.ticket is not None]
-        setting = attrgetter("ticket.planner", "ticket.version", "ticket.judge")
-        half.asked = [s for s in active if setting(s) == setting(active[0])]
-        if half.asked:
-            half.pending = self.client.submit(self._request(half.asked))
-        return bool(half.asked)
+        # One request carries one acting policy: episodes that share it with the first one ask now, the others wait for their turn.
+        active = [(slot, slot.running) for slot in half.slots if slot.running is not None]
+        asked = [(slot, running) for slot, running in active if running.ticket.acting == active[0][1].ticket.acting]
+        half.asked = [slot for slot, _ in asked]
+        if asked:
+            half.pending = self.client.submit(self._request([running for _, running in asked]))
+        return bool(asked)
 
     def _begin(self, slot: _Slot, ticket: EpisodeTicket) -> bool:
-        """Begin an episode or find it stored; False if the store cannot tell at the moment."""
+        """Begin an episode, or report it if the store holds it. False if the store cannot be asked at the moment."""
         reached, known = self.outbox.attempt(lambda: stored_result(self.store, ticket.key.name))
         if known is not None:
             self._finished.append(known)
@@ -125,17 +129,21 @@ class RolloutCore:
             slot.begin(ticket)
         return reached
 
-    def _request(self, slots: list[_Slot]) -> ActRequest:
+    def _request(self, episodes: list[_Running]) -> ActRequest:
+        trajectories = [episode.trajectory for episode in episodes]
         return ActRequest(
-            images=np.stack([s.trajectory.frames[s.trajectory.length] for s in slots]),
-            proprio=np.stack([s.trajectory.proprio[-1] for s in slots]),
-            instructions=tuple(s.trajectory.instruction for s in slots),
-            seeds=np.array([mix_seed(s.ticket.noise_seed, s.trajectory.length) for s in slots]),
-            steps=self.steps, planner=slots[0].ticket.planner, version=slots[0].ticket.version, judge=slots[0].ticket.judge)
+            images=np.stack([t.frames[t.length] for t in trajectories]),
+            proprio=np.stack([t.proprio[-1] for t in trajectories]),
+            instructions=tuple(t.instruction for t in trajectories),
+            seeds=np.array([decision_noise_seed(e.ticket.noise_seed, e.trajectory.length) for e in episodes]),
+            steps=self.steps, acting=episodes[0].ticket.acting)
 
     def _act(self, slot: _Slot, reply: ActReply, row: int) -> None:
-        """Execute one answered chunk and, where that ends the episode, commit it."""
-        ticket, trajectory = slot.ticket, slot.trajectory
+        """Execute one answered chunk; commit the episode if the chunk ends it."""
+        episode = slot.running
+        if episode is None:
+            raise RuntimeError("an answer came for a slot in which no episode runs")
+        ticket, trajectory = episode.ticket, episode.trajectory
         chunk = intended = np.clip(reply.actions[row][: self.execute or None], -1, 1)
         if noise := _exploration(ticket, trajectory.length, chunk.shape):
             chunk = np.clip(chunk + sum(noise), -1, 1).astype(np.float32)
@@ -143,27 +151,26 @@ class RolloutCore:
         render_at = frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride)
         slot.env.execute(chunk, trajectory, render_at, labels=intended)
         done = trajectory.length - before
-        slot.versions += [reply.version] * done
-        slot.values += [float(reply.values[row])] + [np.nan] * (done - 1) if done else []
-        slot.decisions.append({"step": before, "value": round(float(reply.values[row]), 4), "chosen": int(reply.chosen[row]),
-                               "scores": [round(float(s), 4) for s in reply.scores[row]]})
+        episode.versions += [reply.version] * done
+        episode.values += [float(reply.values[row])] + [np.nan] * (done - 1) if done else []
+        episode.decisions.append({"step": before, "value": round(float(reply.values[row]), 4), "chosen": int(reply.chosen[row]),
+                                  "scores": [round(float(s), 4) for s in reply.scores[row]]})
         if trajectory.done:
-            self._commit(slot)
+            slot.running = None
+            self._commit(episode, slot.env)
 
-    def _commit(self, slot: _Slot) -> None:
-        ticket, trajectory = slot.ticket, slot.trajectory
-        slot.ticket = slot.trajectory = None
-        seconds = time.perf_counter() - slot.began
-        version = slot.versions[0] if slot.versions else -1
+    def _commit(self, episode: _Running, env: Environment) -> None:
+        ticket, trajectory = episode.ticket, episode.trajectory
+        seconds = time.perf_counter() - episode.began
+        version = episode.versions[0] if episode.versions else -1
         finished = Finished(ticket.key.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, version)
         if trajectory.length:
+            planner = ticket.acting.planner
             info = {"arm": ticket.arm, "noise_seed": ticket.noise_seed, "action_noise": ticket.action_noise,
-                    "chunk_noise": ticket.chunk_noise, "steps": self.steps,
-                    "candidates": ticket.planner.candidates if ticket.planner else 1, "decisions": slot.decisions,
-                    "seconds": round(seconds, 3), "horizon": slot.env.horizon, "fingerprint": slot.env.fingerprint}
-            episode = Episode.from_trajectory(trajectory, ticket.key, policy_version=version, step_versions=slot.versions,
-                                              predicted_values=slot.values, info=info)
-            self.outbox.put(episode, finished)
+                    "chunk_noise": ticket.chunk_noise, "steps": self.steps, "candidates": planner.candidates if planner else 1,
+                    "decisions": episode.decisions, "seconds": round(seconds, 3), "horizon": env.horizon, "fingerprint": env.fingerprint}
+            self.outbox.put(Episode.from_trajectory(trajectory, ticket.key, policy_version=version, step_versions=episode.versions,
+                                                    predicted_values=episode.values, info=info), finished)
             self._store_finished()
         else:
             self._finished.append(finished)
@@ -178,8 +185,8 @@ class RolloutCore:
                 slot.env.close()
 
 
-def _exploration(ticket: EpisodeTicket, step: int, shape: tuple[int, int]) -> list[np.ndarray]:
-    """What is added to the chunk (K, d) that begins at control step ``step``, a function of the ticket alone."""
+def _exploration(ticket: EpisodeTicket, step: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Noise for the chunk (K, d) that begins at control step ``step``: arrays (K, d) or (d,), a function of the ticket alone."""
     noise = []
     if ticket.action_noise:
         noise.append(ticket.action_noise * np.random.default_rng([ticket.noise_seed, step]).standard_normal(shape))
@@ -191,8 +198,8 @@ def _exploration(ticket: EpisodeTicket, step: int, shape: tuple[int, int]) -> li
 def frame_offsets(before: int, executed: int, chunk: int, stride: int) -> tuple[int, ...]:
     """Offsets 1..executed, from step ``before``, whose frames training windows need.
 
-    A window starts at a decision (every ``executed`` steps) or at a multiple of ``stride``, and ends ``chunk`` steps later; where
-    ``executed`` or ``stride`` does not divide the chunk, those ends are steps of their own.
+    A window starts at a decision (every ``executed`` steps) or at a multiple of ``stride``, and ends ``chunk`` steps later. Those
+    ends are further steps where ``executed`` or ``stride`` does not divide the chunk.
     """
     periods = [executed] + ([stride] if stride else [])
 

@@ -34,7 +34,7 @@ class DemonstratorCore:
         demonstration begins before the one that waits is stored. StoreUnavailable after that.
         """
         self._queue.extend(keys)
-        until, finished = time.perf_counter() + seconds, []
+        until, finished = time.perf_counter() + seconds, list[Finished]()
         while self._queue or self.outbox:
             if not self.outbox:
                 reached, known = self.outbox.attempt(lambda: self._known(self._queue[0]))

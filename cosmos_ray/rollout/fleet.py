@@ -1,7 +1,7 @@
-"""Keeps a set of worker actors busy with tickets, replaces the ones that die or hang, and runs every ticket to its end.
+"""Keeps worker actors busy with tickets, replaces the workers that die or hang, and runs every ticket to its end.
 
-Used by the driver for demonstrations and rollouts alike. A ticket given to a worker that dies is given out again; because the
-store commits an episode once per key, running it twice is the same as running it once.
+Demonstrations, rollouts, evaluation and audits all go through a fleet. The fleet hands a dead worker's tickets out again. That does no
+harm: the store commits an episode once per key, and an audit's answer depends on its ticket alone.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
@@ -19,12 +19,25 @@ from ray.exceptions import RayTaskError
 
 from cosmos_ray.errors import CosmosRayError, SimulationError
 from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
-from cosmos_ray.rollout.ticket import Finished
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  #: times a ticket may take its worker down with it before the run gives up on that ticket
 START_S = 240.0  #: allowance for a worker's first answer: imports, model build, kernels
+
+
+class Answer(Protocol):
+    """What a worker returns for a ticket."""
+
+    @property
+    def name(self) -> str:
+        """The name that the ticket finished under."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why the ticket gave no result that can be kept, in one line; "" if it gave one."""
+        ...
 
 
 class WorkerTrouble(CosmosRayError):
@@ -41,15 +54,15 @@ class _Worker:
 
 
 class Fleet:
-    """Workers with an ``advance(tickets, seconds) -> [Finished]`` method.
+    """Workers with an ``advance(tickets, seconds) -> [Answer]`` method.
 
     Args:
         spawn: starts worker ``index`` and returns its handle.
         count: number of workers.
         capacity: tickets a worker holds at once.
-        name_of: the store name a ticket finishes under (a tuple where it may finish under several).
-        deadline_s: a worker that does not answer for so long is replaced.
-        turn_s: how long a worker works before it answers.
+        name_of: the names that a ticket may finish under, such as those of its episode in the store.
+        deadline_s: seconds without an answer after which a worker is replaced.
+        turn_s: seconds that a worker works before it answers.
     """
 
     def __init__(self, spawn: Callable[[int], ActorHandle], count: int, capacity: int, name_of: Callable[[Any], tuple[str, ...]],
@@ -79,10 +92,10 @@ class Fleet:
         """Add tickets to the queue."""
         self._queue.extend(tickets)
 
-    def poll(self, timeout: float) -> list[Finished]:
-        """Hand out work, wait up to ``timeout`` seconds for a worker to answer, return what finished.
+    def poll(self, timeout: float) -> list[Any]:
+        """Hand out work, wait up to ``timeout`` seconds for a worker to answer, and return the answers.
 
-        An error that a worker raises on purpose (a full disk, a wrong model) is raised here: every worker would meet it.
+        Raises what a worker raised on purpose (a full disk, a wrong model), because every worker would meet the same.
         """
         for worker in self._workers:
             if worker.call is None:
@@ -93,9 +106,9 @@ class Fleet:
         ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
         if ready:
             ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        finished = []
+        finished: list[Any] = []
         for call in ready:
-            finished += self._collect(calls[call])
+            finished += self._collect(calls[call], call)
         for i, worker in enumerate(self._workers):
             patience = self._deadline if worker.answered else max(self._deadline, START_S)
             if worker.call is not None and worker.call not in ready and time.monotonic() - worker.called > patience:
@@ -111,7 +124,7 @@ class Fleet:
         # Shares are even, so that the last tickets of a queue do not all land on one worker.
         share = -(-(len(self._queue) + sum(len(w.tickets) for w in self._workers)) // len(self._workers))
         room = min(self._capacity, max(share, 1)) - len(worker.tickets)
-        fresh = []
+        fresh: list[Any] = []
         while len(fresh) < room and self._queue:
             # The last attempt of a ticket runs alone: whatever takes the worker down then, it was not its neighbour.
             last = self._on_last_attempt(self._queue[0])
@@ -128,27 +141,27 @@ class Fleet:
     def _on_last_attempt(self, ticket: Any) -> bool:
         return self._deaths.get(self._names(ticket)[0], 0) == ATTEMPTS - 1
 
-    def _collect(self, worker: _Worker) -> list[Finished]:
+    def _collect(self, worker: _Worker, call: ray.ObjectRef) -> list[Any]:
         try:
-            finished = ray.get(worker.call)
+            finished: list[Answer] = ray.get(call)
         except RayTaskError as error:
             raise own_error(error) from error
         except ACTOR_LOST as error:
             self._replace(self._workers.index(worker), first_line(error))
             return []
         worker.call, worker.answered = None, True
-        for episode in finished:
-            if not episode.length:
-                raise SimulationError(f"{episode.name} broke at its first step and cannot be stored: {episode.invalid}")
+        for answer in finished:
+            if answer.problem:
+                raise SimulationError(answer.problem)
             for name, ticket in list(worker.tickets.items()):
-                if episode.name in self._names(ticket):
+                if answer.name in self._names(ticket):
                     del worker.tickets[name]
         return finished
 
     def _replace(self, index: int, reason: str) -> None:
-        """Start a new worker in place of a dead one and give its tickets out again."""
+        """Start a new worker in place of a dead one, and hand the dead one's tickets out again."""
         worker = self._workers[index]
-        logger.warning("rollout worker %d is replaced (%s); %d episodes start again", index, reason, len(worker.tickets))
+        logger.warning("worker %d is replaced (%s); %d tickets start again", index, reason, len(worker.tickets))
         ray.kill(worker.actor)
         self.replaced += 1
         for name, ticket in worker.tickets.items():
@@ -156,8 +169,15 @@ class Fleet:
             if self._deaths[name] < ATTEMPTS:
                 self._queue.appendleft(ticket)
             else:
-                logger.error("episode %s is given up: it took down %d workers", name, ATTEMPTS)
+                logger.error("ticket %s is given up: it took down %d workers", name, ATTEMPTS)
                 self.abandoned.append(name)
         if self.replaced > 5 * len(self._workers) and not any(w.answered for w in self._workers):
-            raise WorkerTrouble(f"rollout workers died {self.replaced} times and none of the present ones has answered: {reason}")
+            raise WorkerTrouble(f"workers died {self.replaced} times and none of the present ones has answered: {reason}")
         self._workers[index] = _Worker(self._spawn(index))
+
+
+def run_tickets(fleet: Fleet, tickets: Sequence[Any], take: Callable[[list[Any]], None]) -> None:
+    """Run ``tickets`` to their end. ``take`` gets the answers of every poll, once a second at the latest, also when there are none."""
+    fleet.submit(list(tickets))
+    while fleet.outstanding:
+        take(fleet.poll(timeout=1.0))

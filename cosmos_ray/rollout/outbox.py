@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cosmos_ray.errors import StoreUnavailable
@@ -50,7 +51,7 @@ class Outbox:
         done: list[tuple[Any, bool]] = []
         while self._waiting:
             episode, tag = self._waiting[0]
-            reached, new = self.attempt(lambda episode=episode: self.store.commit(episode))
+            reached, new = self.attempt(partial(self.store.commit, episode))
             if not reached:
                 break
             self._waiting.popleft()

@@ -1,23 +1,43 @@
-"""What a worker is asked to do, and what it answers. Tickets are idempotent: the key decides the episode's name in the store."""
+"""What the driver asks of a worker, and what the worker answers.
+
+A ticket is idempotent: its key decides the episode's name in the store.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import ConfigError, StoreError, StoreUnavailable
+from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.replay.format.episode import EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.seeds import mix_seed
 
 SPAN = 1_000_000  #: initial-state seeds per purpose and run seed
 PURPOSES = {"demo": 0, "rollout": 1, "eval": 2}
 
 
 def state_seed(purpose: str, run_seed: int, index: int) -> int:
-    """Seed of the initial state. Demonstrations, rollouts and evaluation never share one, so evaluation is held out by construction."""
+    """Seed of initial state ``index``. ``purpose`` is a key of :data:`PURPOSES`; two purposes never share a seed, so evaluation is held
+    out by construction. ConfigError for an index outside [0, SPAN)."""
     if not 0 <= index < SPAN:
         raise ConfigError(f"episode index {index} is out of range: a run has at most {SPAN} {purpose} episodes")
     return (run_seed * len(PURPOSES) + PURPOSES[purpose]) * SPAN + index
+
+
+def rollout_noise_seed(seed: int) -> int:
+    """Noise seed of the rollout that begins in initial state ``seed``."""
+    return mix_seed(seed, 11)
+
+
+def evaluation_noise_seed(seed: int) -> int:
+    """Noise seed of the held-out episode that begins in initial state ``seed``: every arm, audit and filmstrip of the state shares it."""
+    return mix_seed(seed, 13)
+
+
+def decision_noise_seed(noise_seed: int, step: int) -> int:
+    """Seed of the sampler's noise for the decision at control step ``step`` of the episode with this noise seed."""
+    return mix_seed(noise_seed, step)
 
 
 @dataclass(frozen=True)
@@ -26,19 +46,17 @@ class EpisodeTicket:
 
     key: EpisodeKey
     noise_seed: int  #: fixes the sampler's noise of every decision of the episode
-    planner: PlannerConfig | None = None
-    version: int | None = None  #: insist on this policy version (evaluation, planned rollouts)
-    judge: str = ""  #: checkpoint of the network that has to judge candidates, where it is not the policy (the same)
+    acting: ActingPolicy = ActingPolicy()  #: evaluation and planned rollouts insist on a version
     action_noise: float = 0.0  #: standard deviation of exploration noise on executed actions
     chunk_noise: float = 0.0  #: standard deviation of the offset that half of the chunks are executed with
-    horizon: int = 0  #: control steps before it times out; 0 takes the environment's own
-    frame_stride: int = 0  #: also store frames every this many steps; 0 keeps chunk ends only
+    horizon: int = 0  #: control steps before the episode times out; 0 takes the environment's own
+    frame_stride: int = 0  #: store a frame every so many control steps besides the chunk ends; 0 stores chunk ends only
     arm: str = ""  #: label kept with the episode (evaluation arm)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """An episode that is committed in the store."""
+    """The end of an episode: committed in the store, unless there is a :attr:`problem`."""
 
     name: str  #: of the episode in the store
     success: bool
@@ -48,10 +66,15 @@ class Finished:
     seconds: float  #: wall time from reset to commit, in this worker
     policy_version: int
 
+    @property
+    def problem(self) -> str:
+        """Why there is no episode to store; "" if there is one."""
+        return "" if self.length else f"{self.name} broke at its first step and cannot be stored: {self.invalid}"
+
 
 def stored_result(store: ReplayStore, name: str) -> Finished | None:
-    """The result of an episode that the store already holds or held before it was evicted, None when it has to run (a damaged
-    one goes to quarantine)."""
+    """The result of an episode that the store holds, or held before its eviction. None when the episode has to run; a damaged file
+    goes to quarantine first."""
     if name not in store:
         return None
     if (gone := store.evicted(name)) is not None:
@@ -66,5 +89,5 @@ def stored_result(store: ReplayStore, name: str) -> Finished | None:
 
 
 def own_rollouts(store: ReplayStore, run: str, task: str) -> list[EpisodeSummary]:
-    """Summaries of a run's policy rollouts in the store, failed demonstrations aside."""
+    """Summaries of the policy's rollouts of a task in the store, without failed demonstrations. ``run`` is the run's identity."""
     return [s for s in store.summaries() if s.source == "rollout" and s.policy_version >= 0 and s.key.run == run and s.task == task]

@@ -1,30 +1,64 @@
-"""What every stage that acts in the simulator shares: the worker fleet, the tickets of rollouts, and who judges candidates."""
+"""What every stage that acts in the simulator shares: the pool and its workers, the tickets of rollouts, the planning network."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
-from cosmos_ray.rollout.fleet import Fleet
-from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
+from cosmos_ray.rollout.fleet import Fleet, run_tickets
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed
 from cosmos_ray.run import Run
-from cosmos_ray.seeds import mix_seed
 
 
-def start_fleet(run: Run, pool: InferencePool, cpus: float) -> Fleet:
-    """Rollout workers that query ``pool``."""
+@contextlib.contextmanager
+def acting_fleet(run: Run, checkpoint: Path, beside: int = 0) -> Iterator[tuple[InferencePool, Fleet]]:
+    """An inference pool that serves ``checkpoint``, and the rollout workers that query the pool; both stop at the end.
+
+    ``beside`` is the number of other actors that share the cluster's CPUs. ConfigError when the policy does not fit the simulation.
+    """
     config = run.config
-    options = {"num_cpus": cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return Fleet(lambda i: RolloutActor.options(**options).remote(config, str(run.folder.replay), pool.actors, i),
-                 config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,), config.rollout.deadline_s)
+    cpus = run.cpu_share(config.rollout.workers + config.inference.actors + beside)
+    pool = run.pool(checkpoint, cpus)
+    try:
+        options = {"num_cpus": cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        fleet = Fleet(lambda i: RolloutActor.options(**options).remote(config, str(run.folder.replay), pool.actors, i),
+                      config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,), config.rollout.deadline_s)
+        try:
+            yield pool, fleet
+        finally:
+            fleet.close()
+    finally:
+        pool.close()
+
+
+def run_episodes(pool: InferencePool, fleet: Fleet, tickets: list[EpisodeTicket], show: Callable[[int, int], None]) -> tuple[int, int]:
+    """Run ``tickets`` to their end while the pool is looked after; returns how many ran and how many succeeded.
+
+    ``show`` gets both counts, once a second or more often.
+    """
+    ran = wins = 0
+
+    def take(finished: list[Finished]) -> None:
+        nonlocal ran, wins
+        ran, wins = ran + len(finished), wins + sum(episode.success for episode in finished)
+        pool.repair()
+        show(ran, wins)
+
+    run_tickets(fleet, tickets, take)
+    return ran, wins
 
 
 def planning_network(run: Run, suffix: str = "") -> Path | None:
-    """Where the checkpoint of the network that only plans is, resolved, if the settings have one and it began from the same base as the
-    refined policy; with ``suffix`` "_before", of those that the present round began from."""
+    """The checkpoint of the planning network, or None where planning is left to the refined policy.
+
+    A planning network counts if the settings ask for one and it was trained from the same base policy as the refined policy. ``suffix``
+    "_before" asks for the networks that the present round began from. The path is absolute.
+    """
     paths = [run.folder.checkpoint(name + suffix) for name in ("planning", "refined")]
     if not run.config.planning_steps or not all((path / "policy.json").exists() for path in paths):
         return None
@@ -36,7 +70,7 @@ def rollout_ticket(run: Run, index: int, attempt: int = 0) -> EpisodeTicket:
     """The run's rollout episode number ``index``; ``attempt`` tells policies apart that meet the same initial state."""
     config = run.config
     seed = state_seed("rollout", config.seed, index)
-    key = EpisodeKey(config.name, config.sim.task, "rollout", seed, attempt)
-    return EpisodeTicket(key, noise_seed=mix_seed(seed, 11), action_noise=config.rollout.action_noise,
+    key = EpisodeKey(run.folder.identity.key, config.sim.task, "rollout", seed, attempt)
+    return EpisodeTicket(key, noise_seed=rollout_noise_seed(seed), action_noise=config.rollout.action_noise,
                          chunk_noise=config.rollout.chunk_noise, horizon=config.rollout.horizon,
                          frame_stride=config.replay.rollout_frame_stride, arm="rollout")

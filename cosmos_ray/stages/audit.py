@@ -1,34 +1,35 @@
-"""What planning could win for a checkpoint, and which learned part stands in the way.
+"""What planning could win for a checkpoint, and which learned part is the bottleneck.
 
-Every answer is appended to a file of its own as it comes, under a digest of everything that decides it: an interrupted audit goes on
-where it stopped, and a changed policy or planner begins a new file.
+An audit appends every answer to a file as the answer comes. The file's name holds a digest of everything that decides the answers. So an
+interrupted audit goes on where it stopped, and a changed policy or planner begins a new file.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import ray
-from ray.exceptions import RayTaskError
-
-from cosmos_ray.errors import ConfigError
-from cosmos_ray.oracle.actor import OracleActor
+from cosmos_ray.errors import ConfigError, SimulationError
+from cosmos_ray.inference.messages import ActingPolicy
+from cosmos_ray.oracle.actor import AuditAnswer, AuditTicket, OracleActor
 from cosmos_ray.oracle.judge import ARMS
 from cosmos_ray.oracle.shares import shares
-from cosmos_ray.remote import own_error
 from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.report.audit_page import write_audit_page
+from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import planning_network
 from cosmos_ray.stages.evaluate import check_held_out, settings_digest
 
-TOGETHER = 3  #: episodes that share their batches, so that the last tasks of an arm are not long
+TOGETHER = 3  #: episodes of a ticket: they share batches, and yet the last tickets of an arm are not long
+
+_Question = tuple[Literal["play", "probe"], str, int]  #: task, arm and number of the initial state
 
 
 def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str, Any]:
-    """Play every arm on the held-out initial states and judge candidates along ``probes`` episodes; see :func:`shares`.
+    """Play every arm on the held-out initial states and score candidates along ``probes`` episodes; see :func:`shares`.
 
     Writes ``audit_<checkpoint>.json`` and ``audit_<checkpoint>.html``.
     """
@@ -42,14 +43,14 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str
     if not (path / "policy.json").exists():
         raise ConfigError(f"there is no policy {checkpoint!r} in {path.parent}: run `pretrain` (base) or `refine` (refined) first")
     check_held_out(run, run.folder.store())
-    judge = planning_network(run) if checkpoint == "refined" else None
-    answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{settings_digest(run, path, config.planner, judge)}.jsonl")
-    todo = [("play", arm, i) for arm in ARMS for i in range(config.eval_episodes)]
-    todo += [("probe", "", i) for i in range(min(probes, config.eval_episodes))]
-    _play(run, str(path), str(judge or ""), answers, [task for task in todo if task not in answers.known])
-    asked = set(todo)
-    result = shares([row for task, rows in answers.known.items() if task in asked and task[0] == "play" for row in rows],
-                    [row for task, rows in answers.known.items() if task in asked and task[0] == "probe" for row in rows])
+    planning = str((checkpoint == "refined" and planning_network(run)) or "")
+    digest = settings_digest(run, path, ActingPolicy(planner=config.planner, planning_checkpoint=planning))
+    answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{digest}.jsonl")
+    questions: list[_Question] = [("play", arm, i) for arm in ARMS for i in range(config.eval_episodes)]
+    questions += [("probe", "", i) for i in range(min(probes, config.eval_episodes))]
+    _answer(run, str(path), planning, answers, [question for question in questions if question not in answers.known])
+    result = shares([row for q in questions if q[0] == "play" for row in answers.known[q]],
+                    [row for q in questions if q[0] == "probe" for row in answers.known[q]])
     result |= {"task": config.sim.task, "checkpoint": checkpoint, "candidates": config.planner.candidates, "gamma": config.replay.gamma}
     run.folder.write_json(f"audit_{checkpoint}.json", result)
     page = run.folder.path / f"audit_{checkpoint}.html"
@@ -58,11 +59,11 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str
 
 
 class _Answers:
-    """What was answered, by (kind, arm, index), in a file of JSON lines."""
+    """Answers by (task, arm, index), in a file of JSON lines."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.known: dict[tuple[str, str, int], list[dict]] = {}
+        self.known: dict[_Question, list[dict]] = {}
         path.parent.mkdir(exist_ok=True)
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
@@ -72,51 +73,50 @@ class _Answers:
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # torn by a crash: asked again
 
-    def add(self, task: tuple[str, str, int], rows: list[dict]) -> None:
-        append_line(self.path, json.dumps({"kind": task[0], "arm": task[1], "index": task[2], "rows": rows}))
-        self.known[task] = rows
+    def add(self, question: _Question, rows: list[dict]) -> None:
+        task, arm, index = question
+        append_line(self.path, json.dumps({"kind": task, "arm": arm, "index": index, "rows": rows}))
+        self.known[question] = rows
 
 
-def _play(run: Run, checkpoint: str, critic: str, answers: _Answers, todo: list[tuple[str, str, int]]) -> None:
-    """Have actors work through ``todo``, a few episodes of one arm at a time."""
-    if not todo:
+def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answers, todo: list[_Question]) -> None:
+    """Have actors answer ``todo``, a few episodes of one arm at a time."""
+    tickets = _tickets(todo)
+    if not tickets:
         return
-    queue = [group[i : i + TOGETHER] for group in _alike(todo) for i in range(0, len(group), TOGETHER)]
-    count = min(len(queue), max(run.config.rollout.workers, 1))
+    count = min(len(tickets), run.config.rollout.workers)
     options = {"num_cpus": run.cpu_share(count), "num_gpus": run.config.inference.gpus,
                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(run.config.inference.threads)}}}
-    actors = [OracleActor.options(**options).remote(run.config, checkpoint, critic) for _ in range(count)]
-    progress, done, pending = run.progress("audit", len(todo), unit="episodes"), 0, {}
+    fleet = Fleet(lambda _: OracleActor.options(**options).remote(run.config, checkpoint, planning_checkpoint), count, capacity=1,
+                  name_of=lambda ticket: (ticket.name,), deadline_s=math.inf)  # how long an oracle's answer takes cannot be told
+    progress, done = run.progress("audit", len(todo), unit="episodes"), 0
+
+    def take(found: list[AuditAnswer]) -> None:
+        nonlocal done
+        for answer in found:
+            ticket = answer.ticket
+            for index in ticket.indices:
+                answers.add((ticket.task, ticket.arm, index), [row for row in answer.rows if row["index"] == index])
+            done += len(ticket.indices)
+            progress.update(done, ticket.arm or "probes")
+
     try:
-        while queue or pending:
-            for actor in actors:
-                if queue and actor not in (a for a, _ in pending.values()):
-                    kind, arm, _ = (tasks := queue.pop(0))[0]
-                    indices = [index for _, _, index in tasks]
-                    call = actor.play.remote(arm, indices) if kind == "play" else actor.probe.remote(indices)
-                    pending[call] = actor, tasks
-            ready, _ = ray.wait(list(pending), timeout=1.0)
-            for call in ready:
-                _, tasks = pending.pop(call)
-                try:
-                    rows = ray.get(call)
-                except RayTaskError as error:
-                    raise own_error(error) from error
-                for task in tasks:
-                    answers.add(task, [row for row in rows if row["index"] == task[2]])
-                done += len(tasks)
-                progress.update(done, tasks[0][1] or "probes")
-        progress.finish(done, "")
+        run_tickets(fleet, tickets, take)
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        fleet.close()
+    if fleet.abandoned:
+        raise SimulationError(f"the audit gave up {len(fleet.abandoned)} of {len(tickets)} tickets, which took down their processes; the "
+                              f"first is {fleet.abandoned[0]!r}")
+    progress.finish(done, "")
 
 
-def _alike(todo: list[tuple[str, str, int]]) -> list[list[tuple[str, str, int]]]:
-    groups: dict[tuple[str, str], list] = {}
-    for task in todo:
-        groups.setdefault(task[:2], []).append(task)
-    return list(groups.values())
+def _tickets(todo: list[_Question]) -> list[AuditTicket]:
+    """Questions of one task and arm together, :data:`TOGETHER` of them to a ticket."""
+    groups: dict[tuple, list[int]] = {}
+    for task, arm, index in todo:
+        groups.setdefault((task, arm), []).append(index)
+    return [AuditTicket(task, arm, tuple(indices[i : i + TOGETHER]))
+            for (task, arm), indices in groups.items() for i in range(0, len(indices), TOGETHER)]
 
 
 def _newest(run: Run) -> str:

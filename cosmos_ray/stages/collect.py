@@ -29,7 +29,7 @@ def collect(run: Run) -> dict:
     try:
         while have < config.demos:
             while fleet.outstanding < min(fleet.capacity, config.demos - have):
-                key = EpisodeKey(config.name, task, "demo", state_seed("demo", config.seed, index))
+                key = EpisodeKey(run.folder.identity.key, task, "demo", state_seed("demo", config.seed, index))
                 index += 1
                 if key.name not in store and failure_key(key).name not in store:
                     fleet.submit([key])

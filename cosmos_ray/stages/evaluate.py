@@ -1,8 +1,7 @@
 """Base policy, refined policy and refined policy with best-of-N planning, on the same held-out initial states.
 
-Every episode is committed to the store like any other (source "eval", never trained on), under a key that names the arm and
-a digest of everything that decides its outcome. Evaluating again therefore reuses what is there; results are always read back
-from the store.
+The store holds every evaluation episode (source "eval", never trained on) under a key that names the run, the arm and a digest of
+everything that decides the outcome. So a second evaluation runs only what is missing. Results are always counted from the store.
 """
 
 from __future__ import annotations
@@ -10,23 +9,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.evidence import paired, wilson
+from cosmos_ray.identity import evaluation_digest
+from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.model.checkpoint import read_description
+from cosmos_ray.progress import Progress
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
-from cosmos_ray.seeds import mix_seed
-from cosmos_ray.stages.acting import planning_network, start_fleet
+from cosmos_ray.stages.acting import acting_fleet, planning_network, run_episodes
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ class Arm:
 
     name: str
     checkpoint: Path
-    version: int
-    planner: PlannerConfig | None
-    judge: Path | None  #: checkpoint of the network that judges candidates, where it is not the policy
-    run_key: str  #: the ``run`` part of its episode keys: run, arm and digest
+    acting: ActingPolicy
+    run_key: str  #: the ``run`` part of its episode keys: identity of the run, arm and digest
 
 
 ARMS = {"base": ("base", False), "refined": ("refined", False), "refined + planning": ("refined", True)}
@@ -51,20 +49,18 @@ def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
     for name, (checkpoint, plans) in ARMS.items():
         path, planner = run.folder.checkpoint(checkpoint), run.config.planner if plans else None
         if (path / "policy.json").exists() and name in (only or ARMS):
-            judge = planning_network(run) if plans else None
-            key = f"{run.config.name}:{name}:{settings_digest(run, path, planner, judge)}"
-            out.append(Arm(name, path, read_description(path)[1], planner, judge, key))
+            acting_policy = ActingPolicy(read_description(path)[1], planner, str((plans and planning_network(run)) or ""))
+            out.append(Arm(name, path, acting_policy, f"{run.folder.identity.key}:{name}:{settings_digest(run, path, acting_policy)}"))
     if not out:
         raise ConfigError(f"there is no policy to evaluate in {run.folder.path / 'checkpoints'}: run `pretrain` first")
     return out
 
 
 def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
-    """Evaluation episode ``index`` of an arm. The noise depends on the initial state only: all arms draw the same."""
+    """Evaluation episode ``index`` of an arm. Its noise depends on the initial state alone, so all arms draw the same."""
     seed = state_seed("eval", run.config.seed, index)
     key = EpisodeKey(arm.run_key, run.config.sim.task, "eval", seed, attempt)
-    return EpisodeTicket(key, noise_seed=mix_seed(seed, 13), planner=arm.planner, version=arm.version, judge=str(arm.judge or ""),
-                         arm=arm.name)
+    return EpisodeTicket(key, noise_seed=evaluation_noise_seed(seed), acting=arm.acting, arm=arm.name)
 
 
 def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
@@ -79,35 +75,25 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
         todo[arm] = [t for t in tickets if t.key.name not in store]
     total = sum(map(len, todo.values()))
     if total:
-        cpus = run.cpu_share(config.rollout.workers + config.inference.actors)
-        pool = run.pool(next(iter(todo)).checkpoint, cpus)
-        fleet = None
-        try:
-            fleet = start_fleet(run, pool, cpus)
+        with acting_fleet(run, next(iter(todo)).checkpoint) as (pool, fleet):
             progress, done = run.progress("evaluate", total, unit="episodes"), 0
             for arm, tickets in todo.items():
-                pool.load(arm.checkpoint, arm.version, arm.judge or "")
-                fleet.submit(tickets)
-                ran = wins = 0
-                while fleet.outstanding:
-                    for episode in fleet.poll(timeout=1.0):
-                        ran, wins = ran + 1, wins + episode.success
-                    pool.repair()
-                    progress.update(done + ran, f"{arm.name}: {wins}/{ran} succeeded")
-                done += ran
+                pool.load(arm.checkpoint, arm.acting)
+                show = partial(_show, progress, done, arm.name)
+                done += run_episodes(pool, fleet, tickets, show)[0]
             progress.finish(done, "")
-        finally:
-            for part in (fleet, pool):
-                if part is not None:
-                    part.close()
         store.refresh()
     out = results(run, store, only)
     if config.verify:
-        out["verified"] = verify(run, store, only)
+        out["verified"] = compare_repeats(run, store, only)
     if not only:
         run.folder.write_json("evaluation.json", out)
     run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
     return {**out, "new": total}
+
+
+def _show(progress: Progress, done: int, arm: str, ran: int, wins: int) -> None:
+    progress.update(done + ran, f"{arm}: {wins}/{ran} succeeded")
 
 
 def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
@@ -126,18 +112,19 @@ def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
                              f"{missing[0]} first: run `evaluate` again")
         outcomes = [known[n].success for n in names]
         low, high = wilson(sum(outcomes), len(outcomes))
+        planner = arm.acting.planner
         lengths = [known[n].length for n in names if known[n].success]
         table[arm.name] = {"successes": sum(outcomes), "episodes": len(outcomes), "rate": sum(outcomes) / len(outcomes), "low": low,
                            "high": high, "mean_steps_of_successes": float(np.mean(lengths)) if lengths else None,
-                           "policy_version": arm.version, "planner": dataclasses.asdict(arm.planner) if arm.planner else None,
+                           "policy_version": arm.acting.version, "planner": dataclasses.asdict(planner) if planner else None,
                            "invalid": sum(bool(known[n].invalid) for n in names), "outcomes": [int(o) for o in outcomes],
                            "episode_names": names}
     return {"task": config.sim.task, "seeds": [state_seed("eval", config.seed, i) for i in range(config.eval_episodes)],
             "arms": table, "pairs": _pairs(table)}
 
 
-def verify(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
-    """Compare repeated episodes with the stored ones: {"repeated": n, "identical": m, "different": [names]}."""
+def compare_repeats(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
+    """Compare repeated episodes with the first ones, state by state: {"repeated": n, "identical": m, "different": [names]}."""
     different, repeated = [], 0
     for arm in arms(run, only):
         for i in range(min(run.config.verify, run.config.eval_episodes)):
@@ -154,15 +141,10 @@ def _pairs(table: dict) -> list[dict]:
     return [{"arm": other, "against": first, **paired(table[other]["outcomes"], table[first]["outcomes"])} for other in others]
 
 
-def settings_digest(run: Run, checkpoint: Path, planner: PlannerConfig | None, judge: Path | None = None) -> str:
-    """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
-    config, inference = run.config, run.config.inference
-    settings = {"weights": _hash(checkpoint), "planner": dataclasses.asdict(planner) if planner else None,
-                "sampler": [inference.steps, inference.reference_steps, inference.precision, inference.accelerate],
-                "execute": config.rollout.execute, "sim": dataclasses.asdict(config.sim)}
-    if judge is not None:
-        settings["judge"] = _hash(judge)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+def settings_digest(run: Run, checkpoint: Path, acting: ActingPolicy) -> str:
+    """:func:`evaluation_digest` of the policy ``checkpoint`` with the planner and the planning network of ``acting``."""
+    planning = acting.planning_checkpoint
+    return evaluation_digest(run.folder.identity, run.config, acting.planner, _hash(checkpoint), _hash(Path(planning)) if planning else "")
 
 
 def _hash(checkpoint: Path) -> str:

@@ -8,11 +8,10 @@ import torch
 from cosmos_ray.config import RunConfig
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.local import LocalClient
-from cosmos_ray.inference.messages import ActReply, ActRequest
+from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest
 from cosmos_ray.report.trace import PlanTrace
-from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.rollout.ticket import decision_noise_seed, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
-from cosmos_ray.seeds import mix_seed
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.stages.acting import planning_network
 
@@ -22,16 +21,17 @@ def plan_episode(run: Run) -> PlanTrace:
 
     Uses one thread and the evaluation's noise, so it is the very episode that `evaluate` stored for the planning arm.
     """
-    config, judge = run.config, planning_network(run) or ""
+    config = run.config
     torch.set_num_threads(config.inference.threads)
-    client = LocalClient(load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu", judge))
+    client = LocalClient(load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu",
+                                   planning_network(run) or ""))
     env = Environment(config.sim)
     seed = state_seed("eval", config.seed, config.plan_seed)
     trajectory = start(env, seed)
     trace = PlanTrace(env.task, seed, env.cameras, config.planner.candidates)
     try:
         while not trajectory.done:
-            reply = _decide(client, config, trajectory, mix_seed(mix_seed(seed, 13), trajectory.length))
+            reply = _decide(client, config, trajectory, decision_noise_seed(evaluation_noise_seed(seed), trajectory.length))
             trace.steps.append(trajectory.length)
             trace.observed.append(trajectory.frames[trajectory.length])
             env.execute(np.clip(reply.actions[0][: config.rollout.execute or None], -1, 1), trajectory)
@@ -48,5 +48,5 @@ def plan_episode(run: Run) -> PlanTrace:
 
 def _decide(client: LocalClient, config: RunConfig, trajectory, seed: int) -> ActReply:
     request = ActRequest(trajectory.frames[trajectory.length][None], trajectory.proprio[-1][None], (trajectory.instruction,),
-                         np.array([seed]), config.inference.steps, config.planner, decode_futures=True)
+                         np.array([seed]), config.inference.steps, ActingPolicy(planner=config.planner), decode_futures=True)
     return client.result(client.submit(request))

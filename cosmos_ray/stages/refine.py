@@ -20,7 +20,7 @@ from cosmos_ray.replay.sampling.limiter import SamplesPerInsert, resume_counters
 from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import start_fleet
+from cosmos_ray.stages.acting import acting_fleet
 from cosmos_ray.stages.rollout import act
 from cosmos_ray.stages.round import Round
 from cosmos_ray.stages.training import start_learner, train_alone
@@ -52,31 +52,24 @@ def _refine_round(round: Round) -> dict:
         act(run, run.of_round("rollout", round.number), start, before)
     train_planning_network(round)
     store = run.folder.store()
-    stored = own_rollouts(store, config.name, config.sim.task)
+    stored = own_rollouts(store, run.folder.identity.key, config.sim.task)
     if not acted(run) and not config.refine_rollouts:
         raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
-    actors = config.rollout.workers + config.inference.actors
-    cpus = run.cpu_share(config.learner.world_size + actors)
-    pool = run.pool(start, cpus)
-    fleet = learner = None
-    try:
-        fleet = start_fleet(run, pool, cpus)
-        mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
+    mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
+    with acting_fleet(run, start, beside=config.learner.world_size) as (pool, fleet):
         learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
-                                config.refine_steps, actors_beside=actors,
-                                critic="planning" if config.learner.advantage else "")
-        loop = _RefineLoop(round, beside, pool, fleet, learner,
-                           mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
-        result = loop.run_to_end()
-        learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description()})
-    except KeyboardInterrupt:
-        if learner is not None:
+                                config.refine_steps, actors_beside=config.rollout.workers + config.inference.actors,
+                                planning="planning" if config.learner.advantage else "")
+        try:
+            loop = _RefineLoop(round, beside, pool, fleet, learner,
+                               mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
+            result = loop.run_to_end()
+            learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description()})
+        except KeyboardInterrupt:
             learner.save()  # queued behind the burst that is running: nothing learned is lost
-        raise
-    finally:
-        for part in (learner, fleet, pool):
-            if part is not None:
-                part.close()
+            raise
+        finally:
+            learner.close()
     run.tracker.log("refine_result", round=round.number, **result)
     return result
 

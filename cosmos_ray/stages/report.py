@@ -20,16 +20,18 @@ WINDOWS = 256  #: held-out stretches that world model and value are measured on
 
 
 def report(run: Run) -> dict:
-    """Write ``report.html`` and ``report.json``, with a filmstrip of planned episode ``config.plan_seed`` and an assessment of the
-    network that judges its candidates."""
+    """Write ``report.html`` and ``report.json``, with a filmstrip of planned episode ``config.plan_seed`` and an assessment of the network
+    that plans it."""
     if not (run.folder.checkpoint("refined") / "policy.json").exists():
         return write_report(run.folder, run.config)
     return write_report(run.folder, run.config, plan_episode(run), assessment(run))
 
 
 def assessment(run: Run) -> dict[str, Any] | None:
-    """:func:`assess` of the network that judges candidates, on the evaluation episodes without planning; None where all are too short, and
-    for a policy that sees other frames than were stored (cropped, or through JPEG)."""
+    """:func:`assess` of the network that plans, on the evaluation episodes without planning.
+
+    None when all episodes are too short, or when the policy sees other frames than the stored ones (cropped, or through JPEG).
+    """
     config, store = run.config, run.folder.store()
     torch.set_num_threads(config.inference.threads)
     names = [name for arm in read_evaluation(run.folder)["arms"].values() if not arm["planner"] for name in arm["episode_names"]]
@@ -44,8 +46,8 @@ def assessment(run: Run) -> dict[str, Any] | None:
     chains = recorded_chains(views, config.sim.cameras, config.model.chunk, HORIZON, WINDOWS, config.seed)
     if chains is None:
         return None
-    judge = planning_network(run) or run.folder.checkpoint("refined")
-    policy = load_core(judge, config.inference, "cuda" if config.inference.gpus else "cpu").policy
+    network = planning_network(run) or run.folder.checkpoint("refined")
+    policy = load_core(network, config.inference, "cuda" if config.inference.gpus else "cpu").policy
     if policy.spec.jpeg or policy.spec.augmented:
         return None
     return assess(policy, chains, config.planner, VALUE_KINDS[config.learner.value_mode])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 
+from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.model.checkpoint import copy_checkpoint, read_description
 from cosmos_ray.rollout.ticket import EpisodeTicket
 from cosmos_ray.run import Run
@@ -68,8 +69,8 @@ class Round:
         tickets = [rollout_ticket(run, (self.number - 1) * total + i, attempt) for i in range(total)]
         before, beside = tickets[:count], tickets[count:]
         if self.number > 1 and run.config.rollout.planned:
-            plans = {"planner": run.config.planner, "version": self.version, "judge": str(planning_network(run, "_before") or "")}
-            before = [dataclasses.replace(ticket, **plans) for ticket in before]
+            acting = ActingPolicy(self.version, run.config.planner, str(planning_network(run, "_before") or ""))
+            before = [dataclasses.replace(ticket, acting=acting) for ticket in before]
         return before, beside
 
     def _version(self, checkpoint: str) -> int:

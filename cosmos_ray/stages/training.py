@@ -72,17 +72,17 @@ def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target:
 
 
 def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
-                  actors_beside: int, critic: str = "", world_weight: float = 0.0) -> LearnerGroup:
+                  actors_beside: int, planning: str = "", world_weight: float = 0.0) -> LearnerGroup:
     """Start the learner ranks of stage ``name`` from checkpoint ``policy``, resuming if the stage was interrupted.
 
-    ``actors_beside`` is how many other actors share the machine's cores; ``critic`` the checkpoint whose value weighs own rollouts;
-    ``world_weight`` that of the future frames in world-model samples, if it is not the policy's own.
+    ``actors_beside`` is the number of other actors that share the machine's cores. ``planning`` is the checkpoint of the planning network
+    whose value weighs own rollouts, "" for none. ``world_weight`` weighs the future frames in world-model samples; 0 is the policy's own.
     """
     config = run.config
     task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
                        seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
-                       critic=str(run.folder.checkpoint(critic)) if critic else "")
+                       critic=str(run.folder.checkpoint(planning)) if planning else "")
     ranks = learner.world_size
     threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
     return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, _gpus(run, learner, actors_beside > 0), resume=True)
