@@ -75,7 +75,7 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
     todo = {}
     for arm in arms(run, only):
         tickets = [ticket(run, arm, i) for i in range(config.eval_episodes)]
-        tickets += [ticket(run, arm, i, attempt=1) for i in range(min(config.verify, config.eval_episodes))]
+        tickets += [ticket(run, arm, i, attempt=1) for i in range(min(config.repeat, config.eval_episodes))]
         todo[arm] = [t for t in tickets if t.key.name not in store]
     total = sum(map(len, todo.values()))
     if total:
@@ -102,7 +102,7 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
                     part.close()
         store.refresh()
     out = results(run, store, only)
-    if config.verify:
+    if config.repeat:
         out["verified"] = verify(run, store, only)
     if not only:
         run.folder.write_json("evaluation.json", out)
@@ -140,7 +140,7 @@ def verify(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
     """Compare repeated episodes with the stored ones: {"repeated": n, "identical": m, "different": [names]}."""
     different, repeated = [], 0
     for arm in arms(run, only):
-        for i in range(min(run.config.verify, run.config.eval_episodes)):
+        for i in range(min(run.config.repeat, run.config.eval_episodes)):
             first, second = (store.read(ticket(run, arm, i, attempt).key.name) for attempt in (0, 1))
             repeated += 1
             if not (np.array_equal(first.states, second.states) and np.array_equal(first.actions, second.actions)):
@@ -157,12 +157,18 @@ def _pairs(table: dict) -> list[dict]:
 def settings_digest(run: Run, checkpoint: Path, planner: PlannerConfig | None, judge: Path | None = None) -> str:
     """What decides an evaluation episode besides its initial state: weights, planner, sampler, simulator settings."""
     config, inference = run.config, run.config.inference
-    settings = {"weights": _hash(checkpoint), "planner": dataclasses.asdict(planner) if planner else None,
+    settings = {"weights": _hash(checkpoint), "planner": _of_before(planner) if planner else None,
                 "sampler": [inference.steps, inference.reference_steps, inference.precision, inference.accelerate],
                 "execute": config.rollout.execute, "sim": dataclasses.asdict(config.sim)}
     if judge is not None:
         settings["judge"] = _hash(judge)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _of_before(planner: PlannerConfig) -> dict:
+    """The planner's settings under the names that the digests of stored episodes were made with."""
+    before = {"rank_by": "value", "value_samples": "values"}
+    return {before.get(name, name): value for name, value in dataclasses.asdict(planner).items()}
 
 
 def _hash(checkpoint: Path) -> str:

@@ -64,7 +64,7 @@ def _refine_round(round: Round) -> dict:
         mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
         learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
                                 config.refine_steps, actors_beside=actors,
-                                critic="planning" if config.learner.advantage else "")
+                                critic="planning" if config.learner.advantage_temperature else "")
         loop = _RefineLoop(round, beside, pool, fleet, learner,
                            mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
         result = loop.run_to_end()
