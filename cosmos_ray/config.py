@@ -140,7 +140,7 @@ class LearnerConfig:
                                            "0.5,0.25,0.25 for tiny, which forgets its policy otherwise", low=0, high=1)
     self_imitation: float = option(0.0, "share of the policy samples that come from successful rollouts instead of demonstrations; what "
                                    "a rollout executed without exploration noise is imitated", low=0, high=1)
-    advantage: float = option(0.0, "self_imitation takes what rollouts executed, failures and noise included, each window weighted by "
+    advantage_temperature: float = option(0.0, "self_imitation takes what rollouts executed, failures and noise included, each window weighted by "
                               "exp(A / this), at most 5: A = V(s') - V(s) by the planning network (planning_steps); 0 imitates "
                               "successes alone, unweighted", low=0, high=10)
     planning_mix: tuple[float, ...] = option((0.0, 0.3, 0.7), "shares of policy, world-model and value samples of the planning network",
@@ -149,7 +149,7 @@ class LearnerConfig:
                                           "takes that of the policy it is trained from (model.world_weight)", low=0)
     value_mode: str = option("future", "what value samples see: 'future' V(s'), 'action' Q(s,a) or 'both' in equal parts; the planner "
                              "ranks by one of them, or by their mean", choices=("future", "action", "both"))
-    base_value: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",
+    base_value_mode: str = option("", "the same in `pretrain`, where 'full' shows all of s, a and s' as the paper does; empty takes value_mode",
                              choices=("", "full", "future", "action", "both"))
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
 
@@ -198,13 +198,13 @@ class PlannerConfig:
     """Best-of-N planning (paper section on test-time planning)."""
 
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
-    value: str = option("future", "rank by 'future' V(s') of predicted futures, by 'action' Q(s,a), or by the mean of 'both'",
+    rank_by: str = option("future", "rank by 'future' V(s') of predicted futures, by 'action' Q(s,a), or by the mean of 'both'",
                         choices=("future", "action", "both"))
     spread: float = option(0.0, "standard deviation of an offset that moves the hand of every second candidate elsewhere; give rollouts "
                            "at least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "predicted futures per candidate", low=1, high=64)
     future_steps: int = option(1, "network evaluations of the longest future prediction", low=1, high=100)
-    values: int = option(1, "value samples per predicted future", low=1, high=64)
+    value_samples: int = option(1, "value samples per predicted future", low=1, high=64)
     value_steps: int = option(1, "network evaluations of the longest value sample", low=1, high=100)
     aggregate: str = option("average", "how value samples become one score",
                             choices=("average", "lcb", "success_vote", "majority_mean"))
@@ -226,11 +226,11 @@ class RunConfig:
     refine_steps: int = option(600, "learner steps of `refine`, each round", low=1)
     planning_steps: int = option(0, "learner steps of `refine`, each round, that first train a network of its own for planning, at first "
                                  "from the base policy, on the rollouts there are: its world model and value judge candidates, and "
-                                 "rollouts for learner.advantage; 0 leaves planning to the refined network", low=0)
+                                 "rollouts for learner.advantage_temperature; 0 leaves planning to the refined network", low=0)
     refine_rollouts: int = option(60, "further rollout episodes collected during `refine`, each round", low=0, high=500_000)
     publish_every: int = option(50, "learner steps between weight pushes to the pool while refining", low=1)
     eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)
-    verify: int = option(0, "`evaluate` also repeats this many stored episodes per arm and compares them step by step", low=0)
+    repeat: int = option(0, "`evaluate` also repeats this many stored episodes per arm and compares them step by step", low=0)
     plan_seed: int = option(0, "`plan`: number of the held-out initial state", low=0)
     address: str = option("", "Ray cluster to join (host:port or auto); empty joins $RAY_ADDRESS if set, else starts a local one")
     wandb: str = option("off", "Weights & Biases mode", choices=("off", "offline", "online"))
@@ -247,7 +247,7 @@ class RunConfig:
 DEMO = RunConfig(
     demos=20, pretrain_steps=900, rollouts=160, planning_steps=500, refine_steps=900, refine_rollouts=60, eval_episodes=100,
     sim=SimConfig(placement=0.1), replay=ReplayConfig(rollout_frame_stride=2),
-    learner=LearnerConfig(value_mode="both", refine_lr=1e-3, refine_mix=(1.0, 0.0, 0.0), self_imitation=0.7, advantage=0.1),
+    learner=LearnerConfig(value_mode="both", refine_lr=1e-3, refine_mix=(1.0, 0.0, 0.0), self_imitation=0.7, advantage_temperature=0.1),
     rollout=RolloutConfig(chunk_noise=0.25, horizon=160), planner=PlannerConfig(spread=0.06))
 
 #: ``demo --quick``: every stage at small counts, to see it work rather than to learn much
@@ -292,18 +292,18 @@ def _check_together(config: RunConfig) -> None:
     if config.learner.batch_size % (config.learner.world_size * config.learner.accumulate):
         raise ConfigError(f"learner.batch_size = {config.learner.batch_size} does not divide among learner.world_size = "
                           f"{config.learner.world_size} ranks and learner.accumulate = {config.learner.accumulate} passes")
-    if config.learner.value_mode not in (config.planner.value, "both"):
-        raise ConfigError(f"planner.value = {config.planner.value!r} ranks by what learner.value_mode = "
+    if config.learner.value_mode not in (config.planner.rank_by, "both"):
+        raise ConfigError(f"planner.rank_by = {config.planner.rank_by!r} ranks by what learner.value_mode = "
                           f"{config.learner.value_mode!r} does not train: set learner.value_mode to it or to 'both'")
-    if config.learner.advantage and config.learner.value_mode == "action":
-        raise ConfigError("learner.advantage weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both', or "
-                          "learner.advantage to 0")
-    if config.learner.advantage and not (config.learner.self_imitation and config.learner.planning_mix[2]):
-        raise ConfigError("learner.advantage weighs the policy samples of learner.self_imitation by a value that learner.planning_mix "
-                          "trains: neither may be 0, or set learner.advantage to 0")
-    if config.learner.advantage and not config.planning_steps:
-        raise ConfigError("learner.advantage weighs by the value of the planning network: set planning_steps, as many as refine_steps, "
-                          "or learner.advantage to 0")
+    if config.learner.advantage_temperature and config.learner.value_mode == "action":
+        raise ConfigError("learner.advantage_temperature weighs by V(s'), which learner.value_mode = 'action' does not train: set it to 'both', or "
+                          "learner.advantage_temperature to 0")
+    if config.learner.advantage_temperature and not (config.learner.self_imitation and config.learner.planning_mix[2]):
+        raise ConfigError("learner.advantage_temperature weighs the policy samples of learner.self_imitation by a value that learner.planning_mix "
+                          "trains: neither may be 0, or set learner.advantage_temperature to 0")
+    if config.learner.advantage_temperature and not config.planning_steps:
+        raise ConfigError("learner.advantage_temperature weighs by the value of the planning network: set planning_steps, as many as refine_steps, "
+                          "or learner.advantage_temperature to 0")
     if config.inference.accelerate in ("graphs", "both") and not config.inference.gpus:
         raise ConfigError(f"inference.accelerate = {config.inference.accelerate!r} needs a GPU: give each inference actor one with "
                           "inference.gpus, or take 'compile'")

@@ -73,7 +73,7 @@ def _planner_values(planner: PlannerConfig | None) -> list[Any] | None:
     """The planner's values that act, for digest version 2."""
     if planner is None:
         return None
-    return [planner.candidates, planner.value, planner.spread, planner.futures, planner.future_steps, planner.values,
+    return [planner.candidates, planner.rank_by, planner.spread, planner.futures, planner.future_steps, planner.value_samples,
             planner.value_steps, planner.aggregate]
 
 

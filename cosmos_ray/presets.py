@@ -14,9 +14,10 @@ LARGE: dict[str, Any] = {
     "replay.gamma": 0.99,
     "learner.batch_size": 8, "learner.lr": 1e-4, "learner.refine_lr": 1e-4, "learner.schedule": "paper", "learner.warmup": 1000,
     "learner.weight_decay": 0.1, "learner.beta2": 0.99, "learner.ema": 0.0, "learner.precision": "bf16",
-    "learner.base_value": "full", "learner.activation_checkpointing": True, "learner.latent_cache": "augmented",
+    "learner.base_value_mode": "full", "learner.activation_checkpointing": True, "learner.latent_cache": "augmented",
     "learner.loader_threads": 2,
-    "planner.futures": 3, "planner.future_steps": 5, "planner.values": 5, "planner.value_steps": 5, "planner.aggregate": "majority_mean",
+    "planner.futures": 3, "planner.future_steps": 5, "planner.value_samples": 5, "planner.value_steps": 5,
+    "planner.aggregate": "majority_mean",
 }
 
 

@@ -88,9 +88,9 @@ def _check_model(config: RunConfig) -> None:
     if config.model.chunk * action_dim > channels * height * width:
         raise ConfigError(f"model.chunk = {config.model.chunk} actions of {action_dim} numbers do not fit a latent frame of "
                           f"{channels * height * width}: shorten the chunk or enlarge sim.image_size")
-    if config.learner.advantage and not spec.top_share:
-        raise ConfigError("learner.advantage asks for a value in one evaluation, which model.top_share trains: set it above 0 (0.7, say), "
-                          "or learner.advantage to 0")
+    if config.learner.advantage_temperature and not spec.top_share:
+        raise ConfigError("learner.advantage_temperature asks for a value in one evaluation, which model.top_share trains: set it above 0 "
+                          "(0.7, say), or learner.advantage_temperature to 0")
     if spec.preset != "tiny":
         for name in ("tokenizer_path", "text_path"):
             path = getattr(config.model, name)

@@ -30,7 +30,11 @@ def fields_of(config_class: type, prefix: str = "") -> dict[str, tuple[dataclass
 FIELDS = fields_of(RunConfig)
 
 #: Settings of one command, not of the run: a later command does not inherit them.
-PER_COMMAND = ("root", "name", "address", "wandb", "verify", "plan_seed")
+PER_COMMAND = ("root", "name", "address", "wandb", "repeat", "plan_seed")
+
+#: Names that settings had before, in the files of runs of then.
+OLD_NAMES = {"planner.value": "planner.rank_by", "planner.values": "planner.value_samples",
+             "learner.advantage": "learner.advantage_temperature", "learner.base_value": "learner.base_value_mode", "verify": "repeat"}
 
 #: Settings of the model that name files.
 PATHS = ("tokenizer_path", "text_path")
@@ -133,6 +137,7 @@ def _flatten(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     values = {}
     for key, value in tree.items():
         values.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
+    values = {OLD_NAMES.get(name, name): value for name, value in values.items()}
     return {name: _checked(path, name, value) for name, value in values.items()}
 
 

@@ -25,7 +25,7 @@ STATUS = pytest.StashKey[int]()
 SMALL = ["--sim.task", "Lift", "--demos", "6", "--pretrain-steps", "30", "--rollouts", "4", "--refine-steps", "40",
          "--refine-rollouts", "6", "--publish-every", "10", "--eval-episodes", "2", "--rollout.workers", "1",
          "--rollout.envs-per-worker", "2", "--learner.batch-size", "8", "--learner.checkpoint-every", "10", "--planner.candidates", "3"]
-PLANNING = ["--planning-steps", "10", "--learner.advantage", "0.1", "--learner.self-imitation", "0.5"]
+PLANNING = ["--planning-steps", "10", "--learner.advantage-temperature", "0.1", "--learner.self-imitation", "0.5"]
 
 
 def environment() -> dict[str, str]:
@@ -97,7 +97,7 @@ def finished_run(tmp_path_factory) -> Path:
     """Folder of a run on which `demo` went through every stage, one episode of each arm twice. Do not change it: copy it with
     :func:`copy_run`."""
     root = tmp_path_factory.mktemp("runs")
-    run_command("demo", root, "--verify", "1", *PLANNING)
+    run_command("demo", root, "--repeat", "1", *PLANNING)
     return root / "small"
 
 

@@ -115,7 +115,7 @@ def test_evaluating_again_needs_no_simulator_and_changes_nothing(run):
 
 
 def test_evaluate_compares_repeated_episodes_step_by_step(run):
-    run = changed(run, verify=2)
+    run = changed(run, repeat=2)
     fill(run, base="0001", refined="0011", refined_planning="1111")
     for arm in arms(run):
         for i in range(2):

@@ -65,7 +65,7 @@ def test_bf16_on_the_gpu_acts_like_fp32_on_the_cpu():
 def learn(root: Path, accelerate: str, loader_threads: int, zero_stage: int) -> tuple[list[float], list[tuple]]:
     """Losses of a learner that weighs rollouts by a critic and values imagined futures, resumed half-way; the shapes it captured."""
     os.environ.update(rendezvous(0, 1, "127.0.0.1", free_port()))
-    config = LearnerConfig(batch_size=8, warmup=2, advantage=0.1, accelerate=accelerate, loader_threads=loader_threads,
+    config = LearnerConfig(batch_size=8, warmup=2, advantage_temperature=0.1, accelerate=accelerate, loader_threads=loader_threads,
                            zero_stage=zero_stage)
     mixture = Mixture(0.5, 0.2, 0.3, (SampleType.VALUE_FUTURE,), 0.5, False, self_imitation=0.8, weighted=True)
 

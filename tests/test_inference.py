@@ -234,7 +234,7 @@ def test_a_request_for_another_version_is_refused_alone(policy):
 
 @pytest.mark.parametrize("settings", [
     {"steps": 2}, {"steps": 2, "planner": PlannerConfig(candidates=3)},
-    {"steps": 1, "planner": PlannerConfig(candidates=2, value="action"), "decode_futures": True},
+    {"steps": 1, "planner": PlannerConfig(candidates=2, rank_by="action"), "decode_futures": True},
 ], ids=["policy alone", "planning", "decoded futures"])  # fmt: skip
 def test_answers_do_not_depend_on_the_batch_they_were_in(policy, settings):
     core = InferenceCore(policy, 1)

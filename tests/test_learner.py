@@ -148,7 +148,7 @@ def test_a_stream_of_another_mixture_begins_owing_nothing(store):
 
 
 def test_weighted_imitation_takes_failures_too_and_what_was_executed(store, tmp_path):
-    config = LearnerConfig(self_imitation=0.5, advantage=0.1)
+    config = LearnerConfig(self_imitation=0.5, advantage_temperature=0.1)
     assert not Mixture.base(config, ReplayConfig()).weighted and not Mixture.planning(config, ReplayConfig()).weighted  # no critic yet
     mixture = Mixture.refinement(config, ReplayConfig(), "tiny")
     mixture = dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0)

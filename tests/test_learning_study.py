@@ -45,7 +45,7 @@ def test_the_table_names_every_arm_with_its_gain(study):
 @pytest.mark.parametrize("flags, message", [
     (["--set", "rollouts"], "argument --set: 'rollouts' is not NAME=VALUE"),
     (["--set", "rollout=3"], "argument --set: 'rollout=3' is not NAME=VALUE with the name of a setting"),
-    (["--set", "planner.value=both"], "argument --set: 'planner.value=both': planner.value is the study's own"),
+    (["--set", "planner.rank_by=both"], "argument --set: 'planner.rank_by=both': planner.rank_by is the study's own"),
     (["--task", "fold"], "invalid choice: 'fold'"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_clear_line(study, flags, message, capsys):
@@ -217,9 +217,9 @@ def test_planning_by_another_value_leaves_the_run_its_settings(study, monkeypatc
     seen = []
     monkeypatch.setattr(study, "evaluate", lambda run, only: {"arms": {name: seen.append(run.config) for name in only}})
     with study.open_run(study.Study("can", 0, tmp_path, {}).main, with_ray=False) as run:
-        study.planned(run, value="action", candidates=2)
-        assert run.config.planner.value == "future" and run.folder.read_json("config.json")["planner"]["value"] == "future"
-    assert (seen[0].planner.value, seen[0].planner.candidates) == ("action", 2)
+        study.planned(run, rank_by="action", candidates=2)
+        assert run.config.planner.rank_by == "future" and run.folder.read_json("config.json")["planner"]["rank_by"] == "future"
+    assert (seen[0].planner.rank_by, seen[0].planner.candidates) == ("action", 2)
 
 
 def test_a_share_is_all_that_differs_and_the_studys_own_is_the_study(curves, monkeypatch, tmp_path):
@@ -277,7 +277,7 @@ def test_the_whole_study_at_toy_size_and_again_changes_nothing(study, curves, tm
     assert not (tmp_path / "runs" / "wide_lift-0" / "checkpoints" / "refined").exists()
     assert study.main(flags) == 0
     planner = json.loads((tmp_path / "runs/wide_lift-0/config.json").read_text())["planner"]
-    assert (planner["value"], planner["candidates"]) == ("future", 2)
+    assert (planner["rank_by"], planner["candidates"]) == ("future", 2)
     file = tmp_path / "results" / "learning.json"
     result = json.loads(file.read_text())["wide_lift"]
     assert list(result["arms"]) == list(study.ARMS) and all(arm["episodes"] == 2 for arm in result["arms"].values())

@@ -127,7 +127,7 @@ def test_evaluate_reproduces_the_reported_numbers(finished_run, tmp_path):
     folder = copy_run(finished_run, tmp_path)
     shutil.rmtree(folder / "replay" / "episodes" / "eval-Lift")  # forget the results: they must come out the same
     before = json.loads((folder / "evaluation.json").read_text())
-    done = run_command("evaluate", tmp_path, "--verify", "1", "--rollout.workers", "2", "--rollout.envs-per-worker", "1")
+    done = run_command("evaluate", tmp_path, "--repeat", "1", "--rollout.workers", "2", "--rollout.envs-per-worker", "1")
     after = json.loads((folder / "evaluation.json").read_text())
     assert after["verified"] == {"repeated": 3, "identical": 3, "different": []}
     assert after["arms"] == before["arms"] and "3 bit-identical" in done.stdout

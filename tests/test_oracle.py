@@ -32,7 +32,7 @@ from cosmos_ray.tracking import Tracker
 from tests.test_planning import demo_policy
 
 SIM = SimConfig(horizon=60)
-PLANNER = PlannerConfig(candidates=3, values=1)
+PLANNER = PlannerConfig(candidates=3, value_samples=1)
 CHUNK = 8
 
 
@@ -166,7 +166,7 @@ def test_a_future_with_one_true_part_is_valued_by_that_part_alone(judge):
 
 def test_an_imagined_part_in_its_own_place_changes_nothing(judge):
     proposals = judge.propose([branch_of(judge)])
-    planner = dataclasses.replace(judge.planner, futures=2, future_steps=2, values=2)
+    planner = dataclasses.replace(judge.planner, futures=2, future_steps=2, value_samples=2)
     futures, scores = score(judge.critic, proposals, planner)
     again, same = score(judge.critic, proposals, planner, {})
     assert torch.equal(again, futures) and torch.equal(same, scores)
@@ -261,7 +261,7 @@ def test_the_page_says_what_the_result_says(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    config = RunConfig(root=str(tmp_path), eval_episodes=2, planner=PlannerConfig(candidates=2, values=1), sim=SimConfig(horizon=16))
+    config = RunConfig(root=str(tmp_path), eval_episodes=2, planner=PlannerConfig(candidates=2, value_samples=1), sim=SimConfig(horizon=16))
     folder = RunFolder(config)
     save_policy(demo_policy(), folder.checkpoint("base"), 1)
     yield Run(config, folder, Tracker(config, folder), quiet=True)

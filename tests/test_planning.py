@@ -132,8 +132,8 @@ def test_ties_change_nothing(policy):
 
 @pytest.mark.parametrize("config", [
     PlannerConfig(candidates=3),
-    PlannerConfig(candidates=3, value="action", values=3, value_steps=3),
-    PlannerConfig(candidates=2, futures=2, future_steps=2, values=2, value_steps=2, aggregate="lcb"),
+    PlannerConfig(candidates=3, rank_by="action", value_samples=3, value_steps=3),
+    PlannerConfig(candidates=2, futures=2, future_steps=2, value_samples=2, value_steps=2, aggregate="lcb"),
     PlannerConfig(candidates=4, spread=0.3),
 ], ids=["V(s')", "Q(s, a)", "ensembles", "spread"])  # fmt: skip
 def test_rows_do_not_depend_on_their_batch(policy, config):
@@ -164,7 +164,7 @@ def test_spread_moves_every_second_candidate_by_a_constant_and_no_gripper(policy
 @pytest.mark.parametrize("aggregate", AGGREGATIONS)
 def test_the_chosen_candidate_has_the_best_score_and_is_executed(policy, value, aggregate):
     known, text, seeds = observed(policy, 4)
-    config = PlannerConfig(candidates=5, value=value, values=3, value_steps=2, aggregate=aggregate)
+    config = PlannerConfig(candidates=5, rank_by=value, value_samples=3, value_steps=2, aggregate=aggregate)
     decision = plan(policy, known, text, seeds, STEPS, config)
     rows = torch.arange(4)
     assert decision.scores.shape == (4, 5) and decision.candidates.shape == (4, 5, 8, 4)
@@ -178,7 +178,7 @@ def test_planning_finds_the_best_candidate_under_a_known_value(policy, value):
     """With a value function that prefers a large first action entry, that candidate must win, row by row."""
     known, text, seeds = observed(policy, 6)
     policy.evaluate = lambda latents, *_: torch.tanh(policy.read_actions(latents)[:, 0, 0])
-    decision = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=8, value=value, values=2))
+    decision = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=8, rank_by=value, value_samples=2))
     first = decision.candidates[:, :, 0, 0]
     assert torch.equal(decision.chosen, first.argmax(1)) and len(set(decision.chosen.tolist())) > 1
     assert torch.equal(decision.actions[:, 0, 0], first.max(1).values)
@@ -199,7 +199,8 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind)
 
     policy.imagine, policy.evaluate = imagine_and_note, evaluate_and_note
     known, text, seeds = observed(policy, 2)
-    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=2, value=value, futures=3, future_steps=5, values=5, value_steps=5))
+    config = PlannerConfig(candidates=2, rank_by=value, futures=3, future_steps=5, value_samples=5, value_steps=5)
+    plan(policy, known, text, seeds, STEPS, config)
     futures = 3 if value == "future" else 1  # Q(s, a) asks about the chunk itself, nothing is imagined
     assert imagined == ([(1, 4), (3, 4), (5, 4)] if value == "future" else [])
     assert [v[:3] for v in valued] == futures * [(kind, steps, 4) for steps in (1, 2, 3, 4, 5)]
@@ -210,8 +211,8 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind)
 @pytest.mark.parametrize("aggregate", AGGREGATIONS)
 def test_ranking_by_both_values_is_ranking_by_their_mean(policy, aggregate):
     known, text, seeds = observed(policy, 3)
-    config = PlannerConfig(candidates=4, values=3, value_steps=2, aggregate=aggregate)
-    future, action, both = (plan(policy, known, text, seeds, STEPS, dataclasses.replace(config, value=value))
+    config = PlannerConfig(candidates=4, value_samples=3, value_steps=2, aggregate=aggregate)
+    future, action, both = (plan(policy, known, text, seeds, STEPS, dataclasses.replace(config, rank_by=value))
                             for value in ("future", "action", "both"))
     assert torch.equal(both.scores, (future.scores + action.scores) / 2) and torch.equal(both.chosen, both.scores.argmax(1))
 
@@ -219,7 +220,7 @@ def test_ranking_by_both_values_is_ranking_by_their_mean(policy, aggregate):
 @pytest.mark.parametrize("value", ["future", "action", "both"])
 def test_another_network_may_judge_the_policys_candidates(policy, value):
     known, text, seeds = observed(policy, 2)
-    config, instructions = PlannerConfig(candidates=4, value=value), ["lift the cube 0", "lift the cube 1"]
+    config, instructions = PlannerConfig(candidates=4, rank_by=value), ["lift the cube 0", "lift the cube 1"]
     judge = demo_policy()
     for p in judge.net.parameters():
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
@@ -239,7 +240,7 @@ def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy):
     batches = []
     evaluate = policy.evaluate
     policy.evaluate = lambda *arguments: batches.append(arguments[2].tolist()) or evaluate(*arguments)
-    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, values=4, value_steps=1))
+    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, value_samples=4, value_steps=1))
     assert len(batches) == 1 and len(batches[0]) == 2 * 3 * 4 and len(set(batches[0])) == 2 * 4
 
 
@@ -249,7 +250,7 @@ def test_candidates_are_compared_under_the_same_noise(policy):
     act = policy.act
     policy.act = lambda latents, text, seeds, steps: act(latents, text, seeds[::4].repeat_interleave(4), steps)  # four times the same
     for value in ("future", "action"):
-        scores = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4, value=value, futures=2)).scores
+        scores = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4, rank_by=value, futures=2)).scores
         assert torch.equal(scores, scores[:, :1].expand(3, 4)) and len(set(scores[:, 0].tolist())) == 3
 
 
@@ -268,5 +269,5 @@ def test_the_world_model_is_asked_about_the_chunk_that_is_executed(policy):
 def test_planning_leaves_its_inputs_alone(policy):
     known, text, seeds = observed(policy, 2)
     copies = known.clone(), text.rows.clone(), text.tokens.clone(), seeds.clone()
-    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1, value="action"))
+    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1, rank_by="action"))
     assert all(map(torch.equal, copies, (known, text.rows, text.tokens, seeds)))

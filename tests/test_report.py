@@ -337,9 +337,9 @@ def test_commands_repeat_the_settings(tmp_path):
         words = shlex.split(entry["command"])
         assert words[:3] == ["python", "-m", "cosmos_ray"]
         flags = {k: v for k, v in vars(make_parser().parse_args(words[3:])).items() if k not in ("command", "config", "quiet")}
-        again = make_config(RunConfig(), None, {**flags, "verify": None, "plan_seed": None})
+        again = make_config(RunConfig(), None, {**flags, "repeat": None, "plan_seed": None})
         assert again == config
-    assert report["commands"][1]["command"].endswith("--verify 5")
+    assert report["commands"][1]["command"].endswith("--repeat 5")
     folder.close()
 
 

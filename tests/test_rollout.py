@@ -26,7 +26,7 @@ from cosmos_ray.weights import pack
 from tests.test_planning import demo_policy
 
 SIM = SimConfig(horizon=20)  # chunks of 8: two whole ones and a half
-PLANS = ActingPolicy(planner=PlannerConfig(candidates=3, values=1))
+PLANS = ActingPolicy(planner=PlannerConfig(candidates=3, value_samples=1))
 
 
 @pytest.fixture(scope="module", autouse=True)

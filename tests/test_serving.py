@@ -23,7 +23,7 @@ from tests.test_planning import demo_policy, observed
 
 one_thread = test_planning.one_thread  # bit-identity across batch sizes is promised for one thread
 
-PLANNER = PlannerConfig(candidates=3, futures=2, future_steps=3, values=3, value_steps=2)
+PLANNER = PlannerConfig(candidates=3, futures=2, future_steps=3, value_samples=3, value_steps=2)
 
 
 def decide(policy: CosmosPolicy, n: int = 3, planner: PlannerConfig | None = None, steps: int = 3, seed: int = 0):

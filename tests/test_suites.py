@@ -103,8 +103,8 @@ def test_the_large_preset_trains_and_plans_as_the_paper_does():
     assert (learner.lr, learner.refine_lr, learner.schedule, learner.warmup, learner.cycle) == (1e-4, 1e-4, "paper", 1000, 30_000)
     assert (learner.beta2, learner.weight_decay, learner.clip, learner.ema, learner.precision) == (0.99, 0.1, 1.0, 0.0, "bf16")
     assert step_ladder(planner.future_steps, planner.futures) == [1, 3, 5]
-    assert step_ladder(planner.value_steps, planner.values) == [1, 2, 3, 4, 5]
-    assert planner.aggregate == "majority_mean" and learner.base_value == "full"
+    assert step_ladder(planner.value_steps, planner.value_samples) == [1, 2, 3, 4, 5]
+    assert planner.aggregate == "majority_mean" and learner.base_value_mode == "full"
 
 
 @pytest.mark.parametrize("suite, chunk, execute, gamma, steps, learner", [

@@ -104,7 +104,7 @@ class LearnerCore:
         """Gradients of one batch, and the optimiser's step when they are the last it waits for; loss and errors."""
         batch = next(self.loader) if self.loader else self.source.draw()
         loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator),
-                                        critic=self.critic, advantage=self.config.advantage)
+                                        critic=self.critic, advantage=self.config.advantage_temperature)
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)

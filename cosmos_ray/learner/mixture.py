@@ -35,14 +35,14 @@ class Mixture:
     @classmethod
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
-        return cls(*learner.base_mix, VALUE_KINDS[learner.base_value or learner.value_mode], replay.success_share, True,
-                   0.0 if learner.advantage else learner.self_imitation)
+        return cls(*learner.base_mix, VALUE_KINDS[learner.base_value_mode or learner.value_mode], replay.success_share, True,
+                   0.0 if learner.advantage_temperature else learner.self_imitation)
 
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
         """The mixture of refining on rollouts, by default the model preset's."""
         return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False,
-                   learner.self_imitation, learner.advantage > 0)
+                   learner.self_imitation, learner.advantage_temperature > 0)
 
     @classmethod
     def planning(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:

@@ -73,7 +73,7 @@ class Judge:
 
     def _scores(self, proposals: Proposals, value: str, known: dict[int, torch.Tensor]) -> np.ndarray:
         proposals = dataclasses.replace(proposals, text=self._prompts(len(proposals.seeds)))
-        return score(self.critic, proposals, dataclasses.replace(self.planner, value=value), known)[1].cpu().numpy()
+        return score(self.critic, proposals, dataclasses.replace(self.planner, rank_by=value), known)[1].cpu().numpy()
 
     def _true_latents(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> torch.Tensor:
         """Latents (B*N, C, T, h, w) of state, candidate and what that really leads to."""

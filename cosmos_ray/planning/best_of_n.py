@@ -87,7 +87,7 @@ def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.
         judge: the network that imagines and values the candidates, with its own B rows of prompts; the policy itself by default. Both
             must have one tokenizer and one normalisation.
 
-    Scores are V(s') of imagined futures, or Q(s, a) when ``config.value`` is "action", or the mean of both when it is "both".
+    Scores are V(s') of imagined futures, or Q(s, a) when ``config.rank_by`` is "action", or the mean of both when it is "both".
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
@@ -106,10 +106,10 @@ def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
     position, to be valued in place of the imagined ones."""
     latents, text, seeds = proposals.latents, proposals.text, proposals.seeds
     futures, scores = latents, []
-    if config.value != "action":
+    if config.rank_by != "action":
         futures, values = _values_of_futures(policy, latents, text, seeds, config, known or {})
         scores.append(aggregate(probability(values), config.aggregate))
-    if config.value != "future":
+    if config.rank_by != "future":
         values = value_samples(policy, latents, text, seeds, config, SampleType.VALUE_ACTION)
         scores.append(aggregate(probability(values), config.aggregate))
     return futures, torch.stack(scores).mean(0)
@@ -130,9 +130,9 @@ def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig, kno
 
 def value_samples(policy: CosmosPolicy, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, config: PlannerConfig,
                   kind: SampleType) -> torch.Tensor:
-    """(rows, config.values) value samples of ``kind`` in [-1, 1]; members with equal step counts share one batch."""
+    """(rows, config.value_samples) value samples of ``kind`` in [-1, 1]; members with equal step counts share one batch."""
     out, member = [], 0
-    for steps, count in Counter(step_ladder(config.value_steps, config.values)).items():
+    for steps, count in Counter(step_ladder(config.value_steps, config.value_samples)).items():
         member_seeds = torch.cat([_derive(seeds, 4, member + i) for i in range(count)])
         values = policy.evaluate(latents.repeat(count, 1, 1, 1, 1), text.repeat(count), member_seeds, steps, kind)
         out.append(values.view(count, -1).T)

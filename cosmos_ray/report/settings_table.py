@@ -27,7 +27,7 @@ def settings_table(config: RunConfig) -> list[dict]:
 def commands(config: RunConfig) -> list[dict]:
     """Command lines {what, command} that repeat the evaluation, with every setting that is not the default."""
     flags = [f"--name {shlex.quote(config.name)}", f"--root {shlex.quote(config.root)}"]
-    left_out = ["name", "root", "verify", "plan_seed", "address", "wandb"]
+    left_out = ["name", "root", "repeat", "plan_seed", "address", "wandb"]
     if without_credentials(config.replay.store) != config.replay.store:
         left_out.append("replay.store")  # the run has it; without its credentials it would be another one
     for row in settings_table(config):
@@ -35,7 +35,7 @@ def commands(config: RunConfig) -> list[dict]:
             flags.append(f"--{row['name'].replace('_', '-')} {shlex.quote(row['value'])}")
     tail = " ".join(flags)
     lines = (("Count again from the stored episodes, running what is missing", "evaluate", ""),
-             ("Repeat 5 stored episodes per arm and compare them bit by bit", "evaluate", " --verify 5"),
+             ("Repeat 5 stored episodes per arm and compare them bit by bit", "evaluate", " --repeat 5"),
              ("Draw the filmstrip of another initial state", "plan", f" --plan-seed {config.plan_seed + 1}"),
              ("Write this page again", "report", ""))
     return [{"what": what, "command": f"python -m cosmos_ray {command} {tail}{more}"} for what, command, more in lines]

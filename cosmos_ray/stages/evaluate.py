@@ -71,7 +71,7 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
     todo = {}
     for arm in arms(run, only):
         tickets = [ticket(run, arm, i) for i in range(config.eval_episodes)]
-        tickets += [ticket(run, arm, i, attempt=1) for i in range(min(config.verify, config.eval_episodes))]
+        tickets += [ticket(run, arm, i, attempt=1) for i in range(min(config.repeat, config.eval_episodes))]
         todo[arm] = [t for t in tickets if t.key.name not in store]
     total = sum(map(len, todo.values()))
     if total:
@@ -84,7 +84,7 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
             progress.finish(done, "")
         store.refresh()
     out = results(run, store, only)
-    if config.verify:
+    if config.repeat:
         out["verified"] = compare_repeats(run, store, only)
     if not only:
         run.folder.write_json("evaluation.json", out)
@@ -127,7 +127,7 @@ def compare_repeats(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> d
     """Compare repeated episodes with the first ones, state by state: {"repeated": n, "identical": m, "different": [names]}."""
     different, repeated = [], 0
     for arm in arms(run, only):
-        for i in range(min(run.config.verify, run.config.eval_episodes)):
+        for i in range(min(run.config.repeat, run.config.eval_episodes)):
             first, second = (store.read(ticket(run, arm, i, attempt).key.name) for attempt in (0, 1))
             repeated += 1
             if not (np.array_equal(first.states, second.states) and np.array_equal(first.actions, second.actions)):

@@ -59,7 +59,7 @@ def _refine_round(round: Round) -> dict:
     with acting_fleet(run, start, beside=config.learner.world_size) as (pool, fleet):
         learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
                                 config.refine_steps, actors_beside=config.rollout.workers + config.inference.actors,
-                                planning="planning" if config.learner.advantage else "")
+                                planning="planning" if config.learner.advantage_temperature else "")
         try:
             loop = _RefineLoop(round, beside, pool, fleet, learner,
                                mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)

@@ -62,7 +62,7 @@ def over_candidates(main: RunConfig, n: int) -> Point:
     """The study's refined network, planning by each value among ``n`` candidates; by none of them when there is but one."""
     with open_run(main) as run:
         alone = evaluate(run, ["refined"])["arms"]["refined"] if n == 1 else None
-        return {arm: _counts(n, alone or planned(run, candidates=n, value=VALUES[arm])) for arm in PLANNED}
+        return {arm: _counts(n, alone or planned(run, candidates=n, rank_by=VALUES[arm])) for arm in PLANNED}
 
 
 def over_rollouts(main: RunConfig, n: int) -> Point:
@@ -124,7 +124,7 @@ def _refined(main: RunConfig, config: RunConfig, x: float) -> Point:
             rollout(run)
             refine(run)
         return {REFINED: _counts(x, evaluate(run, ["refined"])["arms"]["refined"]),
-                **{arm: _counts(x, planned(run, value=VALUES[arm])) for arm in PLANNED}}
+                **{arm: _counts(x, planned(run, rank_by=VALUES[arm])) for arm in PLANNED}}
 
 
 def _rollouts(main: RunConfig) -> int:

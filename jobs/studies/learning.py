@@ -52,8 +52,8 @@ TASKS: dict[str, dict[str, str]] = {
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
 REFINED, FUTURE, ACTION, MEAN = "refined", "refined + V(s')", "refined + Q(s,a)", "refined + mean of V(s') and Q(s,a)"
 ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION, MEAN)
-VALUES = {FUTURE: "future", ACTION: "action", MEAN: "both"}  #: arms that plan -> `planner.value`
-OWN = ("name", "root", "seed", "planner.value")  #: settings of a run that the study gives it
+VALUES = {FUTURE: "future", ACTION: "action", MEAN: "both"}  #: arms that plan -> `planner.rank_by`
+OWN = ("name", "root", "seed", "planner.rank_by")  #: settings of a run that the study gives it
 
 
 class Study:
@@ -73,7 +73,7 @@ class Study:
                 stage(run)
             arms = evaluate(run)["arms"]
             out = {BASE: arms["base"]["outcomes"], REFINED: arms["refined"]["outcomes"]}
-            out |= {arm: planned(run, value=value)["outcomes"] for arm, value in VALUES.items()}
+            out |= {arm: planned(run, rank_by=value)["outcomes"] for arm, value in VALUES.items()}
             base, store = run.folder.checkpoint("base"), str(run.folder.replay)
         for name, arm, share in (("compute", COMPUTE, 0.0), ("cloned", CLONED, main.learner.self_imitation)):
             control = self._control(name, str(base), store, share)
@@ -87,7 +87,7 @@ class Study:
         """As many steps from the same base at the same rate, ``share`` of the policy samples from successful rollouts."""
         main, learner = self.main, self.main.learner
         learner = dataclasses.replace(learner, lr=learner.refine_lr, base_mix=learner.refine_mix or learner.base_mix, self_imitation=share,
-                                      advantage=0.0)
+                                      advantage_temperature=0.0)
         steps = main.rounds * (main.planning_steps + main.refine_steps)
         return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=steps, planning_steps=0, learner=learner,
                                    replay=dataclasses.replace(main.replay, store=store))
