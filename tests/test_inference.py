@@ -1,9 +1,7 @@
-"""The shared inference pool: batching, versions, and answers that survive the death of the actor."""
+"""Inference without Ray: batching, versions, and answers that do not depend on their batch."""
 
 import asyncio
 import dataclasses
-import os
-import signal
 import threading
 import time
 
@@ -11,17 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_ray.config import InferenceConfig, PlannerConfig
-from cosmos_ray.errors import CheckpointError, ConfigError, PoolUnavailable
+from cosmos_ray.config import PlannerConfig
+from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.inference.batcher import Batcher
-from cosmos_ray.inference.client import PoolClient
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy, ActRequest, WrongVersion
-from cosmos_ray.inference.pool import InferencePool
-from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.weights import pack
-from tests.test_model import tiny
 from tests.test_planning import demo_policy
 
 LONG = 60.0  #: seconds after which a test that hangs fails
@@ -249,88 +243,6 @@ def test_decoded_futures_have_the_shape_of_the_observation(policy):
     assert reply.futures.shape == (2, 2, 64, 64, 3) and reply.futures.dtype == np.uint8
 
 
-# ---------------------------------------------------------------- pool
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoints") / "base"
-    save_policy(demo_policy(), path, version=1)
-    return path
-
-
-@pytest.fixture(scope="module")
-def shared_pool(local_ray, checkpoint):
-    """One pool for the tests that only raise its version."""
-    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), cpus=0.5)
-    yield pool
-    pool.close()
-
-
-def version_of(pool: InferencePool) -> int:
-    return pool.status()[0]["version"]
-
-
-def newer_weights(checkpoint, version: int):
-    policy, _ = load_policy(checkpoint)
-    with torch.no_grad():
-        for parameter in policy.net.parameters():
-            parameter.add_(0.01 * version)
-    return pack(policy.net.named_parameters(), version)
-
-
-def test_the_pool_answers_as_a_policy_in_this_process(shared_pool, checkpoint, policy):
-    local = LocalClient(InferenceCore(*load_policy(checkpoint)))
-    client = PoolClient(shared_pool.actors, LONG)
-    requests = [request(2, seed=1), request(1, seed=2, steps=2, planner=PlannerConfig(candidates=3)), request(1, decode_futures=True)]
-    pending = [client.submit(r) for r in requests]
-    for asked, waiting in zip(requests, pending, strict=True):
-        assert_same(client.result(waiting), local.result(local.submit(asked)))
-    assert client.retries == 0
-
-
-def test_a_bad_request_raises_its_own_error_through_the_pool(shared_pool):
-    client = PoolClient(shared_pool.actors, LONG)
-    with pytest.raises(ConfigError, match="do not fit the model") as caught:
-        client.result(client.submit(request(size=24)))
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_weights_of_another_model_are_refused_by_the_pool_with_one_line(shared_pool):
-    before = version_of(shared_pool)
-    wanted = shared_pool._wanted
-    with pytest.raises(CheckpointError) as caught:
-        shared_pool.push(pack(tiny(layers=3).net.named_parameters(), before + 1))
-    shared_pool._wanted = wanted
-    assert len(str(caught.value).splitlines()) == 1 and "another model" in str(caught.value)
-    assert version_of(shared_pool) == before
-
-
-def test_pushing_weights_while_requests_are_in_flight(shared_pool, checkpoint):
-    client = PoolClient(shared_pool.actors, LONG)
-    start = version_of(shared_pool)
-    before, after = {}, {}
-    for version in range(start + 1, start + 5):
-        before[version] = [client.submit(request(2, seed=i, steps=3)) for i in range(8)]
-        shared_pool.push(newer_weights(checkpoint, version))
-        after[version] = [client.submit(request(2, seed=i, steps=3)) for i in range(4)]
-    for version in after:
-        assert all(client.result(pending).version >= version - 1 for pending in before[version])  # answered, nothing older than it was
-        assert all(client.result(pending).version >= version for pending in after[version])  # a push that returned holds from then on
-    assert version_of(shared_pool) == start + 4
-    shared_pool.push(newer_weights(checkpoint, start))  # a late message
-    assert version_of(shared_pool) == start + 4
-
-
-def test_the_pool_switches_to_another_checkpoint_whatever_its_version(shared_pool, checkpoint):
-    shared_pool.push(newer_weights(checkpoint, version_of(shared_pool) + 1))
-    shared_pool.load(checkpoint, ActingPolicy(1))
-    assert version_of(shared_pool) == 1
-    asked = request(version=1)
-    assert_same(PoolClient(shared_pool.actors, LONG).result(PoolClient(shared_pool.actors, LONG).submit(asked)),
-                InferenceCore(*load_policy(checkpoint)).answer([asked])[0])
-
-
 def test_a_request_for_another_planning_network_is_not_answered_by_the_policy_itself(policy):
     core = InferenceCore(policy, 3)
     wanted = request(1, planner=PlannerConfig(candidates=2), version=3, planning_checkpoint="/somewhere/planning")
@@ -340,85 +252,3 @@ def test_a_request_for_another_planning_network_is_not_answered_by_the_policy_it
     own = dataclasses.replace(wanted, acting=dataclasses.replace(wanted.acting, planning_checkpoint=""))
     answered, other = planning.answer([wanted, own])
     assert answered.version == 3 and "asks for the planning network (the policy itself), this actor holds /somewhere/planning" in str(other)
-
-
-def test_an_actor_restarted_by_sigkill_gets_back_its_planning_network(local_ray, checkpoint, tmp_path):
-    network = demo_policy()
-    torch.nn.init.normal_(network.net.final_layer.linear.weight, std=0.2, generator=torch.Generator().manual_seed(5))
-    save_policy(network, tmp_path / "planning", version=2)
-    planner = PlannerConfig(candidates=3)
-    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), cpus=0.5)
-    try:
-        client = PoolClient(pool.actors, LONG)
-        ask = lambda: client.result(client.submit(request(2, seed=3, planner=planner)))  # noqa: E731
-        own = ask()
-        pool.load(checkpoint, ActingPolicy(1, planning_checkpoint=str(tmp_path / "planning")))  # the version it holds already
-        planned = ask()
-        assert np.array_equal(own.candidates, planned.candidates) and not np.array_equal(own.scores, planned.scores)
-        os.kill(pool.status()[0]["pid"], signal.SIGKILL)
-        for _ in range(600):
-            pool.repair()
-            if pool.restarts and (status := pool.status()) and status[0]["planning_checkpoint"]:
-                break
-            time.sleep(0.1)
-        assert pool.restarts == 1 and np.array_equal(ask().scores, planned.scores)
-        pool.load(checkpoint, ActingPolicy(1))
-        assert np.array_equal(ask().scores, own.scores)
-    finally:
-        pool.close()
-
-
-def test_a_request_survives_sigkill_of_the_only_inference_actor(local_ray, checkpoint):
-    # A batch is held back for a second, so the request is waiting in the actor when it is killed.
-    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1000.0), cpus=0.5)
-    try:
-        pool.push(newer_weights(checkpoint, 7))
-        (status,) = pool.status()
-        client = PoolClient(pool.actors, LONG)
-        pending = client.submit(request(1, seed=3))
-        os.kill(status["pid"], signal.SIGKILL)
-        reply = client.result(pending)
-        assert client.retries >= 1 and reply.actions.shape == (1, 8, 4)
-        assert reply.version == 1  # what a restarted actor holds until the driver looks after it
-        for _ in range(600):  # each call only looks at what has been answered since the last
-            pool.repair()
-            if pool.restarts and pool.status()[0]["version"] == 7:
-                break
-            time.sleep(0.1)
-        (status,) = pool.status()
-        assert pool.restarts == 1 and status["version"] == 7
-        assert client.result(client.submit(request(version=7))).version == 7
-    finally:
-        pool.close()
-    client = PoolClient(pool.actors, timeout_s=1.0)
-    with pytest.raises(PoolUnavailable) as caught:  # gone for good
-        client.result(client.submit(request()))
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_no_actor_that_answers_is_pool_unavailable(shared_pool):
-    client = PoolClient(shared_pool.actors, timeout_s=1.0)
-    (status,) = shared_pool.status()
-    os.kill(status["pid"], signal.SIGSTOP)  # hangs
-    try:
-        with pytest.raises(PoolUnavailable, match="none of 1 inference actors answered within 1 s"):
-            client.result(client.submit(request()))
-    finally:
-        os.kill(status["pid"], signal.SIGCONT)
-
-
-def test_a_version_nobody_holds_is_pool_unavailable(shared_pool):
-    patient = PoolClient(shared_pool.actors, LONG)
-    patient.result(patient.submit(request()))  # the actor is up
-    client = PoolClient(shared_pool.actors, timeout_s=10.0)
-    with pytest.raises(PoolUnavailable, match="asks for policy version 999, this actor holds"):
-        client.result(client.submit(request(version=999)))
-
-
-def test_a_damaged_checkpoint_is_reported_when_the_pool_starts(local_ray, checkpoint, tmp_path):
-    save_policy(load_policy(checkpoint)[0], tmp_path / "torn", 1)
-    file = tmp_path / "torn" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="is truncated") as caught:
-        InferencePool(tmp_path / "torn", InferenceConfig(), cpus=0.5)
-    assert len(str(caught.value).splitlines()) == 1
