@@ -16,7 +16,7 @@ from cosmos_ray.sim import gl
 
 logger = logging.getLogger(__name__)
 
-STARTS = 3  #: times a private Ray is started before it is given up
+STARTS = 3  #: attempts to start a private Ray
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -39,8 +39,8 @@ def connect(address: str = "") -> None:
 def start_private(**options: Any) -> None:
     """Start Ray on this machine for this process alone; ``options`` go to ``ray.init``. RuntimeError when it does not start.
 
-    On a machine too busy to start it within the 30 s that Ray allows itself, Ray gives up with a bare Exception and leaves its
-    processes behind. They are ended, and it is tried again.
+    Ray allows itself 30 s. On a machine too busy for that, Ray gives up with a bare Exception and leaves its processes behind. This
+    function ends those processes and starts Ray again, :data:`STARTS` times in all.
     """
     me = psutil.Process()
     for attempt in range(1, STARTS + 1):
@@ -59,7 +59,7 @@ def start_private(**options: Any) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray tries an address that nobody listens on for minutes; find out at once. "auto" and ray:// are left to Ray."""
+    """ConfigError at once when nobody listens on ``address``; Ray itself tries for minutes. Leaves "auto" and ray:// to Ray."""
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host:
         return

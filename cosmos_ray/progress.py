@@ -13,9 +13,9 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """A line that is redrawn on a terminal and repeated every ``every`` seconds elsewhere.
+    """A progress line: redrawn on a terminal, repeated every ``every`` seconds elsewhere.
 
-    ``quiet`` writes nothing (library use, tests).
+    ``quiet`` writes nothing (for use as a library, and in tests).
     """
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "", stream: TextIO | None = None, every: float = 15.0,
@@ -27,7 +27,7 @@ class Progress:
         self._live = self.stream.isatty()
 
     def update(self, done: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` are done."""
+        """Show that ``done`` of the ``total`` units are done."""
         now = time.monotonic()
         if self.quiet or now - self._written < (0.2 if self._live else self.every):
             return
@@ -35,7 +35,7 @@ class Progress:
         self._write(self._line(done, note), end="" if self._live else "\n")
 
     def finish(self, done: int, note: str = "") -> None:
-        """The last line, with the time it all took."""
+        """Write the last line, with the time that the work took."""
         if not self.quiet:
             took = time.monotonic() - self._began_at
             self._write(f"{self.what:<9} {done}/{self.total} {self.unit}  {note}  took {clock(took)}", end="\n")

@@ -1,4 +1,4 @@
-"""What Ray raises when a call does not come back, in one place."""
+"""What Ray raises when a call fails, in one place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACTOR_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError
 
 
 def own_error(error: RayTaskError) -> Exception:
-    """The error we raised on purpose inside the actor, or Ray's own with its traceback."""
+    """The error that our code raised inside the actor, or Ray's error with its traceback."""
     return error.cause if isinstance(error.cause, CosmosRayError) else error
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases, or nothing: the run's metrics go there as well as to ``metrics.jsonl``."""
+"""A run's metrics: always into ``metrics.jsonl``, and into Weights & Biases where the settings ask for it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Records metrics of a run; ``wandb`` is imported only when the config asks for it.
+    """Records the metrics of a run. Imports ``wandb`` only when the settings ask for it.
 
-    A service that is down or a missing login must not cost a training run: the tracker then says so once and goes on with
+    A service that is down, or a missing login, does not end a training run: the tracker logs one warning and goes on with
     ``metrics.jsonl`` alone.
     """
 

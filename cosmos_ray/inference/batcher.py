@@ -13,9 +13,9 @@ from cosmos_ray.inference.messages import ActReply, ActRequest
 class Batcher:
     """Runs ``answer`` on batches of waiting requests in a thread, one batch at a time.
 
-    A batch leaves when it holds ``max_rows`` observation rows, or ``wait_s`` after its first request arrived. Requests that
-    arrive while a batch is running form the next one, so under load the wait costs nothing. ``between`` runs a function
-    while no batch is running: that is where weights are swapped.
+    A batch leaves when it holds ``max_rows`` observation rows, or ``wait_s`` seconds after its first request arrived. Requests that
+    arrive while a batch runs form the next batch, so the wait costs nothing under load. ``between`` runs a function while no batch
+    runs; the actor swaps weights there.
     """
 
     def __init__(self, answer: Callable[[list[ActRequest]], list[ActReply | CosmosRayError]], max_rows: int, wait_s: float):

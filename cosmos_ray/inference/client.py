@@ -1,4 +1,4 @@
-"""The worker's side of the pool: send a request, survive the death of the actor that was answering it."""
+"""The worker's side of the pool: sends a request, and survives the death of the actor that was to answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.25  #: pause before a request is sent again
-ACTOR_TRIES = 3  #: an actor that is silent for this share of the timeout is passed over
+ACTOR_TRIES = 3  #: actors that one request can wait for: each gets this fraction of the timeout to answer
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Pending:
 
 
 class PoolClient:
-    """Sends requests to the actors in turn; a request whose actor dies, or holds the wrong version, goes to the next one."""
+    """Sends requests to the actors in turn. When an actor dies or holds the wrong version, its request goes to the next actor."""
 
     def __init__(self, actors: list[ActorHandle], timeout_s: float, start: int = 0):
         self.actors, self.timeout_s = actors, timeout_s

@@ -1,4 +1,4 @@
-"""The pool's interface over a policy in this process: for single episodes, tools and tests."""
+"""The pool's interface to a policy in this process, for single episodes, tools and tests."""
 
 from __future__ import annotations
 

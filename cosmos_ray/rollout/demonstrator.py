@@ -17,9 +17,8 @@ from cosmos_ray.sim.environment import Environment
 class DemonstratorCore:
     """Records expert episodes.
 
-    A disturbed expert fails now and then. Such an episode is no demonstration, but it is experience: it is stored under the
-    same seed as a rollout of version -1 (the public code likewise learns values from demonstration replays that fail,
-    method section 3).
+    A disturbed expert fails now and then. A failed episode is no demonstration, but it is experience: the store keeps it under the
+    same seed as a rollout of version -1. The public code likewise learns values from demonstration replays that fail (method section 3).
     """
 
     def __init__(self, env: Environment, store: ReplayStore, patience_s: float = 120.0):
@@ -30,8 +29,8 @@ class DemonstratorCore:
     def advance(self, keys: list[EpisodeKey], seconds: float) -> list[Finished]:
         """Run and commit the demonstrations of ``keys`` (source "demo") that the store lacks; returns what finished since.
 
-        While the store is unavailable it comes back after ``seconds``: call it again, for up to ``patience_s`` seconds. No
-        demonstration begins before the one that waits is stored. StoreUnavailable after that.
+        Returns after ``seconds`` while the store is unavailable: call again, for up to ``patience_s`` seconds, then StoreUnavailable is
+        raised. No demonstration begins while another one waits to be stored.
         """
         self._queue.extend(keys)
         until, finished = time.perf_counter() + seconds, list[Finished]()
@@ -59,7 +58,7 @@ class DemonstratorCore:
         return next((known for k in (key, failure_key(key)) if (known := stored_result(self.store, k.name)) is not None), None)
 
     def _run(self, key: EpisodeKey) -> list[Finished]:
-        """Run a demonstration and put it into the outbox; itself if there is nothing of it to store."""
+        """Run a demonstration and put its episode into the outbox. Returns the result of an episode that has nothing to store."""
         began = time.perf_counter()
         trajectory = demonstrate(self.env, key.seed)
         seconds = time.perf_counter() - began
@@ -73,5 +72,5 @@ class DemonstratorCore:
 
 
 def failure_key(key: EpisodeKey) -> EpisodeKey:
-    """Where a failed demonstration goes."""
+    """The key under which a failed demonstration is stored."""
     return dataclasses.replace(key, source="rollout", run=f"{key.run}:expert")

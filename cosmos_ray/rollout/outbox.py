@@ -1,4 +1,4 @@
-"""Finished episodes on their way into a store: kept in memory and tried again while it cannot be written."""
+"""Finished episodes on their way into a store: held in memory and tried again while the store cannot be written."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PAUSE_S = 0.05  # for who has nothing to do but call flush() again
 
 
 class Outbox:
-    """Commits episodes in the order they come. While the store is unavailable (disk full, mount gone), each try waits longer.
+    """Commits episodes in the order in which they come. While the store is unavailable (disk full, mount gone), each try waits longer.
 
-    It tries for ``patience_s`` seconds from the first failure on; after that the StoreUnavailable is raised. Any other
-    StoreError is raised at once: no later try can help. Make no more episodes while any are waiting: they are held in memory.
+    Tries for ``patience_s`` seconds from the first failure on, then raises StoreUnavailable. Raises any other StoreError at once, as no
+    later try can help. Make no more episodes while some wait: the outbox holds them in memory.
     """
 
     def __init__(self, store: ReplayStore, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,11 +43,11 @@ class Outbox:
         return self._failing_since is not None
 
     def put(self, episode: Episode, tag: Any = None) -> None:
-        """Take an episode over; ``tag`` comes back with it once it is stored."""
+        """Take over an episode; :meth:`flush` returns ``tag`` once the episode is stored."""
         self._waiting.append((episode, tag))
 
     def flush(self) -> list[tuple[Any, bool]]:
-        """Commit what can be committed now: (tag, whether it was new) of each."""
+        """Commit what can be committed now; returns (tag, whether the episode was new) for each."""
         done: list[tuple[Any, bool]] = []
         while self._waiting:
             episode, tag = self._waiting[0]
@@ -59,8 +59,8 @@ class Outbox:
         return done
 
     def attempt(self, action: Callable[[], Any]) -> tuple[bool, Any]:
-        """(True, what ``action`` returns), or (False, None) while the store, which it needs, is unavailable or it is too early
-        to try again. Raises as :meth:`flush` does."""
+        """(True, result of ``action``), or (False, None) while the store is unavailable or the next try is not due. Raises as
+        :meth:`flush` does."""
         if self._failing_since is not None and self._clock() < self._next:
             return False, None
         try:

@@ -13,7 +13,7 @@ from cosmos_ray.sim.experts import check_expert
 
 
 def collect(run: Run) -> dict:
-    """Record demonstrations until the store holds ``config.demos`` successful ones. Continues where an earlier call stopped."""
+    """Record demonstrations until the store holds ``config.demos`` successes. Continues where an earlier call stopped."""
     config, store = run.config, run.folder.store()
     task = config.sim.task
     have = sum(s.stratum == "demo" and s.task == task for s in store.summaries())

@@ -17,8 +17,9 @@ from cosmos_ray.stages.rollout import rollout
 
 STAGES = (collect, pretrain, rollout, refine, evaluate)
 
+
 def demo(run: Run) -> dict:
-    """Run every stage; one that is done already takes no time. Returns the report."""
+    """Run every stage and return the report. A stage that is already done takes no time."""
     for stage in STAGES:
         began, memory, did_something = time.monotonic(), PeakMemory(), True
         try:
@@ -31,7 +32,7 @@ def demo(run: Run) -> dict:
 
 
 class PeakMemory:
-    """Largest private memory of this process and all its children, in MB, sampled once a second."""
+    """Peak private memory of this process and all its children, in MB, sampled once a second."""
 
     def __init__(self) -> None:
         self.peak = 0.0

@@ -1,4 +1,4 @@
-"""`import` a policy that others trained as a run's base policy, and `export` one of a run's for others."""
+"""`import` makes a released policy a run's base policy; `export` writes a run's policy in another project's format."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cosmos_ray.sim import tasks
 
 
 def import_policy(run: Run, weights: str, statistics: str) -> dict:
-    """Make the weights in ``weights``, normalised by a dataset statistics JSON, the run's base policy.
+    """Make the weights in ``weights`` the run's base policy, with the normalisation of a dataset statistics JSON.
 
-    Takes every format of ``model.exchange``. The weights must fit the configured model (preset, suite, dimensions) as a whole.
-    ``pretrain`` on the run then fine-tunes them. ConfigError when the run has a base policy already.
+    Reads every format of ``model.exchange``. All weights must fit the configured model (preset, suite, dimensions). ``pretrain`` then
+    fine-tunes them. ConfigError when the run already has a base policy.
     """
     config, folder = run.config, run.folder
     base, initial = folder.checkpoint("base"), folder.checkpoint("initial")
@@ -43,7 +43,7 @@ def import_policy(run: Run, weights: str, statistics: str) -> dict:
 
 
 def _cameras(run: Run) -> tuple[str, ...]:
-    """The simulated cameras in latent order. ConfigError when the suite has another number of them."""
+    """The simulated cameras in latent order. ConfigError when the suite has more or fewer cameras."""
     sim, suite = run.config.sim, SUITES.get(run.config.model.suite)
     if suite and (len(suite.wrist_cameras), len(suite.third_cameras)) != (len(sim.wrist_cameras), len(sim.third_cameras)):
         raise ConfigError(f"suite {run.config.model.suite!r} sees {len(suite.wrist_cameras)} wrist and {len(suite.third_cameras)} "
@@ -53,11 +53,11 @@ def _cameras(run: Run) -> tuple[str, ...]:
 
 
 def _check_ranges(run: Run, ranges: Statistics, path: str) -> None:
-    """ConfigError when the suite has other numbers of actions and proprioception than the statistics."""
+    """ConfigError when the suite and the statistics differ in the size of actions or proprioception."""
     suite = SUITES.get(run.config.model.suite)
     theirs = len(ranges.actions_low), len(ranges.proprio_low)
     if suite and theirs != (suite.action_dim, suite.proprio_dim):
-        raise ConfigError(f"{path} is of {theirs[0]} numbers per action and {theirs[1]} of proprioception, suite "
+        raise ConfigError(f"{path} describes {theirs[0]} numbers per action and {theirs[1]} of proprioception, suite "
                           f"{run.config.model.suite!r} has {suite.action_dim} and {suite.proprio_dim}: give that suite's statistics, or "
                           "another --model.suite")
 

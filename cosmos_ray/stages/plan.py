@@ -1,4 +1,4 @@
-"""One planned episode, looked at closely: what was imagined, what happened, what each candidate was worth."""
+"""One planned episode in detail: what was imagined, what happened, and the score of every candidate."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cosmos_ray.stages.acting import planning_network
 
 
 def plan_episode(run: Run) -> PlanTrace:
-    """Run held-out episode ``config.plan_seed`` of the refined policy with best-of-N in this process and keep everything.
+    """Run held-out episode ``config.plan_seed`` of the refined policy with best-of-N in this process, and keep every decision.
 
-    Uses one thread and the evaluation's noise, so it is the very episode that `evaluate` stored for the planning arm.
+    The episode has the noise and the thread count of `evaluate`, so it equals the episode that `evaluate` stored for the planning arm.
     """
     config = run.config
     torch.set_num_threads(config.inference.threads)

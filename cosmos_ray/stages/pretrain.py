@@ -1,4 +1,4 @@
-"""The base policy: one network trained from scratch on the demonstrations."""
+"""The base policy: one network, trained on the demonstrations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Continual refinement, in rounds: the learner trains on demonstrations and rollouts while workers act with its newest weights.
+"""Continual refinement in rounds: the learner trains on demonstrations and rollouts while workers act with its newest weights.
 
 :class:`_RefineLoop` is the driver's event loop. Three things happen at once: the learner trains a burst of steps, the workers run
-episodes against the pool, and the pool serves whatever weights were pushed last.
+episodes against the pool, and the pool serves the weights that were pushed last.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ BURST = 10  #: learner steps per call: short, so that pacing and pushes are prom
 
 
 def refine(run: Run) -> dict:
-    """Train checkpoint ``refined`` from ``base`` in ``config.rounds`` rounds; continues where an interrupted refinement stopped.
+    """Train checkpoint ``refined`` from ``base`` in ``config.rounds`` rounds. Continues an interrupted refinement.
 
-    Every round after the first begins with rollouts of the policy as the round before left it, and trains on from there.
+    Every round after the first starts with rollouts of the policy that the round before trained, and trains that policy on.
     """
     base_version = read_description(run.folder.checkpoint("base"))[1]
     rounds = [Round(run, number, base_version) for number in range(1, run.config.rounds + 1)]
@@ -43,7 +43,7 @@ def refine(run: Run) -> dict:
 
 
 def _refine_round(round: Round) -> dict:
-    """Rollouts (those of the first round `rollout` ran), planning network and policy of a round."""
+    """Rollouts, planning network and policy of a round. The rollouts of the first round come from `rollout`."""
     run, config = round.run, round.run.config
     round.begin()
     start = run.folder.checkpoint(round.start("refined"))
@@ -75,8 +75,10 @@ def _refine_round(round: Round) -> dict:
 
 
 def train_planning_network(round: Round) -> None:
-    """Train checkpoint ``planning`` for ``config.planning_steps`` steps, as the paper keeps a planning model beside the policy: from
-    ``base`` in the first round, from what the round before made of it in later ones. Continues an interrupted training."""
+    """Train checkpoint ``planning`` for ``config.planning_steps`` steps; the paper, too, keeps a planning model beside the policy.
+
+    Training starts from ``base`` in the first round and from the last round's planning network later. Continues an interrupted training.
+    """
     run, config, total = round.run, round.run.config, round.run.config.planning_steps
     if not total or round.done("planning", total):
         return
@@ -94,14 +96,18 @@ def schedule(learner: LearnerConfig) -> LearnerConfig:
 
 
 def acted(run: Run) -> bool:
-    """Whether the store holds a rollout of a policy on the run's task."""
+    """Whether the store holds a policy's rollout on the run's task."""
     task = run.config.sim.task
     return any(s.source == "rollout" and s.policy_version >= 0 and s.task == task for s in run.folder.store().summaries())
 
 
 class _RefineLoop:
-    """State of a round's event loop. ``tickets`` are the rollouts beside its training, ``mean_length`` is the expected episode length in
-    control steps, for pacing."""
+    """A round's event loop.
+
+    Args:
+        tickets: rollouts to run beside training.
+        mean_length: expected episode length in control steps, for pacing.
+    """
 
     def __init__(self, round: Round, tickets: list[EpisodeTicket], pool: InferencePool, fleet: Fleet, learner: LearnerGroup,
                  mean_length: float):
@@ -119,7 +125,7 @@ class _RefineLoop:
         self.mean_length = mean_length
 
     def run_to_end(self) -> dict:
-        """Loop until the learner has done its steps; then let the running episodes finish."""
+        """Loop until the learner has done its steps, then wait for the running episodes."""
         progress = self.run.progress(self.run.of_round("refine", self.number), self.config.refine_steps, self.learner.step, "steps")
         if self.learner.step:
             self._publish()
@@ -140,7 +146,7 @@ class _RefineLoop:
     # ---------------------------------------------------------------- the three activities
 
     def _feed_fleet(self) -> None:
-        """Hand out episodes as far as the samples-per-insert limiter allows."""
+        """Hand out episodes as far as the limiter of samples per insert allows."""
         while self.to_run and self.fleet.outstanding < self.fleet.capacity:
             ahead = int(self.mean_length * (self.fleet.outstanding + 1))
             if self.limiter is not None and not self.limiter.can_insert(ahead):
@@ -148,7 +154,7 @@ class _RefineLoop:
             self.fleet.submit([self.to_run.pop()])
 
     def _drive_learner(self) -> None:
-        """Start a burst when the limiter allows it; collect the one that is done; publish and checkpoint when due."""
+        """Start a burst when the limiter allows one, collect a finished burst, and publish and save when due."""
         if self.training is None:
             burst = min(BURST, self.config.refine_steps - self.learner.step, -self.learner.step % self.config.publish_every or BURST)
             windows = burst * self.config.learner.batch_size
@@ -182,9 +188,10 @@ class _RefineLoop:
                                  step=self.learner.step, name=episode.name)
 
     def _make_limiter(self, mean_length: float, stored: int) -> SamplesPerInsert | None:
-        """The limiter, or None when nothing is collected. A ratio of 0 is chosen so that learning and collecting end together.
+        """The limiter, or None when there is nothing to collect. For a ratio of 0 the limiter paces learning and collecting so that both
+        end together.
 
-        ``stored`` are the control steps of this refinement's episodes that the store has already.
+        ``stored`` is the number of control steps that the store already holds of this refinement's episodes.
         """
         config, batch = self.config, self.config.learner.batch_size
         if not self.to_run:

@@ -1,4 +1,4 @@
-"""A round of refinement: what it begins from, which rollouts are its own, and whether it is done."""
+"""A round of refinement: the networks that it starts from, its rollouts, and whether it is done."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import planning_network, rollout_ticket
 
 NETWORKS = ("refined", "planning")
-"""Checkpoints that a round trains. Each round trains on from the one before, under the same name; the description says how many are
-behind it, and ``NAME_before`` is the network that the present round began from."""
+"""Checkpoints that a round trains. Every round trains on under the same name. A checkpoint's description counts the finished rounds;
+``NAME_before`` is the network that the present round started from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Round:
     base_version: int
 
     def begin(self) -> None:
-        """Keep the networks that the round begins from. The learner states of the round before are removed: they are several times as
-        large, and of no more use. Does nothing in the first round, and nothing new the second time."""
+        """Keep the networks that the round starts from, and delete the learner states of the round before, which are large and no longer
+        needed. Does nothing in the first round; a second call changes nothing."""
         folder = self.run.folder
         for name in NETWORKS if self.number > 1 else ():
             if self._behind(name) == self.number - 1:
@@ -38,11 +38,11 @@ class Round:
 
     @property
     def version(self) -> int:
-        """Version of the policy that the round begins with."""
+        """Version of the policy that the round starts from."""
         return self._version(self.start("refined"))
 
     def start(self, name: str) -> str:
-        """The checkpoint that network ``name`` is trained from: ``base`` in the first round, and if the one before did not train it."""
+        """The checkpoint that network ``name`` is trained from: ``base`` in the first round, or if the round before did not train it."""
         before = f"{name}_before"
         return before if self.number > 1 and self._behind(before) == self.number - 1 else "base"
 
@@ -51,19 +51,19 @@ class Round:
         return f"{name}_from_{self._version(self.start(name))}"
 
     def done(self, name: str, steps: int) -> bool:
-        """Whether network ``name`` has this round behind it, with at least so many ``steps`` unless the next one has begun."""
+        """Whether network ``name`` finished this round, with at least ``steps`` steps unless the next round has begun."""
         behind = self._behind(name)
         if behind == self.number and self._behind(f"{name}_before") != self.number:
             return self._info(name)["step"] >= steps
         return behind >= self.number
 
     def description(self) -> dict:
-        """What a checkpoint of this round says of itself."""
+        """The entries that a checkpoint of this round adds to its description."""
         return {"base_version": self.base_version, "round": self.number}
 
     def tickets(self) -> tuple[list[EpisodeTicket], list[EpisodeTicket]]:
-        """The round's rollouts: those before its training, and those beside it. Keys of later rounds name the policy that they began
-        with, so that the rollouts of another refinement are not taken for them."""
+        """The round's rollouts: those before training, and those beside training. From the second round on, a key names the policy
+        version, so that another refinement's rollouts do not count as this one's."""
         run, count, total = self.run, self.run.config.rollouts, self.run.config.rollouts + self.run.config.refine_rollouts
         attempt = self.version if self.number > 1 else 0
         tickets = [rollout_ticket(run, (self.number - 1) * total + i, attempt) for i in range(total)]
@@ -77,12 +77,12 @@ class Round:
         return read_description(self.run.folder.checkpoint(checkpoint))[1]
 
     def _behind(self, checkpoint: str) -> int:
-        """How many rounds ``checkpoint`` has behind it; one in those of before there were rounds."""
+        """How many rounds ``checkpoint`` has finished. A description without the entry, from before rounds, counts as one."""
         info = self._info(checkpoint)
         return info.get("round", 1) if info else 0
 
     def _info(self, checkpoint: str) -> dict:
-        """What ``checkpoint`` says of itself, if there is one and it began from this base policy."""
+        """The description of ``checkpoint``; empty if there is none, or if another base policy is behind it."""
         target = self.run.folder.checkpoint(checkpoint)
         info = read_description(target)[2] if target.exists() else {}
         return info if info.get("base_version") == self.base_version else {}

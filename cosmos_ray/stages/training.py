@@ -1,4 +1,4 @@
-"""What `pretrain` and `refine` share: how a learner group is started, and the policy both begin from."""
+"""What `pretrain` and `refine` share: the initial policy, and how a learner group starts and trains."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cosmos_ray.sim import tasks
 
 BURST = 25  #: learner steps between two progress updates while nobody acts
 FIT_FRAMES = 512  #: frames the tokenizer is fitted on
-NARROWEST = 0.1  #: smallest range (metres, or of a quaternion) that proprioception is scaled from, in the tiny preset
+NARROWEST = 0.1  #: narrowest range that the tiny preset scales proprioception from, in metres or in units of a quaternion
 
 
 def make_initial_policy(run: Run) -> None:
-    """Write the policy ``initial``: normalisation and tokenizer fitted on the demonstrations, weights from ``config.init`` or random."""
+    """Write checkpoint ``initial``: normalisation and tokenizer fitted on the demonstrations, weights from ``config.init`` or random."""
     config, store = run.config, run.folder.store()
     stats = dataset_statistics(store, ("demo",))
     spec = make_spec(config.model, config.sim.cameras, config.sim.image_size, len(stats.labels_min), len(stats.proprio_min))
@@ -43,14 +43,17 @@ def make_initial_policy(run: Run) -> None:
 
 
 def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranges (p,), (p,) of at least ``NARROWEST`` around the same middle. A number that demonstrations hardly change, such as the tilt of
-    the hand, would else dominate the loss once rollouts change it."""
+    """Ranges (p,), (p,) with the same middles, at least ``NARROWEST`` wide.
+
+    Demonstrations hardly change some numbers, such as the tilt of the hand. Scaled from their narrow range, these numbers would dominate
+    the loss as soon as rollouts change them.
+    """
     more = np.maximum(NARROWEST - (high - low), 0) / 2
     return low - more, high + more
 
 
 def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target: str, info: dict) -> dict:
-    """Train ``learner`` to step ``total`` and write checkpoint ``target``, while nobody acts. An interrupt keeps what was learned."""
+    """Train ``learner`` to step ``total`` without rollouts, and write checkpoint ``target``. An interrupt keeps what was learned."""
     every = run.config.learner.checkpoint_every
     try:
         first, metrics = learner.step, {"loss": float("nan")}
@@ -73,7 +76,7 @@ def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target:
 
 def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
                   actors_beside: int, planning: str = "", world_weight: float = 0.0) -> LearnerGroup:
-    """Start the learner ranks of stage ``name`` from checkpoint ``policy``, resuming if the stage was interrupted.
+    """Start the learner ranks of stage ``name`` from checkpoint ``policy``, or resume an interrupted stage.
 
     ``actors_beside`` is the number of other actors that share the machine's cores. ``planning`` is the checkpoint of the planning network
     whose value weighs own rollouts, "" for none. ``world_weight`` weighs the future frames in world-model samples; 0 is the policy's own.
@@ -89,7 +92,7 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
 
 
 def _gpus(run: Run, learner: LearnerConfig, beside_pool: bool) -> float:
-    """GPUs for each rank: as configured, else an equal share of what the inference pool leaves, at most one."""
+    """GPUs of each rank: the setting, or an equal share of what the inference pool leaves, at most one. ConfigError for too few GPUs."""
     total, inference = ray.cluster_resources().get("GPU", 0.0), run.config.inference
     taken = inference.actors * inference.gpus if beside_pool else 0.0
     share = learner.gpus or min(1.0, int(100 * (total - taken) / learner.world_size + 1e-6) / 100)
