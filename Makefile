@@ -22,6 +22,7 @@ chaos-loop: setup-dev
 
 lint: setup-dev
 	$(PYTHON_BIN) -m ruff check cosmos_ray jobs tests
+	$(PYTHON_BIN) -m mypy
 
 setup:
 	@cluster/setup.sh $(VENV)
@@ -30,4 +31,4 @@ setup-dev:
 	@cluster/setup.sh $(VENV) dev
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,26 +1,26 @@
-"""How sure the counts are, and how good the predicted values: intervals, paired tests, ranking and calibration. Pure numpy."""
+"""Evidence: intervals and paired tests for counts of successes, ranking and calibration of predicted values."""
 
 from __future__ import annotations
 
-from math import comb
-
 import numpy as np
+from scipy.stats import binomtest, norm, rankdata, spearmanr
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of ``successes`` out of ``n``, 95 % by default; (0, 1) when ``n`` is 0."""
+    """Wilson score interval of the rate ``successes / n``; (0, 1) when ``n`` is 0.
+
+    Args:
+        z: half width in standard deviations of the normal distribution; 1.96 gives 95 %.
+    """
     if n == 0:
         return 0.0, 1.0
-    p, zz = successes / n, z * z
-    middle = p + zz / (2 * n)
-    spread = z * ((p * (1 - p) + zz / (4 * n)) / n) ** 0.5
-    return max(0.0, (middle - spread) / (1 + zz / n)), min(1.0, (middle + spread) / (1 + zz / n))
+    interval = binomtest(successes, n).proportion_ci(confidence_level=1 - 2 * norm.sf(z), method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(won: int, lost: int) -> float:
     """Exact two-sided McNemar p-value of ``won`` against ``lost`` discordant pairs; 1 when there are none."""
-    n = won + lost
-    return min(1.0, 2 * sum(comb(n, k) for k in range(min(won, lost) + 1)) / 2**n)
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -50,7 +50,7 @@ def paired_with_interval(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Chance that a positive has a higher score than a negative, ties counting half; None unless both kinds are there.
+    """Probability that a positive has a higher score than a negative; a tie counts half. None unless both classes occur.
 
     Args: scores (n,) float; labels (n,) bool.
     """
@@ -58,9 +58,14 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     positives, negatives = int(labels.sum()), int((~labels).sum())
     if not positives or not negatives:
         return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # 1-based, the mean over equal scores
-    return float((mean_rank[inverse][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float((rankdata(scores)[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of (n,) ``a`` and ``b``; 0 where all values of one of them are equal."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(spearmanr(a, b).statistic)
 
 
 def calibration(predicted: np.ndarray, success: np.ndarray, target: np.ndarray, bins: int = 10) -> list[dict]:

@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from cosmos_ray.commands.cli import make_parser
 from cosmos_ray.config import PlannerConfig, RunConfig, SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
-from cosmos_ray.evidence import auc, brier, calibration, mcnemar, wilson
+from cosmos_ray.evidence import mcnemar, wilson
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.report.build import write_report
 from cosmos_ray.report.contents import training_curves
 from cosmos_ray.report.filmstrip import draw_filmstrip, pick, save_filmstrip
 from cosmos_ray.report.headline import headline, p_value
-from cosmos_ray.report.trace import PlanTrace
+from cosmos_ray.report.trace import EpisodeTrace
 from cosmos_ray.settings import make_config
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
@@ -32,7 +32,7 @@ OUTCOMES = {"base": [0, 0, 0, 1, 1, 0, 1, 0], "refined": [1, 1, 0, 1, 1, 0, 1, 1
 
 def make_trace(decisions=3, candidates=4, cameras=CAMERAS):
     rng = np.random.default_rng(0)
-    trace = PlanTrace("Lift", SEEDS[0], cameras, candidates, success=True, length=8 * decisions - 2)
+    trace = EpisodeTrace("Lift", SEEDS[0], cameras, candidates, success=True, length=8 * decisions - 2)
     for i in range(decisions):
         trace.steps.append(8 * i)
         for frames in (trace.observed, trace.imagined, trace.happened):
@@ -127,43 +127,6 @@ class Page(HTMLParser):
 
 def pngs(page):
     return [base64.b64decode(load.split(",", 1)[1]) for load in page.loads]
-
-
-# ---------------------------------------------------------------- statistics
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_auc_is_the_share_of_ordered_pairs(seed):
-    rng = np.random.default_rng(seed)
-    scores, labels = rng.integers(0, 6, 40) / 5, rng.random(40) < 0.4  # many ties
-    pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
-    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
-    assert auc(scores, np.ones(40, bool)) is None
-
-
-def test_calibration_puts_every_prediction_in_one_bin():
-    rng = np.random.default_rng(1)
-    predicted = np.concatenate([rng.random(300), [0.0, 0.5, 1.0]])
-    success = rng.random(303) < predicted
-    target = success * 0.9
-    rows = calibration(predicted, success, target, bins=4)
-    assert sum(row["count"] for row in rows) == 303
-    for row in rows:
-        inside = [i for i, p in enumerate(predicted) if row["low"] <= p < row["high"] or (p == 1.0 and row["high"] == 1.0)]
-        assert row["count"] == len(inside)
-        assert row["success_share"] == pytest.approx(sum(success[i] for i in inside) / len(inside))
-        assert row["predicted"] == pytest.approx(sum(predicted[i] for i in inside) / len(inside))
-        assert row["mean_target"] == pytest.approx(0.9 * row["success_share"])
-    assert [row["low"] for row in calibration([0.1, 0.9], [0, 1], [0, 1], bins=4)] == [0.0, 0.75]
-
-
-def test_brier_and_mcnemar_known_values():
-    assert brier([0.5, 1.0], [0, 1]) == pytest.approx(0.125)
-    assert brier([], []) is None
-    assert mcnemar(0, 0) == 1.0 and mcnemar(3, 3) == 1.0
-    assert mcnemar(5, 0) == mcnemar(0, 5) == 0.0625  # 2 / 2**5
-    assert mcnemar(8, 1) == pytest.approx(2 * 10 / 512)
-
 
 
 # ---------------------------------------------------------------- headline

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
-from cosmos_ray.evidence import auc, paired_with_interval, wilson
+from cosmos_ray.evidence import auc, paired_with_interval, rank_correlation, wilson
 from cosmos_ray.oracle.judge import ARMS
 
 #: From what planning could be to what it is: what is lost from one arm to the next, and to which part.
@@ -70,15 +69,8 @@ def _agreement(probes: list[dict[str, Any]]) -> dict[str, float]:
         rows = {name: probe[name] for name in JUDGEMENTS[:2]}
         rows |= {f"V(s') with the true {part}": values for part, values in probe["parts"].items()}
         for name, values in rows.items():
-            scores.setdefault(name, []).append(_rank_correlation(values, probe["V(true s')"]))
+            scores.setdefault(name, []).append(rank_correlation(values, probe["V(true s')"]))
     return {name: float(np.mean(found)) for name, found in scores.items()}
-
-
-def _rank_correlation(a: list[float], b: list[float]) -> float:
-    """Spearman's; 0 where either knows no difference."""
-    ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (a, b)]
-    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    return float(ranks[0] @ ranks[1] / scale) if scale else 0.0
 
 
 def _mean(values: list) -> float | None:

@@ -17,12 +17,12 @@ from cosmos_ray.report.settings_table import commands, settings_table, versions
 from cosmos_ray.rollout.ticket import own_rollouts
 
 if TYPE_CHECKING:
-    from cosmos_ray.report.trace import PlanTrace
+    from cosmos_ray.report.trace import EpisodeTrace
 
 SCHEMA = 1  #: version of report.json
 
 
-def write_report(folder: RunFolder, config: RunConfig, trace: PlanTrace | None = None, assessment: dict | None = None) -> dict:
+def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | None = None, assessment: dict | None = None) -> dict:
     """Write ``report.json`` and ``report.html`` with the same numbers; returns them.
 
     Without a ``trace`` (or with one that has no decision) the page has no filmstrip, without an ``assessment`` (see

@@ -14,7 +14,7 @@ from cosmos_ray.replay.format.schema import DamagedEpisode
 from cosmos_ray.replay.store import ReplayStore
 
 if TYPE_CHECKING:
-    from cosmos_ray.report.trace import PlanTrace
+    from cosmos_ray.report.trace import EpisodeTrace
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def values(groups: dict[str, list[Outcome]], gamma: float, chunk: int) -> dict |
     return out or None
 
 
-def imagination(trace: PlanTrace) -> dict:
+def imagination(trace: EpisodeTrace) -> dict:
     """Mean absolute error of the imagined frames of a planned episode, in grey levels of 255, decision by decision.
 
     ``unchanged`` is the error of predicting that nothing moves: the frame seen when deciding against the one that followed.

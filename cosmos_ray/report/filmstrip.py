@@ -14,7 +14,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.report import style
 
 if TYPE_CHECKING:
-    from cosmos_ray.report.trace import PlanTrace
+    from cosmos_ray.report.trace import EpisodeTrace
 
 MAX_DECISIONS = 8
 _ROWS = ("seen", "imagined", "happened")
@@ -24,7 +24,7 @@ _WIDTH, _LEFT, _RIGHT, _CELL = 10.8, 0.95, 0.15, 1.62
 _TITLE, _HEAD, _GAP, _CAMERA_GAP, _BARS, _CURVE = 0.5, 0.36, 0.05, 0.16, 0.95, 1.75
 
 
-def draw_filmstrip(trace: PlanTrace) -> Figure:
+def draw_filmstrip(trace: EpisodeTrace) -> Figure:
     """One column per decision (at most 8, evenly picked, first and last among them), one block of rows per camera.
 
     ConfigError when the trace has no decision.
@@ -56,7 +56,7 @@ def draw_filmstrip(trace: PlanTrace) -> Figure:
     return figure
 
 
-def save_filmstrip(trace: PlanTrace, path: str | Path) -> None:
+def save_filmstrip(trace: EpisodeTrace, path: str | Path) -> None:
     """Write the filmstrip as PNG, whole or not at all. ConfigError when there is nothing to draw or the file cannot be written."""
     path = Path(path)
     data = style.png(draw_filmstrip(trace))
@@ -73,7 +73,7 @@ def pick(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-def _title(trace: PlanTrace) -> str:
+def _title(trace: EpisodeTrace) -> str:
     end = f"succeeded after {trace.length} steps" if trace.success else f"failed after {trace.length} steps"
     return f"{trace.task}, initial state {trace.seed}: best of {trace.candidates} {end}"
 
@@ -100,7 +100,7 @@ def _name_camera(figure: Figure, name: str, centre: float, height: float) -> Non
     figure.text(0.14 / _WIDTH, 1 - centre / height, name, rotation=90, fontsize=style.FONT - 0.5, color=style.INK, ha="center", va="center")
 
 
-def _draw_scores(axis, trace: PlanTrace, index: int, first: bool) -> None:
+def _draw_scores(axis, trace: EpisodeTrace, index: int, first: bool) -> None:
     """Bars of all candidates on one scale for the whole strip, the chosen one in colour."""
     scores, chosen = np.asarray(trace.scores[index], np.float64), trace.chosen[index]
     style.tidy(axis)
@@ -117,7 +117,7 @@ def _draw_scores(axis, trace: PlanTrace, index: int, first: bool) -> None:
         axis.set_yticklabels([])
 
 
-def _draw_curve(axis, trace: PlanTrace, picked: list[int]) -> None:
+def _draw_curve(axis, trace: EpisodeTrace, picked: list[int]) -> None:
     """Policy value and candidate scores over the episode."""
     style.tidy(axis)
     steps = np.asarray(trace.steps)

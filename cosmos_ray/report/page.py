@@ -14,10 +14,10 @@ from cosmos_ray.report.filmstrip import draw_filmstrip
 from cosmos_ray.report.headline import p_value
 
 if TYPE_CHECKING:
-    from cosmos_ray.report.trace import PlanTrace
+    from cosmos_ray.report.trace import EpisodeTrace
 
 
-def render_page(report: dict, trace: PlanTrace | None) -> str:
+def render_page(report: dict, trace: EpisodeTrace | None) -> str:
     """The HTML text. Every number in it is one of ``report``."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(percent=percent, number=number, p_value=p_value)
@@ -42,7 +42,7 @@ def number(value: Any, digits: int = 3) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _images(report: dict, trace: PlanTrace | None) -> dict[str, str]:
+def _images(report: dict, trace: EpisodeTrace | None) -> dict[str, str]:
     """Data URIs of the figures there is something to draw for."""
     draw = {"arms": lambda: charts.draw_arms(report["arms"])}
     if report["training"]:

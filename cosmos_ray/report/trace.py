@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass
-class PlanTrace:
+class EpisodeTrace:
     """A planned episode, decision by decision. Images are (cameras, H, W, 3) uint8."""
 
     task: str

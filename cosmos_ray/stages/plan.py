@@ -9,14 +9,14 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest
-from cosmos_ray.report.trace import PlanTrace
+from cosmos_ray.report.trace import EpisodeTrace
 from cosmos_ray.rollout.ticket import decision_noise_seed, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.stages.acting import planning_network
 
 
-def plan_episode(run: Run) -> PlanTrace:
+def plan_episode(run: Run) -> EpisodeTrace:
     """Run held-out episode ``config.plan_seed`` of the refined policy with best-of-N in this process, and keep every decision.
 
     The episode has the noise and the thread count of `evaluate`, so it equals the episode that `evaluate` stored for the planning arm.
@@ -28,7 +28,7 @@ def plan_episode(run: Run) -> PlanTrace:
     env = Environment(config.sim)
     seed = state_seed("eval", config.seed, config.plan_seed)
     trajectory = start(env, seed)
-    trace = PlanTrace(env.task, seed, env.cameras, config.planner.candidates)
+    trace = EpisodeTrace(env.task, seed, env.cameras, config.planner.candidates)
     try:
         while not trajectory.done:
             reply = _decide(client, config, trajectory, decision_noise_seed(evaluation_noise_seed(seed), trajectory.length))

@@ -21,7 +21,6 @@ from pathlib import Path
 sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
 
 import torch  # noqa: E402
-from bench_model import ratio  # noqa: E402
 
 from cosmos_ray.config import RunConfig, check  # noqa: E402
 from cosmos_ray.errors import CosmosRayError  # noqa: E402
@@ -32,6 +31,7 @@ from cosmos_ray.model.checkpoint import load_policy  # noqa: E402
 from cosmos_ray.replay.sampling.sampler import WindowSampler  # noqa: E402
 from cosmos_ray.replay.store import ReplayStore  # noqa: E402
 from cosmos_ray.settings import stored_config  # noqa: E402
+from jobs.bench.model import ratio  # noqa: E402
 
 PLAIN = {"accelerate": "none", "loader_threads": 0, "zero_stage": 1}
 VARIANTS = {"plain": {}, "graphs": {"accelerate": "graphs"}, "ZeRO 0": {"zero_stage": 0},
