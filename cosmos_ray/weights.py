@@ -46,14 +46,14 @@ def pack(named: Iterable[tuple[str, torch.Tensor]], version: int) -> Weights:
             flat[offset : offset + tensor.numel()].copy_(tensor.reshape(-1))
             offset += tensor.numel()
     data = flat.view(torch.uint8).numpy()
-    return Weights(version, fingerprint(named), zlib.crc32(data), str(dtype).removeprefix("torch."), data)
+    return Weights(version, fingerprint(named), zlib.crc32(data.data), str(dtype).removeprefix("torch."), data)
 
 
 def unpack(weights: Weights, module: torch.nn.Module) -> None:
     """Write weights into ``module`` in place. CheckpointError, with the module untouched, when they do not belong or are damaged."""
     if weights.fingerprint != fingerprint(module.named_parameters()):
         raise CheckpointError(f"weights version {weights.version} belong to another model: their parameter names or shapes differ")
-    if zlib.crc32(weights.data) != weights.checksum:
+    if zlib.crc32(weights.data.data) != weights.checksum:
         raise CheckpointError(f"weights version {weights.version} were damaged in transit: checksum mismatch")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # object-store buffers are; only read here

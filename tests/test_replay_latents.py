@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.learner.latents import STRAY_SECONDS, LatentCache
+from cosmos_ray.learner.latent_cache import STRAY_SECONDS, LatentCache
 
 SHAPE = (4, 3, 2, 2)
 ROW = 4 * 3 * 2 * 2 * 2  # bytes

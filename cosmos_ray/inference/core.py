@@ -13,9 +13,10 @@ from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest, WrongVersion
 from cosmos_ray.model.checkpoint import load_policy
+from cosmos_ray.model.latents import current_latents, read_future_images
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import accelerate
-from cosmos_ray.planning.best_of_n import act_directly, plan
+from cosmos_ray.planning.best_of_n import act_directly, best_of_n
 from cosmos_ray.weights import Weights, unpack
 
 
@@ -79,7 +80,7 @@ class InferenceCore:
     def _answer_alike(self, requests: list[ActRequest]) -> list[ActReply]:
         first = requests[0]
         images = np.concatenate([r.images for r in requests])
-        known = self.policy.current_latents(images, np.concatenate([r.proprio for r in requests]))
+        known = current_latents(self.policy, images, np.concatenate([r.proprio for r in requests]))
         instructions = [i for r in requests for i in r.instructions]
         text = self.policy.embed(instructions)
         seeds = torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64))
@@ -88,8 +89,8 @@ class InferenceCore:
             decision = act_directly(self.policy, known, text, seeds, first.steps)
         else:
             planning = (network, network.embed(instructions)) if network is not None else None
-            decision = plan(self.policy, known, text, seeds, first.steps, planner, planning)
-        futures = self.policy.read_future_images(decision.latents, images) if first.decode_futures else None
+            decision = best_of_n(self.policy, known, text, seeds, first.steps, planner, planning)
+        futures = read_future_images(self.policy, decision.latents, images) if first.decode_futures else None
         replies, start = [], 0
         for request in requests:
             end = start + len(request.seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class LearnerTask:
     seed: int
     latents: str = ""  #: directory of the latent cache, if the config wants one
     world_weight: float = 0.0  #: loss weight of the future frames in world-model samples; 0 keeps the policy's own
-    critic: str = ""  #: checkpoint directory of the network whose value weighs own rollouts, if the config wants them weighted
+    planning_checkpoint: str = ""  #: checkpoint directory of the planning network, whose value weighs own rollouts; "" = no weighting
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -69,15 +70,15 @@ class LearnerActor:
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         policy, _ = load_policy(task.policy, dtype)
         if task.world_weight:
-            policy.set_world_weight(task.world_weight)
+            policy.spec = dataclasses.replace(policy.spec, world_weight=task.world_weight)
         sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
                                 seed=task.seed * 1000 + self.rank)
         source = BatchSource(sampler, task.mixture, self.config.rows)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         latents = open_latents(policy.place(device, dtype), self.config, task.chunk, task.latents)
-        critic = load_policy(task.critic, dtype)[0].place(device, dtype).eval() if task.critic else None
+        planning = load_policy(task.planning_checkpoint, dtype)[0].place(device, dtype).eval() if task.planning_checkpoint else None
         self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
-                                rank=self.rank, device=device, latents=latents, critic=critic)
+                                rank=self.rank, device=device, latents=latents, planning_network=planning)
         self.state = task.state
         if resume:
             self.core.load(self.state)

@@ -18,10 +18,11 @@ from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CheckpointError, CosmosRayError
 from cosmos_ray.learner.encoder import WindowEncoder
 from cosmos_ray.learner.engine import gathered, make_engine
-from cosmos_ray.learner.latents import LatentCache
+from cosmos_ray.learner.latent_cache import LatentCache
 from cosmos_ray.learner.mixture import BatchSource
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
+from cosmos_ray.model.objective import Objective
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.training_graphs import capture_training
 from cosmos_ray.replay.sampling.loader import PrefetchLoader
@@ -61,14 +62,15 @@ class LearnerCore:
 
     def __init__(self, config: LearnerConfig, policy: CosmosPolicy, source: BatchSource, *, peak_lr: float, total_steps: int,
                  seed: int, rank: int = 0, device: str = "cpu", latents: LatentCache | None = None,
-                 critic: CosmosPolicy | None = None):
+                 planning_network: CosmosPolicy | None = None):
         self.config, self.source = config, source
         graphs = config.accelerate == "graphs"
         # While a graph is captured, no other thread may ask CUDA for anything, pinned memory included.
         pin = device != "cpu" and not graphs
         self.loader = PrefetchLoader(source, threads=config.loader_threads, pin=pin) if config.loader_threads else None
         self.policy = policy.place(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-        self.critic = critic
+        self.planning_network = planning_network
+        self.objective = Objective(self.policy, planning_network, config.advantage_temperature)
         self.encoder = WindowEncoder(policy, config.latent_cache, config.latent_variants, latents)
         self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
         self.step_count = 0
@@ -77,13 +79,13 @@ class LearnerCore:
             adapt(policy.net, config.lora_rank, seed)
         policy.net.checkpointing = config.activation_checkpointing
         self.engine = make_engine(config, policy.net, device)
-        for net in (p.net for p in (policy, critic) if p is not None and graphs):
+        for net in (p.net for p in (policy, planning_network) if p is not None and graphs):
             capture_training(net)
         self.trained = [p for p in policy.net.parameters() if p.requires_grad]
         self.average = [p.detach().float().clone() for p in self.trained] if config.ema else None
 
     def step(self) -> dict[str, float]:
-        """One optimiser step on one batch; returns loss, errors per kind of frame, gradient norm, rate and seconds."""
+        """One optimiser step on one batch; returns loss, errors of the action, future and value frames, gradient norm, rate and seconds."""
         began = time.perf_counter()
         rate = learning_rate(self.step_count, self.total_steps, self.peak_lr, self.config)
         for group in self.engine.optimizer.param_groups:
@@ -103,8 +105,7 @@ class LearnerCore:
     def _accumulate(self) -> dict[str, float]:
         """Gradients of one batch, and the optimiser's step when they are the last it waits for; loss and errors."""
         batch = next(self.loader) if self.loader else self.source.draw()
-        loss, errors = self.policy.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator),
-                                        critic=self.critic, advantage=self.config.advantage_temperature)
+        loss, errors = self.objective.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator))
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)

@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 import warnings
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -25,8 +27,8 @@ def rendezvous(rank: int, world_size: int, address: str, port: int) -> dict[str,
     return {"MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
 
 
-def make_engine(config: LearnerConfig, net: torch.nn.Module, device: str):
-    """A DeepSpeed engine around the network, quiet and without compiling extension ops on a CPU."""
+def make_engine(config: LearnerConfig, net: torch.nn.Module, device: str) -> Any:
+    """A ``DeepSpeedEngine`` around the network; quiet, and without compiled extension ops on a CPU."""
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
@@ -59,8 +61,8 @@ def _groups(net: torch.nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def gathered(net: torch.nn.Module, stage: int):
-    """Context in which whole parameters are on this rank: only ZeRO-3 shards them."""
+def gathered(net: torch.nn.Module, stage: int) -> AbstractContextManager[Any]:
+    """A context in which this rank has whole parameters. Only ZeRO-3 shards parameters."""
     if stage < 3:
         return contextlib.nullcontext()
     import deepspeed

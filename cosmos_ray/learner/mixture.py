@@ -1,4 +1,4 @@
-"""From replay windows to training batches: how many samples of each kind, and from which episodes (method 2.5)."""
+"""From replay windows to training batches: how many samples of each type, and from which episodes (method 2.5)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from cosmos_ray.config import LearnerConfig, ReplayConfig
-from cosmos_ray.model.policy import TrainingBatch
 from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.model.training_batch import TrainingBatch
 from cosmos_ray.replay.sampling.sampler import Empty, Picks, Unusable, WindowSampler, draw_from
 
-VALUE_KINDS = {"full": (SampleType.VALUE_FULL,), "future": (SampleType.VALUE_FUTURE,), "action": (SampleType.VALUE_ACTION,),
+#: The sample types of each value mode.
+VALUE_TYPES = {"full": (SampleType.VALUE_FULL,), "future": (SampleType.VALUE_FUTURE,), "action": (SampleType.VALUE_ACTION,),
                "both": (SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION)}
 
 #: Refinement mixture of each preset: the paper's for the real model; the tiny one, 1.5 M parameters, forgets its policy at 10 %.
@@ -21,48 +22,51 @@ REFINE_MIX = {"cosmos-predict2-2b": (0.1, 0.45, 0.45), "tiny": (0.5, 0.25, 0.25)
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of a batch. Policy samples come from demonstrations (and successful rollouts), the others from rollouts."""
+    """Shares of a batch. Policy samples come from demonstrations and successful rollouts; all other samples come from rollouts."""
 
     policy: float
     world: float
     value: float
-    value_kinds: tuple[SampleType, ...]  #: the value samples are these in equal parts
-    success_share: float  #: of the rollout samples, those from successes
-    demos_as_success: bool  #: take the successes from demonstrations: base training has no rollouts yet (method section 3)
-    self_imitation: float = 0.0  #: of the policy samples, those from successful rollouts
-    weighted: bool = False  #: these are from failures too and about what was executed, to be weighted by their advantage
+    value_types: tuple[SampleType, ...]  #: value samples have these types in equal parts
+    success_share: float  #: share of the rollout samples from successes
+    demos_as_success: bool  #: demonstrations stand in for successes: base training has no rollouts yet (method section 3)
+    self_imitation: float = 0.0  #: share of the policy samples from rollouts
+    weighted: bool = False  #: policy samples from rollouts include failures, imitate the executed actions and are weighted by advantage
 
     @classmethod
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
-        return cls(*learner.base_mix, VALUE_KINDS[learner.base_value_mode or learner.value_mode], replay.success_share, True,
+        policy, world, value = learner.base_mix
+        return cls(policy, world, value, VALUE_TYPES[learner.base_value_mode or learner.value_mode], replay.success_share, True,
                    0.0 if learner.advantage_temperature else learner.self_imitation)
 
     @classmethod
     def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
         """The mixture of refining on rollouts, by default the model preset's."""
-        return cls(*(learner.refine_mix or REFINE_MIX[preset]), VALUE_KINDS[learner.value_mode], replay.success_share, False,
+        policy, world, value = learner.refine_mix or REFINE_MIX[preset]
+        return cls(policy, world, value, VALUE_TYPES[learner.value_mode], replay.success_share, False,
                    learner.self_imitation, learner.advantage_temperature > 0)
 
     @classmethod
-    def planning(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
-        """The mixture of the network that only plans."""
-        return cls(*learner.planning_mix, VALUE_KINDS[learner.value_mode], replay.success_share, False)
+    def for_planning_network(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
+        """The mixture of the planning network."""
+        policy, world, value = learner.planning_mix
+        return cls(policy, world, value, VALUE_TYPES[learner.value_mode], replay.success_share, False)
 
 
 class Plan(NamedTuple):
-    """A batch that was decided on but not read yet."""
+    """A batch that is decided on but not read yet."""
 
     picks: Picks
-    kinds: np.ndarray  #: (B,) int, a SampleType each
+    sample_types: np.ndarray  #: (B,) int, a SampleType each
 
 
 class BatchSource:
     """Draws the batches of a :class:`Mixture` from a :class:`WindowSampler`.
 
-    Counts follow the shares exactly over time: the fraction of a sample that one batch cannot give is owed by the next.
-    A stratum that is still empty is replaced: failures by successes, successes by failures, both by demonstrations; what the
-    policy imitates only by demonstrations.
+    Counts follow the shares exactly over time: the next batch owes the fraction of a sample that one batch cannot give. Another stratum
+    replaces an empty one: successes and failures replace each other, and demonstrations replace both. Only demonstrations replace
+    rollouts that the policy imitates.
     """
 
     def __init__(self, sampler: WindowSampler, mixture: Mixture, batch_size: int):
@@ -75,9 +79,9 @@ class BatchSource:
             self._cells.append(("success", SampleType.POLICY, own * (1 - failed)))
             if m.weighted:
                 self._cells.append(("failure", SampleType.POLICY, own * failed))
-        values = [(kind, m.value / len(m.value_kinds)) for kind in m.value_kinds]
-        for kind, share in ((SampleType.WORLD_MODEL, m.world), *values):
-            self._cells += [(success, kind, share * m.success_share), ("failure", kind, share * (1 - m.success_share))]
+        values = [(value_type, m.value / len(m.value_types)) for value_type in m.value_types]
+        for sample_type, share in ((SampleType.WORLD_MODEL, m.world), *values):
+            self._cells += [(success, sample_type, share * m.success_share), ("failure", sample_type, share * (1 - m.success_share))]
         self._owed = np.zeros(len(self._cells))
 
     def draw(self) -> TrainingBatch:
@@ -85,32 +89,32 @@ class BatchSource:
         return draw_from(self)
 
     def plan(self) -> Plan:
-        """Decide on the next batch's windows and kinds."""
-        picks, kinds = [], []
-        for (stratum, kind, _), count in zip(self._cells, self._counts(), strict=True):
+        """Decide on the next batch's windows and sample types."""
+        picks, sample_types = [], []
+        for (stratum, sample_type, _), count in zip(self._cells, self._counts(), strict=True):
             if count:
-                picks.append(self.sampler.pick(int(count), self._filled(stratum, kind)))
-                kinds += [int(kind)] * int(count)
-        return Plan(Picks(*(np.concatenate(parts) for parts in zip(*picks, strict=True))), np.array(kinds))
+                picks.append(self.sampler.pick(int(count), self._filled(stratum, sample_type)))
+                sample_types += [int(sample_type)] * int(count)
+        return Plan(Picks(*(np.concatenate(parts) for parts in zip(*picks, strict=True))), np.array(sample_types))
 
     def build(self, plan: Plan, empty: Empty = np.empty) -> TrainingBatch:
         """Read what was planned; see :meth:`WindowSampler.build`."""
         windows = self.sampler.build(plan.picks, empty)
-        policy = plan.kinds == SampleType.POLICY
+        policy = plan.sample_types == SampleType.POLICY
         own = policy & (np.array(windows.sources) != "demo") & self.mixture.weighted
         windows.actions[policy & ~own] = windows.labels[policy & ~own]
-        # With the version: an episode that was lost and run again may be another one under the same name.
+        # With the version: an episode that was lost and run again may differ under the same name.
         names = [f"{episode}@{t}v{version}"
                  for episode, t, version in zip(windows.episodes, windows.offsets, windows.policy_versions, strict=True)]
         return TrainingBatch(images=windows.images, future_images=windows.future_images, proprio=windows.proprio,
                              future_proprio=windows.future_proprio, value=windows.value, actions=windows.actions,
-                             instructions=windows.instructions, kinds=plan.kinds, windows=names, own=own)
+                             instructions=windows.instructions, sample_types=plan.sample_types, windows=names, own=own)
 
     def forget(self, unusable: Unusable) -> None:
         self.sampler.forget(unusable)
 
     def _counts(self) -> np.ndarray:
-        """Whole samples per cell, adding up to the batch size: one after another to the cell that is owed most."""
+        """Whole samples per cell, in sum the batch size. Each sample goes to the cell with the largest debt."""
         shares = np.array([share for _, _, share in self._cells])
         counts = np.zeros(len(shares), int)
         for _ in range(self.batch_size):
@@ -120,12 +124,12 @@ class BatchSource:
             counts[cell] += 1
         return counts
 
-    def _filled(self, stratum: str, kind: SampleType) -> str:
-        """``stratum``, or what stands in for it while it is empty."""
+    def _filled(self, stratum: str, sample_type: SampleType) -> str:
+        """``stratum``, or its replacement while it is empty."""
         if stratum == "demo":
             return "demo"
         counts = self.sampler.counts()
-        others = () if kind == SampleType.POLICY else ("success", "failure")
+        others = () if sample_type == SampleType.POLICY else ("success", "failure")
         return next((name for name in (stratum, *others) if counts[name].windows), "demo")
 
     def snapshot(self) -> dict:

@@ -21,7 +21,8 @@ class AdaptedLinear(nn.Linear):
 
     def __init__(self, layer: nn.Linear, rank: int, generator: torch.Generator):
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, None
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_parameter("bias", None)
         self.weight = layer.weight.requires_grad_(False)
         down = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5
         self.lora_down = nn.Parameter(down.to(layer.weight))

@@ -1,8 +1,9 @@
-"""The five kinds of sample one network is trained on: which latent frames are clean, which carry loss (method 2.4)."""
+"""The five types of training sample: which latent frames are given clean, and which carry loss (method 2.4)."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import torch
 
@@ -19,7 +20,7 @@ class SampleType(enum.IntEnum):
     VALUE_ACTION = 4  #: Q(s, a): s and action given; value is the only target, s' is noised and carries no loss
 
 
-def clean_frames(layout: LatentLayout, kind: SampleType) -> tuple[int, ...]:
+def clean_frames(layout: LatentLayout, sample_type: SampleType) -> tuple[int, ...]:
     """Frames given clean (mask 1). The blank frame always is."""
     blank = (0,)
     current = blank + layout.current
@@ -29,20 +30,20 @@ def clean_frames(layout: LatentLayout, kind: SampleType) -> tuple[int, ...]:
         SampleType.VALUE_FULL: current + (layout.action,) + layout.future,
         SampleType.VALUE_FUTURE: blank + layout.future,
         SampleType.VALUE_ACTION: current + (layout.action,),
-    }[kind]
+    }[sample_type]
 
 
-def target_frames(layout: LatentLayout, kind: SampleType) -> tuple[int, ...]:
+def target_frames(layout: LatentLayout, sample_type: SampleType) -> tuple[int, ...]:
     """Frames that carry loss."""
-    if kind in (SampleType.VALUE_FULL, SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION):
+    if sample_type in (SampleType.VALUE_FULL, SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION):
         return (layout.value,)
-    given = clean_frames(layout, kind)
+    given = clean_frames(layout, sample_type)
     return tuple(i for i in range(layout.frames) if i not in given)
 
 
-def mask_table(layout: LatentLayout, frames_of) -> torch.Tensor:
+def mask_table(layout: LatentLayout, frames_of: Callable[[LatentLayout, SampleType], tuple[int, ...]]) -> torch.Tensor:
     """(5, T) float32 table of 0/1 for ``clean_frames`` or ``target_frames``, indexed by :class:`SampleType`."""
     table = torch.zeros(len(SampleType), layout.frames)
-    for kind in SampleType:
-        table[kind, list(frames_of(layout, kind))] = 1
+    for sample_type in SampleType:
+        table[sample_type, list(frames_of(layout, sample_type))] = 1
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class T5Text:
     def __init__(self, path: str, tokens: int = 512, width: int = 1024, known: dict[str, torch.Tensor] | None = None):
         self.path, self.tokens, self.width = Path(path), tokens, width
         self._folder = bool(path) and self.path.is_dir()
-        self._encoder = None
+        self._encoder: Any = None
+        self._words: Any = None
         self.embeddings = dict(known or {})  #: of every instruction so far, (tokens, width) each
         if self.path.is_file():
             for instruction, rows in read_text_embeddings(self.path).items():

@@ -7,6 +7,7 @@ model's VAE. Both map slot images to the same ``(B, 16, frames, H/8, W/8)`` late
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,10 @@ class PatchPCA(nn.Module):
     Linear, so encoding costs next to nothing and fitting has a closed form. Sixteen components keep the gist of a 64-pixel
     frame (about 96 % of the variance of robosuite's Lift), not its fine print.
     """
+
+    mean: torch.Tensor  #: (192,) float32
+    encoder: torch.Tensor  #: (192, 16) float32
+    decoder: torch.Tensor  #: (16, 192) float32
 
     def __init__(self):
         super().__init__()
@@ -103,7 +108,11 @@ class WanTokenizer(nn.Module):
     causal, so the latents of a prefix of slots do not depend on what follows.
     """
 
-    def __init__(self, vae: nn.Module):
+    vae: Any  #: diffusers' ``AutoencoderKLWan``
+    mean: torch.Tensor  #: (1, 16, 1, 1, 1) float32
+    std: torch.Tensor  #: (1, 16, 1, 1, 1) float32
+
+    def __init__(self, vae: Any):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1))

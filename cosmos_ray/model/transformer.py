@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +117,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
-def rotary_table(config: TransformerConfig, t: int, h: int, w: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_table(config: TransformerConfig, t: int, h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(cos, sin) for :func:`rotate`, (t*h*w, head_dim) float32, of 3-D RoPE without fps modulation (method 0, fact 6)."""
     head = config.head_dim
     dim_hw = head // 6 * 2
@@ -238,6 +240,8 @@ class FinalLayer(nn.Module):
 class Transformer(nn.Module):
     """The network: noisy latents and per-frame timesteps in, latents out. Knows nothing of sigma or sample types."""
 
+    blocks: Sequence[Block]  #: an ``nn.ModuleList``
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
@@ -245,7 +249,7 @@ class Transformer(nn.Module):
         self.x_embedder = PatchEmbed(config.channels + 2, config.patch, config.width)
         self.t_embedder = nn.Sequential(nn.Identity(), TimestepEmbedding(config.width))
         self.t_embedding_norm = RMSNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config) for _ in range(config.layers)))
         self.final_layer = FinalLayer(config)
         self._rotary: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -263,8 +267,8 @@ class Transformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of the arithmetic."""
-        return self.x_embedder.proj[1].weight.dtype
+        """Of the weights and the arithmetic."""
+        return self.final_layer.linear.weight.dtype
 
     def modulate(self, timesteps: torch.Tensor) -> Modulation:
         """AdaLN of every layer from (B or 1, T) timesteps. Valid until the weights change."""
@@ -304,7 +308,7 @@ class Transformer(nn.Module):
         grid = (h // c.patch, w // c.patch)
         rotary = self._rotary_table(t, *grid, latents.device)
         bias = None if text.bias is None else text.of_rows(text.bias)
-        for block, layers, (key, value) in zip(self.blocks, modulation.blocks, text.keys, strict=True):
+        for block, layers, (key, value) in zip(self.blocks, modulation.blocks, text.keys or (), strict=True):
             inputs = (x, layers, rotary, (text.of_rows(key), text.of_rows(value)), bias)
             x = checkpoint(block, *inputs, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*inputs)
         x = self.final_layer(x, modulation.final)

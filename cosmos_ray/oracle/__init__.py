@@ -1,1 +1,1 @@
-"""What planning could win: the true simulator as world model and the true return as value function, in place of the learned ones."""
+"""The limit of planning: the true simulator replaces the world model, and the true return replaces the value function."""

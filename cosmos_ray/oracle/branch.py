@@ -1,4 +1,4 @@
-"""Episodes that can be continued in several ways from any of their states."""
+"""Episodes that can continue in several ways from any state."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cosmos_ray.sim.environment import Environment
 
 @dataclass(frozen=True)
 class Branch:
-    """A point that an episode has reached."""
+    """One state of one episode."""
 
-    noise_seed: int  #: fixes the sampler's noise of all its decisions
+    noise_seed: int  #: fixes the sampler's noise of all decisions
     step: int  #: control steps so far
     state: np.ndarray  #: (S,) float64, enough to continue from here
     images: np.ndarray  #: (cameras, H, W, 3) uint8
@@ -24,10 +24,10 @@ class Branch:
 
 
 class Simulator:
-    """A world model without error: one environment that plays many episodes, each from wherever it is.
+    """A world model without error: one environment that plays many episodes, each from its own state.
 
     Args:
-        env: whose running episode is given up.
+        env: the environment; its running episode ends.
         execute: actions of a chunk that are executed; 0 runs the whole chunk.
     """
 
@@ -44,7 +44,7 @@ class Simulator:
         return self._here(noise_seed, self.env.state())
 
     def run(self, branch: Branch, chunk: np.ndarray) -> Branch:
-        """Where a chunk of actions (K, d) leads, executed as in a rollout. A simulation that breaks is an episode that failed."""
+        """The state after a chunk of actions (K, d), executed as in a rollout. A simulation error is a failed episode."""
         self.env.restore(branch.state)
         try:
             for action in np.clip(chunk[: self.execute or None], -1, 1).astype(np.float32):

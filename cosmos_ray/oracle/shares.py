@@ -1,4 +1,4 @@
-"""What the outcomes of an audit say: how many points each learned part costs. Pure numpy."""
+"""The result of an audit: how many points each learned part costs. Pure numpy."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 
 from cosmos_ray.evidence import auc, paired_with_interval, rank_correlation, wilson
-from cosmos_ray.oracle.judge import ARMS
+from cosmos_ray.oracle.chooser import ARMS
 
-#: From what planning could be to what it is: what is lost from one arm to the next, and to which part.
+#: From perfect planning to learned planning: (arm, the part that costs the points between the arm before and this arm, why).
 LADDER = (("return", "candidates", "no candidate at any decision leads to success"),
           ("V(true s')", "value", "the learned value ranks real futures wrongly"),
           ("V(s')", "world model", "the imagined futures differ from the real ones"))
 
-JUDGEMENTS = ("Q(s,a)", "V(s')", "V(true s')")
+#: The scores that rank candidates.
+SCORES = ("Q(s,a)", "V(s')", "V(true s')")
 
 
 def shares(outcomes: list[dict[str, Any]], probes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts per arm, paired differences against "policy", points lost per part, and how well each judgement ranks candidates.
+    """Counts per arm, paired differences against "policy", points lost per part, and how well each score ranks candidates.
 
     Args: outcomes and probes as :class:`cosmos_ray.oracle.core.OracleCore` returns them.
     """
@@ -41,14 +42,14 @@ def shares(outcomes: list[dict[str, Any]], probes: list[dict[str, Any]]) -> dict
 
 
 def _ranking(probes: list[dict[str, Any]]) -> dict[str, Any]:
-    """How candidates differ, and how often each judgement prefers the better of two."""
+    """How candidates differ, and how well each score ranks them."""
     returns = [np.array(p["return"]) for p in probes]
     mixed = [p for p, r in zip(probes, returns, strict=True) if (r > 0).any() and (r == 0).any()]
     out: dict[str, Any] = {
         "decisions": len(probes), "spread": float(np.mean([p["spread"] for p in probes])) if probes else None,
         "candidates_differ": len(mixed), "all_fail": sum(not (r > 0).any() for r in returns), "judgements": {},
     }
-    for name in JUDGEMENTS:
+    for name in SCORES:
         scores = np.concatenate([p[name] for p in probes]) if probes else np.zeros(0)
         ends = np.concatenate(returns) > 0 if probes else np.zeros(0, bool)
         chosen = [p["return"][int(np.argmax(p[name]))] > 0 for p in mixed]
@@ -62,11 +63,14 @@ def _ranking(probes: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _agreement(probes: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean rank correlation with V(true s') among the candidates of a decision: of the planner's own judgements, and of V of an imagined
-    future of which one part is the real one. Where that helps, this part is what the world model gets wrong and the value reads."""
+    """{score: mean rank correlation with V(true s') among the candidates of a decision}.
+
+    The scores are the planner's own, and V of an imagined future with one true part. Where a true part raises the correlation, the world
+    model gets this part wrong and the value reads it.
+    """
     scores: dict[str, list[float]] = {}
     for probe in probes:
-        rows = {name: probe[name] for name in JUDGEMENTS[:2]}
+        rows = {name: probe[name] for name in SCORES[:2]}
         rows |= {f"V(s') with the true {part}": values for part, values in probe["parts"].items()}
         for name, values in rows.items():
             scores.setdefault(name, []).append(rank_correlation(values, probe["V(true s')"]))

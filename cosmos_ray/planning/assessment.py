@@ -1,4 +1,4 @@
-"""How well a policy's world model and value function do on recorded episodes it was not trained on. No simulator, no Ray."""
+"""Errors of a policy's world model and value function on recorded episodes outside the training data. No simulator, no Ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.evidence import auc
+from cosmos_ray.model import sampling
 from cosmos_ray.model.injection import probability
+from cosmos_ray.model.latents import action_frame, current_latents, read_future_images, read_future_proprio
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.planning.best_of_n import value_samples
@@ -19,17 +21,18 @@ from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.replay.format.view import EpisodeView
 
 MOVED = 10  #: grey levels of 255, in any colour, from which a pixel counts as moved
-JUDGEMENTS = {"V(real s')": SampleType.VALUE_FUTURE, "V(imagined s')": SampleType.VALUE_FUTURE, "Q(s,a)": SampleType.VALUE_ACTION}
+#: Value estimates of a chunk -> the sample type that trains each.
+ESTIMATES = {"V(real s')": SampleType.VALUE_FUTURE, "V(imagined s')": SampleType.VALUE_FUTURE, "Q(s,a)": SampleType.VALUE_ACTION}
 ROWS = 64  #: windows of one forward pass
 
 
 @dataclass
 class Chains:
-    """M stretches of H consecutive chunks, with every state between them."""
+    """M chains of H consecutive chunks, with the states before, between and after the chunks."""
 
     images: np.ndarray  #: (M, H + 1, cameras, h, w, 3) uint8
     proprio: np.ndarray  #: (M, H + 1, p) float32
-    actions: np.ndarray  #: (M, H, K, d) float32, executed
+    actions: np.ndarray  #: (M, H, K, d) float32, as executed, physical units
     success: np.ndarray  #: (M,) bool, of the whole episode
     instructions: list[str]  #: M
 
@@ -38,9 +41,9 @@ class Chains:
 
 
 def recorded_chains(views: Sequence[EpisodeView], cameras: Sequence[str], chunk: int, horizon: int, most: int, seed: int) -> Chains | None:
-    """Up to ``most`` chains of ``horizon`` chunks from episodes, drawn without replacement; None when no episode is long enough.
+    """Up to ``most`` chains of ``horizon`` chunks, drawn from the episodes without replacement; None when every episode is too short.
 
-    A chain begins where the frames of all its states are stored.
+    A chain needs stored frames of all its states.
     """
     starts = []
     for number, view in enumerate(views):
@@ -61,17 +64,18 @@ def recorded_chains(views: Sequence[EpisodeView], cameras: Sequence[str], chunk:
                   [v.instruction for v in of])
 
 
-def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, kinds: Sequence[SampleType]) -> dict[str, Any]:
-    """``{"windows", "successes", "values": {judgement: AUC}, "world_model": [{"horizon", frame: {...}}]}``.
+def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, sample_types: Sequence[SampleType]) -> dict[str, Any]:
+    """``{"windows", "successes", "values": {estimate: AUC}, "world_model": [{"horizon", frame: {...}}]}``.
 
-    AUC is of the episode's outcome, by V of the real s' and of the imagined one, and by Q(s, a), as far as ``kinds`` says that
-    they were trained. Errors of a frame are mean absolute
-    ones over the pixels that really moved (proprioception: in units of its normalised range, over all of it), of the imagined frame and of
-    copying the frame the chain began with; ``moving`` is the share of such pixels. From the second chunk on the world model sees
-    what it imagined before.
+    The AUC says how well an estimate predicts the success of the episode: V of the real s', V of the imagined s', and Q(s, a). Only estimates
+    of the trained ``sample_types`` are there.
+
+    The error of a frame is the mean absolute error over the pixels that really moved; ``copied`` is the error of the chain's first frame in
+    its place, and ``moving`` is the share of moved pixels. Errors of proprioception are in units of the normalised range, over all numbers.
+    From the second chunk on, the world model sees its own images.
     """
     horizon = chains.actions.shape[1]
-    asked = [(name, kind) for name, kind in JUDGEMENTS.items() if kind in kinds]
+    asked = [(name, sample_type) for name, sample_type in ESTIMATES.items() if sample_type in sample_types]
     values: dict[str, list[np.ndarray]] = {name: [] for name, _ in asked}
     sums = [{name: np.zeros(4) for name in ("proprioception", *policy.spec.cameras)} for _ in range(horizon)]
     for first in range(0, len(chains), ROWS):
@@ -80,27 +84,31 @@ def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, kinds: 
         text, seeds = policy.embed(chains.instructions[rows]), torch.arange(first, first + len(images))
         seen, felt = images[:, 0], proprio[:, 0]
         for step in range(horizon):
-            known = policy.current_latents(seen, felt)
-            known[:, :, policy.layout.action] = policy.action_frame(chains.actions[rows][:, step])
-            imagined = policy.imagine(known, text, seeds, planner.future_steps)
-            seen = policy.read_future_images(imagined, seen).cpu().numpy()
-            felt = policy.read_future_proprio(imagined).cpu().numpy()
+            known = current_latents(policy, seen, felt)
+            known[:, :, policy.layout.action] = action_frame(policy, chains.actions[rows][:, step])
+            imagined = sampling.imagine(policy, known, text, seeds, planner.future_steps)
+            seen = read_future_images(policy, imagined, seen).cpu().numpy()
+            felt = read_future_proprio(policy, imagined).cpu().numpy()
             _add_errors(sums[step], policy, seen, images[:, step + 1], images[:, 0], (felt, proprio[:, step + 1], proprio[:, 0]))
             if step == 0:
                 real = known.clone()
-                after = policy.current_latents(images[:, 1], proprio[:, 1])
+                after = current_latents(policy, images[:, 1], proprio[:, 1])
                 real[:, :, list(policy.layout.future)] = after[:, :, list(policy.layout.current)]
                 latents = {"V(real s')": real, "V(imagined s')": imagined, "Q(s,a)": known}
-                for name, kind in asked:
-                    samples = value_samples(policy, latents[name], text, seeds, planner, kind)
+                for name, sample_type in asked:
+                    samples = value_samples(policy, latents[name], text, seeds, planner, sample_type)
                     values[name].append(probability(samples).mean(1).cpu().numpy())
     return {"windows": len(chains), "successes": int(chains.success.sum()),
             "values": {name: auc(np.concatenate(found), chains.success) for name, found in values.items()},
             "world_model": [{"horizon": step + 1, **{name: _ratio(sums[step][name]) for name in sums[step]}} for step in range(horizon)]}
 
 
-def _add_errors(sums: dict[str, np.ndarray], policy: CosmosPolicy, imagined, real, before, vectors) -> None:
-    """Add (error, error of copying, how many, out of how many) of one batch to the sums of every frame."""
+def _add_errors(sums: dict[str, np.ndarray], policy: CosmosPolicy, imagined: np.ndarray, real: np.ndarray, before: np.ndarray,
+                vectors: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """Add (sum of errors, sum of copying errors, counted numbers, all numbers) of one batch to the sums of every frame.
+
+    Images are (rows, cameras, h, w, 3) uint8; ``vectors`` are imagined, real and first proprioception, (rows, p) each.
+    """
     for camera, name in enumerate(policy.spec.cameras):
         guess, truth, start = (x[:, camera].astype(np.float32) for x in (imagined, real, before))
         copied = np.abs(truth - start)

@@ -1,7 +1,7 @@
-"""Best-of-N: propose N chunks, imagine where each leads, let the value function choose (paper, test-time planning; method 4.1).
+"""Best-of-N: propose N chunks, imagine the future of each, and choose by value (paper, test-time planning; method 4.1).
 
-Every stage runs once for all candidates of all observations: N candidates, then their futures, then the values of those
-futures. Candidate 0 keeps the caller's seed, so with N = 1 this is the policy itself and ties change nothing.
+Each step runs once for all candidates of all observations: first N candidates, then their futures, then the values of these futures.
+Candidate 0 keeps the caller's seed. With N = 1 the result is therefore the policy's own, and ties change nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from cosmos_ray.config import PlannerConfig
+from cosmos_ray.model import sampling
 from cosmos_ray.model.injection import probability
+from cosmos_ray.model.latents import action_frame, read_actions, read_value
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
@@ -25,85 +27,89 @@ from cosmos_ray.seeds import mix_seed
 
 @dataclass
 class Decision:
-    """What was decided for B observations, and why."""
+    """The chosen chunks of B observations, and the scores behind the choice."""
 
     actions: torch.Tensor  #: (B, K, d) float32, physical units
     values: torch.Tensor  #: (B,) the policy's own value of the chosen chunk, in [-1, 1]
     scores: torch.Tensor  #: (B, N) candidate scores in [0, 1]; (B, 1) of the policy's own value without planning
-    chosen: torch.Tensor  #: (B,) int64 index of the executed candidate
+    chosen: torch.Tensor  #: (B,) int64 index of the chosen candidate
     candidates: torch.Tensor  #: (B, N, K, d) every proposed chunk
-    latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate: its (first) imagined future when planning
+    latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate; with planning, its first imagined future
 
 
 def step_ladder(longest: int, count: int) -> list[int]:
-    """Network evaluations of each member of an ensemble: ``count`` values spread over 1..longest, as the paper's [1, 3, 5]."""
+    """Network evaluations of each member of an ensemble: ``count`` numbers spread over 1..longest, as the paper's [1, 3, 5]."""
     if count == 1:
         return [longest]
     return [round(1 + i * (longest - 1) / (count - 1)) for i in range(count)]
 
 
 def act_directly(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int) -> Decision:
-    """The policy alone: one chunk per observation, with the future and value generated jointly."""
-    latents = policy.act(known, text, seeds, steps)
-    actions, values = policy.read_actions(latents), policy.read_value(latents)
+    """The policy alone: one chunk per observation. Future and value come from the same samples. Arguments as for :func:`best_of_n`."""
+    latents = sampling.act(policy, known, text, seeds, steps)
+    actions, values = read_actions(policy, latents), read_value(policy, latents)
     return Decision(actions, values, probability(values)[:, None], torch.zeros(len(seeds), dtype=torch.int64), actions[:, None], latents)
 
 
 @dataclass
 class Proposals:
-    """N candidate chunks for each of B observations, as B * N rows: those of one observation follow each other."""
+    """N candidate chunks for each of B observations, as B * N rows. The N rows of one observation are neighbours."""
 
-    latents: torch.Tensor  #: (B*N, C, T, h, w) with the state and, as ACTION, the chunk that would be executed
+    latents: torch.Tensor  #: (B*N, C, T, h, w) with the state, and with the candidate as ACTION frame
     actions: torch.Tensor  #: (B*N, K, d) float32, physical units
     text: Prompts
-    seeds: torch.Tensor  #: (B*N,) int64, alike for those of one observation: they are compared under the same noise
+    seeds: torch.Tensor  #: (B*N,) int64, equal for all rows of one observation: the same noise for all candidates
 
 
 def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, n: int,
             spread: float = 0.0) -> Proposals:
-    """``n`` chunks of the policy per observation, every second one moved elsewhere by ``spread``; arguments as for :func:`plan`."""
+    """``n`` chunks of the policy per observation. ``spread`` moves every second chunk. Other arguments as for :func:`best_of_n`."""
     own = torch.tensor([s if q == 0 else mix_seed(s, 1, q) for s in seeds.tolist() for q in range(n)])
     seeds = seeds.repeat_interleave(n)
     known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n)
-    latents = policy.act(known, text, own, steps)
-    actions = policy.read_actions(latents)
+    latents = sampling.act(policy, known, text, own, steps)
+    actions = read_actions(policy, latents)
     if spread and n > 1:
         rows = torch.arange(len(own)) % n % 2 == 1
         offsets = np.stack([chunk_offset(mix_seed(s, 5), actions.shape[2], spread) for s in own[rows].tolist()])
         actions[rows] = (actions[rows] + torch.as_tensor(offsets[:, None]).to(actions)).clamp(-1, 1)
-    # The world model is asked about the chunk that would be executed: the averaged one, tiled as in training. (The public
-    # code passes the raw generated frame on, method 4.1.)
-    latents[:, :, policy.layout.action] = policy.action_frame(actions)
+    # The ACTION frame gets the chunk that would be executed: the averaged one, tiled as in training. (The public code keeps the raw
+    # generated frame, method 4.1.)
+    latents[:, :, policy.layout.action] = action_frame(policy, actions)
     return Proposals(latents, actions, text, seeds)
 
 
-def plan(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig,
-         judge: tuple[CosmosPolicy, Prompts] | None = None) -> Decision:
+def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig,
+              planning_network: tuple[CosmosPolicy, Prompts] | None = None) -> Decision:
     """Choose among ``config.candidates`` chunks per observation.
 
     Args:
-        known: (B, C, T, h, w) current latents; text B rows of prompts; seeds (B,) int64 one per observation.
+        known: (B, C, T, h, w) float32 latents of the current states.
+        text: B rows of prompts.
+        seeds: (B,) int64, one per observation.
         steps: network evaluations per proposed chunk.
-        judge: the network that imagines and values the candidates, with its own B rows of prompts; the policy itself by default. Both
-            must have one tokenizer and one normalisation.
+        planning_network: (network, its own B rows of prompts). The network imagines and values the candidates; by default the policy does.
+            Network and policy must share tokenizer and normalisation.
 
-    Scores are V(s') of imagined futures, or Q(s, a) when ``config.rank_by`` is "action", or the mean of both when it is "both".
+    The score is V(s') of imagined futures; with ``config.rank_by`` "action" it is Q(s, a), with "both" the mean of the two.
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
-    judging, prompts = judge or (policy, text)
-    futures, scores = score(judging, dataclasses.replace(proposals, text=prompts.repeat_interleave(n)), config)
+    network, prompts = planning_network or (policy, text)
+    futures, scores = score(network, dataclasses.replace(proposals, text=prompts.repeat_interleave(n)), config)
     scores = scores.view(b, n)
     chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties
     pick = torch.arange(b) * n + chosen
-    return Decision(proposals.actions[pick], policy.read_value(proposals.latents)[pick], scores, chosen,
+    return Decision(proposals.actions[pick], read_value(policy, proposals.latents)[pick], scores, chosen,
                     proposals.actions.unflatten(0, (b, n)), futures[pick])
 
 
 def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
           known: dict[int, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1]). ``known`` are latent frames (B*N, C, h, w), by their
-    position, to be valued in place of the imagined ones."""
+    """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1]), by the network ``policy``.
+
+    ``known`` maps the position of a frame to latents (B*N, C, h, w) that replace the imagined frame before its future is valued.
+    """
     latents, text, seeds = proposals.latents, proposals.text, proposals.seeds
     futures, scores = latents, []
     if config.rank_by != "action":
@@ -115,11 +121,12 @@ def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
     return futures, torch.stack(scores).mean(0)
 
 
-def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig, known: dict[int, torch.Tensor]):
+def _values_of_futures(policy: CosmosPolicy, proposed: torch.Tensor, text: Prompts, seeds: torch.Tensor, config: PlannerConfig,
+                       known: dict[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """(first futures (B*N, ...), values (B*N, futures * values)) of V(s')."""
     futures = []
     for i, steps in enumerate(step_ladder(config.future_steps, config.futures)):
-        futures.append(policy.imagine(proposed, text, _derive(seeds, 2, i), steps))
+        futures.append(sampling.imagine(policy, proposed, text, _derive(seeds, 2, i), steps))
         for frame, latents in known.items():
             futures[-1][:, :, frame] = latents
     rows = torch.cat([
@@ -129,12 +136,12 @@ def _values_of_futures(policy, proposed, text, seeds, config: PlannerConfig, kno
 
 
 def value_samples(policy: CosmosPolicy, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, config: PlannerConfig,
-                  kind: SampleType) -> torch.Tensor:
-    """(rows, config.value_samples) value samples of ``kind`` in [-1, 1]; members with equal step counts share one batch."""
+                  sample_type: SampleType) -> torch.Tensor:
+    """(rows, config.value_samples) value samples in [-1, 1]. Members of the ensemble with equal step counts share one batch."""
     out, member = [], 0
     for steps, count in Counter(step_ladder(config.value_steps, config.value_samples)).items():
         member_seeds = torch.cat([_derive(seeds, 4, member + i) for i in range(count)])
-        values = policy.evaluate(latents.repeat(count, 1, 1, 1, 1), text.repeat(count), member_seeds, steps, kind)
+        values = sampling.evaluate(policy, latents.repeat(count, 1, 1, 1, 1), text.repeat(count), member_seeds, steps, sample_type)
         out.append(values.view(count, -1).T)
         member += count
     return torch.cat(out, dim=1)

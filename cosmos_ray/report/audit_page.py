@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cosmos_ray.oracle.judge import ARMS
+from cosmos_ray.oracle.chooser import ARMS
 from cosmos_ray.report import style
 from cosmos_ray.report.charts import draw_arms
 from cosmos_ray.report.page import write_page

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.oracle.actor import AuditAnswer, AuditTicket, OracleActor
-from cosmos_ray.oracle.judge import ARMS
+from cosmos_ray.oracle.chooser import ARMS
 from cosmos_ray.oracle.shares import shares
 from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.report.audit_page import write_audit_page

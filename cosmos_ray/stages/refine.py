@@ -84,7 +84,7 @@ def train_planning_network(round: Round) -> None:
         return
     if not acted(run):
         raise ConfigError("there is no rollout to train the planning network on: run `rollout` first")
-    mixture = Mixture.planning(config.learner, config.replay)
+    mixture = Mixture.for_planning_network(config.learner, config.replay)
     learner = start_learner(run, schedule(config.learner), round.state("planning"), round.start("planning"), mixture,
                             config.learner.refine_lr, total, actors_beside=0, world_weight=config.learner.planning_world_weight)
     train_alone(run, "planning", learner, total, "planning", round.description())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cosmos_ray.inference.core import load_core
-from cosmos_ray.learner.mixture import VALUE_KINDS
+from cosmos_ray.learner.mixture import VALUE_TYPES
 from cosmos_ray.planning.assessment import assess, recorded_chains
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.report.build import read_evaluation, write_report
@@ -50,4 +50,4 @@ def assessment(run: Run) -> dict[str, Any] | None:
     policy = load_core(network, config.inference, "cuda" if config.inference.gpus else "cpu").policy
     if policy.spec.jpeg or policy.spec.augmented:
         return None
-    return assess(policy, chains, config.planner, VALUE_KINDS[config.learner.value_mode])
+    return assess(policy, chains, config.planner, VALUE_TYPES[config.learner.value_mode])

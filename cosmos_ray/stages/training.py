@@ -85,7 +85,7 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
     task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
                        seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
-                       critic=str(run.folder.checkpoint(planning)) if planning else "")
+                       planning_checkpoint=str(run.folder.checkpoint(planning)) if planning else "")
     ranks = learner.world_size
     threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
     return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, _gpus(run, learner, actors_beside > 0), resume=True)

@@ -22,14 +22,14 @@ from cosmos_ray.model.exchange.names import prefixed, public_names
 
 #: All that a ``.metadata`` pickle may name: records without behaviour. Paths in it are never followed.
 _ALLOWED = {
-    **{(kind.__module__, kind.__name__): kind for kind in (
+    **{(record.__module__, record.__name__): record for record in (
         metadata.Metadata, metadata.TensorStorageMetadata, metadata.BytesStorageMetadata, metadata.ChunkStorageMetadata,
         metadata.TensorProperties, metadata.MetadataIndex, metadata.StorageMeta, metadata._MEM_FORMAT_ENCODING, filesystem._StorageInfo)},
     **{("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-    **{(module, f"{kind}Path"): getattr(pathlib, f"Pure{kind}Path")
-       for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")},
+    **{(module, f"{system}Path"): getattr(pathlib, f"Pure{system}Path")
+       for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")},
 }
 
 
@@ -44,7 +44,8 @@ def read_dcp(folder: str | Path) -> dict[str, torch.Tensor]:
     try:
         names = _tensor_names(folder, record)
         tensors = {name: torch.empty(item.size, dtype=item.properties.dtype)
-                   for name, item in record.state_dict_metadata.items() if name in names}
+                   for name, item in record.state_dict_metadata.items()
+                   if name in names and isinstance(item, metadata.TensorStorageMetadata)}
     except safe_pickle.DAMAGED as error:
         raise CheckpointError(f"{folder / METADATA} is damaged ({reason(error)}): copy the folder again") from error
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)

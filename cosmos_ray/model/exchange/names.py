@@ -73,12 +73,12 @@ def clean(tensors: Mapping[str, Any], where: str = "the state dict") -> dict[str
     for name, public in public_names(tensors, where).items():
         value = tensors[name]
         if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise CheckpointError(f"{where}: key {name} is no dense tensor but a {_kind(value)}: save the model's plain state dict")
+            raise CheckpointError(f"{where}: key {name} is no dense tensor but a {_described(value)}: save the model's plain state dict")
         out[public] = value.detach()
     return out
 
 
-def _kind(value: Any) -> str:
+def _described(value: Any) -> str:
     name = type(value).__name__
     return f"{name} ({value.layout}, {value.dtype}, {value.device})" if isinstance(value, torch.Tensor) else name
 
@@ -88,7 +88,7 @@ def prefixed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return owned({PREFIX + name: value for name, value in clean(tensors).items()})
 
 
-def match(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
+def match(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """CheckpointError with the first missing, unknown or misshapen key: weights fit as a whole or not at all."""
     for key in sorted(set(tensors) | set(expected)):
         if key not in tensors:

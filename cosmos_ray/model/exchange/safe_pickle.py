@@ -1,4 +1,4 @@
-"""Pickles from outside: an allow-list names all that may be built, anything else is refused before it can run."""
+"""Pickles from outside: an allow-list names everything that may be built; anything else is refused before it can run."""
 
 from __future__ import annotations
 
@@ -32,25 +32,28 @@ def load(file: IO[bytes], allowed: Mapping[tuple[str, str], Any], where: str) ->
         raise CheckpointError(f"{where} is no pickle or a damaged one ({reason}): copy it again") from error
 
 
-class _Unpickler(pickle._Unpickler):
-    """The pure Python unpickler, because the C one sets attributes on whatever the pickle asks for, classes and functions included."""
+_build = pickle._Unpickler.dispatch[pickle.BUILD[0]]
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+
+def _checked_build(unpickler: Any) -> None:
+    """The BUILD step, which sets attributes; only on objects of allowed types."""
+    if type(unpickler.stack[-2]) not in unpickler.allowed.values():
+        raise pickle.UnpicklingError(f"it sets attributes of a {type(unpickler.stack[-2]).__name__}")
+    _build(unpickler)
+
+
+class _Unpickler(pickle._Unpickler):
+    """The unpickler in pure Python. The one in C sets attributes on anything the pickle names, classes and functions included."""
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _checked_build}
 
     def __init__(self, file: IO[bytes], allowed: Mapping[tuple[str, str], Any], where: str):
         super().__init__(file)
-        self._allowed, self._where = allowed, where
+        self.allowed, self._where = allowed, where
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
+        if (module, name) not in self.allowed:
             wanted = repr(f"{module}.{name}")[1:-1]
             raise CheckpointError(f"{self._where} asks for {wanted} while it is unpickled, which could run any code: refused; "
                                   "get a file that holds nothing but tensors, for instance as .safetensors")
-        return self._allowed[module, name]
-
-    def load_build(self) -> None:
-        if type(self.stack[-2]) not in self._allowed.values():
-            raise pickle.UnpicklingError(f"it sets attributes of a {type(self.stack[-2]).__name__}")
-        super().load_build()
-
-    dispatch[pickle.BUILD[0]] = load_build
+        return self.allowed[module, name]

@@ -44,7 +44,7 @@ def read_statistics(path: str | Path) -> Statistics:
         raise CheckpointError(f"{path} is no JSON ({error}): copy it again") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds a {type(raw).__name__}, no dataset statistics: check the path")
-    ranges = {}
+    ranges: dict[str, np.ndarray] = {}
     for group in GROUPS:
         low, high = (_vector(raw, f"{group}_{end}", path) for end in ("min", "max"))
         for key in (f"{group}_{name}" for name in ("max", "mean", "std", "median")):

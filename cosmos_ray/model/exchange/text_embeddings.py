@@ -66,14 +66,14 @@ def _allowed(where: str) -> dict[tuple[str, str], Any]:
 def _checked(held: Any, where: str | Path) -> dict[str, torch.Tensor]:
     """{instruction: (L, W)} of what a file holds; CheckpointError for anything but finite embeddings of one width."""
     if not isinstance(held, Mapping) or not held:
-        raise CheckpointError(f"{where} holds no text embeddings: it must be a dict of instructions to tensors, not {_kind(held)}")
+        raise CheckpointError(f"{where} holds no text embeddings: it must be a dict of instructions to tensors, not {_described(held)}")
     out: dict[str, torch.Tensor] = {}
     for instruction, value in held.items():
         if not isinstance(instruction, str):
             raise CheckpointError(f"{where}: the key {instruction!r} is no instruction: it must be a dict of instructions to tensors")
         shape = tuple(value.shape) if type(value) is torch.Tensor and value.is_floating_point() and value.numel() else ()
         if len(shape) != 2 and (len(shape) != 3 or shape[0] != 1):
-            raise CheckpointError(f"{where}: {instruction!r} has {_kind(value)} instead of an embedding (tokens, width)")
+            raise CheckpointError(f"{where}: {instruction!r} has {_described(value)} instead of an embedding (tokens, width)")
         if not value.float().isfinite().all():
             raise CheckpointError(f"{where}: the embedding of {instruction!r} has numbers that are not finite: compute it again")
         out[instruction] = value.detach().reshape(shape[-2:])
@@ -84,7 +84,7 @@ def _checked(held: Any, where: str | Path) -> dict[str, torch.Tensor]:
     return out
 
 
-def _kind(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     return f"an empty {type(value).__name__}" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.model import sampling
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
@@ -26,61 +27,64 @@ def accelerate(policy: CosmosPolicy, how: str) -> None:
 
 
 def compile_network(net: Transformer, by_block: bool) -> None:
-    """Compile the network whole, or block by block: all blocks share one program, which is ready in a fraction of the time, but going
-    from one to the next costs what only a CUDA graph hides."""
+    """Compile the whole network, or each block by itself.
+
+    All blocks share one program, which compiles in a fraction of the time. The steps between blocks cost time that only a CUDA graph hides.
+    """
     torch._dynamo.config.recompile_limit = 64  # one for each padded batch size; beyond the limit Dynamo silently runs eagerly
     for module in net.blocks if by_block else [net]:
         module.compile(dynamic=False)
 
 
 class PaddedSampler:
-    """Stands in for ``CosmosPolicy.sample`` with rows and prompts padded to powers of two: few shapes are compiled or captured.
+    """Stands in for ``sampling.sample``. Rows and prompts are padded to powers of two, so that few shapes are compiled or captured.
 
-    With ``graphs`` it captures the sampler once per (kind, rows, steps) and then replays the captured kernels. Graphs hold the
-    text's keys and the modulation as they were, so they are dropped when the weights or the known prompts change.
+    With ``graphs``, the sampler is captured once per (sample type, rows, steps); later calls replay the captured kernels. A graph reads the
+    keys of its prompts and its modulations where they lay at the capture, so new weights or new prompts drop all graphs.
     """
 
     def __init__(self, graphs: bool):
-        self.graphs = graphs
         self._stream = torch.cuda.Stream() if graphs else None
-        self._keys: tuple | None = None  #: of the prompts that were padded, or captured with, last
-        self._prompts: Prompts | None = None  #: them, padded
+        self._keys: tuple | None = None  #: keys and values of the last call's prompts
+        self._prompts: Prompts | None = None  #: these prompts padded; None with graphs
         self.forget()
 
     def forget(self) -> None:
         """Drop every graph: the weights have changed."""
         self._graphs: dict[tuple, PaddedGraph] = {}
         # A new pool each time: one whose graphs are all gone cannot be captured into again.
-        self._pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        self._pool = torch.cuda.graph_pool_handle() if self._stream is not None else None
 
-    def __call__(self, policy: CosmosPolicy, kind: SampleType, known: torch.Tensor, text: Prompts, noise: torch.Tensor,
+    def __call__(self, policy: CosmosPolicy, sample_type: SampleType, known: torch.Tensor, text: Prompts, noise: torch.Tensor,
                  steps: int) -> torch.Tensor:
         n = len(known)
         rows = 1 << (n - 1).bit_length()
         if text.keys is not self._keys:
             self.forget()
-            self._keys, self._prompts = text.keys, None if self.graphs else _padded_prompts(text)
-        if not self.graphs:
+            self._keys, self._prompts = text.keys, None
+        if self._stream is None:
+            if self._prompts is None:
+                self._prompts = _padded_prompts(text)
             text = dataclasses.replace(self._prompts, rows=_padded(text.rows, rows))
-            return policy.sample(kind, _padded(known, rows), text, _padded(noise, rows), steps)[:n]
-        key = (kind, rows, steps)
+            return sampling.sample(policy, sample_type, _padded(known, rows), text, _padded(noise, rows), steps)[:n]
+        key = (sample_type, rows, steps)
         if key not in self._graphs:
             def sample(known: torch.Tensor, noise: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-                return policy.sample(kind, known, dataclasses.replace(text, rows=prompts), noise, steps)
+                return sampling.sample(policy, sample_type, known, dataclasses.replace(text, rows=prompts), noise, steps)
 
             self._graphs[key] = PaddedGraph(sample, [known, noise, text.rows], rows, self._stream, self._pool)
         return self._graphs[key](known, noise, text.rows)
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """``tensor`` with zeros behind it up to ``rows`` rows."""
+    """``tensor`` with rows of zeros at its end, up to ``rows`` rows."""
     return torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:]))) if rows > len(tensor) else tensor
 
 
 def _padded_prompts(text: Prompts) -> Prompts:
     """``text`` with its prompts padded to a power of two."""
     prompts = 1 << (len(text.tokens) - 1).bit_length()
-    # Contiguous, because padding makes them so and Dynamo compiles for strides.
-    keys = tuple((_padded(key, prompts).contiguous(), _padded(value, prompts).contiguous()) for key, value in text.keys)
+    # Contiguous, as padding leaves them: Dynamo compiles for strides.
+    keys = tuple((_padded(key, prompts).contiguous(), _padded(value, prompts).contiguous()) for key, value in text.keys or ())
     bias = None if text.bias is None else _padded(text.bias, prompts)
     return Prompts(_padded(text.tokens, prompts), bias, text.rows, keys)

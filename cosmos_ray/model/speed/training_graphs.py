@@ -1,8 +1,9 @@
-"""A network in training as CUDA graphs: the operations of a small one take longer to launch, one by one, than to run."""
+"""A network in training as CUDA graphs: launching the operations of a small network one by one takes longer than running them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch.func import functional_call
@@ -13,19 +14,23 @@ from cosmos_ray.model.speed.cuda_graph import PaddedGraph
 from cosmos_ray.model.transformer import Modulation, Transformer
 
 MOST = {True: 8, False: 32}
-"""Shapes that are captured with and without gradients; calls of any other run operation by operation. The former hold all activations."""
+"""Number of shapes to capture, with gradients (True) and without; further shapes run operation by operation. Graphs with gradients hold all
+activations."""
 
 
 def capture_training(net: Transformer) -> None:
-    """Make ``net`` capture its forward and backward pass and replay them from then on. ConfigError where the device cannot."""
+    """Make ``net`` capture its forward and backward pass, and replay both from then on. ConfigError without a GPU."""
     if next(net.parameters()).device.type != "cuda":
         raise ConfigError("learner.accelerate = 'graphs' needs a GPU for every learner rank: set learner.accelerate to 'none' without")
-    net.forward = _GraphedForward(net)
+    vars(net)["forward"] = _GraphedForward(net)  # an attribute of the instance hides the method
 
 
 class _GraphedForward:
-    """Stands in for ``Transformer.forward``. Graphs read the weights where they lie, so updates in place are seen; once these have moved,
-    all is captured again. A pass without gradients has its rows padded to powers of two, so that few shapes are captured."""
+    """Stands in for ``Transformer.forward``.
+
+    Graphs read the weights where they lie, so they see updates in place. Weights that have moved need new graphs. A pass without gradients
+    pads its rows to a power of two, so that few shapes are captured.
+    """
 
     def __init__(self, net: Transformer):
         self.eager, self.run = net.forward, _Eager(net)
@@ -54,10 +59,9 @@ class _GraphedForward:
         return self.graphs[key](*inputs)
 
     def _with_gradients(self, inputs: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """The pass as an autograd function of inputs and weights, forward and backward one graph each.
+        """The pass as an autograd function of inputs and weights; forward and backward are one graph each.
 
-        It is captured with aliases of the weights: DeepSpeed holds on to the autograd nodes of the weights themselves, which were made
-        on another stream than the one that captures.
+        The capture uses aliases of the weights. DeepSpeed keeps the autograd nodes of the weights themselves, which another stream made.
         """
         weights = {name: p for name, p in self.run.named_parameters() if p.requires_grad}
         aliases = [p.detach().requires_grad_() for p in weights.values()]
@@ -65,16 +69,18 @@ class _GraphedForward:
         def forward(*given: torch.Tensor) -> torch.Tensor:
             return functional_call(self.run, dict(zip(weights, given[len(inputs):], strict=True)), given[:len(inputs)])
 
-        graphed = torch.cuda.make_graphed_callables(forward, (*(x.detach().clone() for x in inputs), *aliases))
+        graphed = cast(Callable[..., torch.Tensor],
+                       torch.cuda.make_graphed_callables(forward, (*(x.detach().clone() for x in inputs), *aliases)))
         return lambda *given: graphed(*given, *weights.values())
 
 
 class _Eager(torch.nn.Module):
-    """The network's own pass, of tensors alone."""
+    """The network's own pass, with tensors as its only arguments."""
 
     def __init__(self, net: Transformer):
         super().__init__()
         self.net, self._pass = net, net.forward
 
-    def forward(self, latents, clean, timesteps, tokens, rows, bias=None) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, clean: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor,
+                bias: torch.Tensor | None = None) -> torch.Tensor:
         return self._pass(latents, clean, timesteps, Prompts(tokens, bias, rows))

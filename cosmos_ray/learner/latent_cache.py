@@ -267,7 +267,7 @@ def _schema(shape: tuple[int, ...]) -> pa.Schema:
     size = int(np.prod(shape)) * _DTYPE.itemsize
     columns = [("key", pa.string()), ("latents", pa.binary(size)), ("crc32", pa.uint32())]
     text = json.dumps({"version": VERSION, "dtype": _DTYPE.str, "shape": list(shape)})
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns], metadata={_FORMAT: text.encode()})
+    return pa.schema([pa.field(name, type, nullable=False) for name, type in columns], metadata={_FORMAT: text.encode()})
 
 
 def _encode(keys: list[str], rows: np.ndarray) -> pa.Buffer:
@@ -282,4 +282,4 @@ def _encode(keys: list[str], rows: np.ndarray) -> pa.Buffer:
 
 
 def _checksum(key: str, latents: np.ndarray) -> int:
-    return zlib.crc32(latents, zlib.crc32(key.encode()))
+    return zlib.crc32(latents.data, zlib.crc32(key.encode()))
