@@ -6,6 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
@@ -110,7 +111,8 @@ class LearnerGroup:
         if not gpus:
             variables["DS_ACCELERATOR"] = "cpu"
         options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
-        self.ranks = [LearnerActor.options(**options).remote(config, rank) for rank in range(config.world_size)]
+        actor_class: Any = LearnerActor  # ray.remote adds `options`, which its type stubs do not declare
+        self.ranks = [actor_class.options(**options).remote(config, rank) for rank in range(config.world_size)]
         self.folder = Path(task.state)
         address, port = self._get([self.ranks[0].address.remote()], START_S)[0]
         self.step = self._call("start", task, address, port, resume, timeout=START_S)[0]
@@ -141,7 +143,7 @@ class LearnerGroup:
         for rank in self.ranks:
             ray.kill(rank)
 
-    def _call(self, method: str, *arguments, timeout: float | None = None) -> list:
+    def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> list:
         return self._get([getattr(rank, method).remote(*arguments) for rank in self.ranks], timeout)
 
     def _get(self, references: list[ray.ObjectRef], timeout: float | None) -> list:

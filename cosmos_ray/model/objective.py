@@ -73,7 +73,7 @@ class Objective:
         weights = torch.ones(len(x0), 1, device=x0.device)
         if self.advantage_temperature and batch.own is not None and batch.own.any():
             if self.planning_network is None:
-                raise ConfigError("own samples are weighted by the value of the planning network, but the learner has none: train one first")
+                raise ConfigError("own samples are weighted by the value of the planning network, but there is none: train one first")
             own = torch.as_tensor(batch.own, device=self.policy.device)
             instructions = list(np.asarray(batch.instructions)[batch.own])
             weights[own, 0] = advantage_weights(self.planning_network, x0[own], instructions, self.advantage_temperature)

@@ -117,8 +117,8 @@ class Chooser:
     def choose(self, arm: str, branches: list[Branch]) -> list[Branch]:
         """One decision of ``arm`` in each state; returns the branches behind the chosen candidates.
 
-        Once "return" has found a success, the result is the end of the episode: later candidates include the policy's own, so the arm cannot
-        lose the success again.
+        Once "return" has found a success, the result is the end of the episode: later candidates include the policy's own, so the arm
+        cannot lose the success again.
         """
         n = 1 if arm == "policy" else self.planner.candidates
         proposals = self.propose(branches, n)

@@ -67,8 +67,8 @@ def recorded_chains(views: Sequence[EpisodeView], cameras: Sequence[str], chunk:
 def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, sample_types: Sequence[SampleType]) -> dict[str, Any]:
     """``{"windows", "successes", "values": {estimate: AUC}, "world_model": [{"horizon", frame: {...}}]}``.
 
-    The AUC says how well an estimate predicts the success of the episode: V of the real s', V of the imagined s', and Q(s, a). Only estimates
-    of the trained ``sample_types`` are there.
+    The AUC says how well an estimate predicts the success of the episode. The estimates are V of the real s', V of the imagined s', and
+    Q(s, a), as far as ``sample_types`` says that they were trained.
 
     The error of a frame is the mean absolute error over the pixels that really moved; ``copied`` is the error of the chain's first frame in
     its place, and ``moving`` is the share of moved pixels. Errors of proprioception are in units of the normalised range, over all numbers.

@@ -36,7 +36,7 @@ class PaddedGraph:
         self.graph, self.out = capture(lambda: call(*self.buffers), stream, pool)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The result for ``inputs`` of up to ``rows`` rows; the result has as many rows as ``inputs[0]``."""
+        """The result for ``inputs`` of up to ``rows`` rows; it has as many rows as ``inputs[0]``."""
         for buffer, given in zip(self.buffers, inputs, strict=True):
             buffer[:len(given)].copy_(given)
         self.graph.replay()
