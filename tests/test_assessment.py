@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from cosmos_ray.config import PlannerConfig
+from cosmos_ray.model import sampling
+from cosmos_ray.model.latents import current_latents
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.planning.assessment import Chains, assess, recorded_chains
 from cosmos_ray.replay.store import ReplayStore
@@ -56,18 +58,18 @@ def test_a_world_model_that_predicts_no_change_is_as_good_as_copying():
     assert result["values"] == {"V(real s')": 0.5, "V(imagined s')": 0.5, "Q(s,a)": 0.5}  # it values all alike
 
 
-def test_a_world_model_that_is_right_has_no_error_in_proprioception():
+def test_a_world_model_that_is_right_has_no_error_in_proprioception(monkeypatch):
     policy, data = tiny(), chains()
     calls = iter(range(HORIZON))
 
-    def imagine(known, text, seeds, steps):
+    def imagine(policy, known, text, seeds, steps):
         state = next(calls) + 1
         out = known.clone()
-        after = policy.current_latents(data.images[:, state], data.proprio[:, state])
+        after = current_latents(policy, data.images[:, state], data.proprio[:, state])
         out[:, :, list(policy.layout.future)] = after[:, :, list(policy.layout.current)]
         return out
 
-    policy.imagine = imagine
+    monkeypatch.setattr(sampling, "imagine", imagine)
     torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
     result = assess(policy, data, PlannerConfig(), ALL)
     assert [row["proprioception"]["change"] for row in result["world_model"]] == pytest.approx([-1, -1], abs=1e-5)

@@ -63,17 +63,17 @@ def test_bf16_on_the_gpu_acts_like_fp32_on_the_cpu():
 
 
 def learn(root: Path, accelerate: str, loader_threads: int, zero_stage: int) -> tuple[list[float], list[tuple]]:
-    """Losses of a learner that weighs rollouts by a critic and values imagined futures, resumed half-way; the shapes it captured."""
+    """Losses of a learner with advantages and imagined futures, resumed half-way, and the shapes it captured."""
     os.environ.update(rendezvous(0, 1, "127.0.0.1", free_port()))
     config = LearnerConfig(batch_size=8, warmup=2, advantage_temperature=0.1, accelerate=accelerate, loader_threads=loader_threads,
                            zero_stage=zero_stage)
     mixture = Mixture(0.5, 0.2, 0.3, (SampleType.VALUE_FUTURE,), 0.5, False, self_imitation=0.8, weighted=True)
 
     def core() -> LearnerCore:
-        critic = tiny(top_share=0.7).place("cuda", torch.float32).eval()
-        torch.nn.init.normal_(critic.net.final_layer.linear.weight, 0, 0.05, generator=torch.Generator("cuda").manual_seed(0))
+        planning = tiny(top_share=0.7).place("cuda", torch.float32).eval()
+        torch.nn.init.normal_(planning.net.final_layer.linear.weight, 0, 0.05, generator=torch.Generator("cuda").manual_seed(0))
         return LearnerCore(config, tiny(world_weight=1.0, top_share=0.7, imagined_share=0.5), source(ReplayStore(root / "replay"), mixture),
-                           peak_lr=2e-3, total_steps=40, seed=3, device="cuda", critic=critic)
+                           peak_lr=2e-3, total_steps=40, seed=3, device="cuda", planning_network=planning)
 
     first = core()
     losses = [first.step()["loss"] for _ in range(6)]
@@ -82,7 +82,7 @@ def learn(root: Path, accelerate: str, loader_threads: int, zero_stage: int) -> 
     second = core()
     assert second.load(root / accelerate)
     losses += [second.step()["loss"] for _ in range(6)]
-    shapes = [key for net in (second.policy.net, second.critic.net) for key in getattr(net.forward, "graphs", ())]
+    shapes = [key for net in (second.policy.net, second.planning_network.net) for key in getattr(net.forward, "graphs", ())]
     return losses, shapes
 
 

@@ -16,8 +16,11 @@ from cosmos_ray.model import augmentation
 from cosmos_ray.model.checkpoint import load_net, load_policy, save_policy
 from cosmos_ray.model.exchange import FORMATS, diffusers_config, write_weights
 from cosmos_ray.model.images import prepare
-from cosmos_ray.model.policy import TrainingBatch, build
+from cosmos_ray.model.latents import current_latents, encode_images, training_latents
+from cosmos_ray.model.objective import Objective
+from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
+from cosmos_ray.model.training_batch import TrainingBatch
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import Run
@@ -81,7 +84,7 @@ def trained_once(checkpointing: bool):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss, _ = policy.loss(batch(3, np.arange(3)), torch.Generator().manual_seed(0))
+        loss, _ = Objective(policy).loss(batch(3, np.arange(3)), torch.Generator().manual_seed(0))
     forward = kept
     loss.backward()
     return loss.detach(), [p.grad for p in policy.net.parameters()], forward
@@ -151,12 +154,12 @@ def wan(folder, **changes):
 def test_without_a_cache_every_batch_is_augmented_anew_where_the_policy_is():
     plain, augmented, data = tiny(), tiny(augment="on"), windows(3)
     generator = seeded()
-    assert torch.equal(encoder_of(plain, "off").encode(data, generator), plain.encode_images(both(data)))
+    assert torch.equal(encoder_of(plain, "off").encode(data, generator), encode_images(plain, both(data)))
     assert torch.equal(generator.get_state(), seeded().get_state())  # nothing was drawn
     encoder = encoder_of(augmented, "off")
     first, second = (encoder.encode(data, generator) for _ in range(2))
     wanted = augmentation.augment(torch.from_numpy(both(data)), seeded())
-    assert torch.equal(first, augmented.encode_images(wanted)) and not torch.equal(first, second)
+    assert torch.equal(first, encode_images(augmented, wanted)) and not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("augment, suite", [("on", "libero"), ("on", ""), ("off", "libero"), ("off", "")])
@@ -164,11 +167,11 @@ def test_the_plain_cache_holds_windows_as_the_policy_will_see_them(tmp_path, aug
     policy, data = tiny(augment=augment, suite=suite), windows(3)
     encoder, generator = encoder_of(policy, "plain", tmp_path), seeded()
     first = encoder.encode(data, generator)
-    seen = policy.current_latents(data.images, data.proprio)[:, :, list(policy.layout.images)]
+    seen = current_latents(policy, data.images, data.proprio)[:, :, list(policy.layout.images)]
     assert torch.equal(first[:, :, :2], seen.half().float())
     assert torch.equal(encoder.encode(data, generator), first)  # the second time from the cache
     assert torch.equal(generator.get_state(), seeded().get_state())
-    assert torch.equal(first, policy.encode_images(both(data)).half().float()) == (augment == "off" and not suite)
+    assert torch.equal(first, encode_images(policy, both(data)).half().float()) == (augment == "off" and not suite)
 
 
 def test_the_augmented_cache_holds_some_versions_that_are_always_the_same(tmp_path):
@@ -189,7 +192,7 @@ def test_augmented_versions_of_a_policy_that_is_not_augmented_are_one(tmp_path):
     policy = tiny()
     encoder = encoder_of(policy, "augmented", tmp_path)
     found = encoder.encode(windows(2), seeded())
-    assert torch.equal(found, policy.encode_images(both(windows(2))).half().float()) and len(encoder.cache) == 2
+    assert torch.equal(found, encode_images(policy, both(windows(2))).half().float()) and len(encoder.cache) == 2
 
 
 def test_the_vae_encodes_only_windows_that_are_missing(tmp_path, wan_folder):
@@ -210,7 +213,7 @@ def test_the_policy_s_own_frames_come_from_the_vae_as_they_are_trained_on(tmp_pa
     """The prefix encoded when acting, and the whole window encoded when training, through the same image pipeline."""
     policy, data = wan(wan_folder, suite="libero"), windows(2)
     assert policy.spec.augmented and policy.spec.jpeg
-    seen = policy.current_latents(data.images, data.proprio)[:, :, list(policy.layout.images)]
+    seen = current_latents(policy, data.images, data.proprio)[:, :, list(policy.layout.images)]
     cached = encoder_of(policy, "plain", tmp_path).encode(data, seeded())
     torch.testing.assert_close(cached[:, :, :2], seen, rtol=1e-3, atol=1e-3)
 
@@ -261,25 +264,26 @@ def test_frames_are_augmented_after_the_jpeg_that_the_policy_will_see(tmp_path):
     jpegs = torch.from_numpy(prepare(both(data), 32, True, False))
     assert not torch.equal(jpegs, torch.from_numpy(both(data)))
     fresh = encoder_of(policy, "off").encode(data, seeded())
-    assert torch.equal(fresh, policy.encode_images(augmentation.augment(jpegs, seeded())))
+    assert torch.equal(fresh, encode_images(policy, augmentation.augment(jpegs, seeded())))
     kept = encoder_of(policy, "augmented", tmp_path, variants=1).encode(data, seeded())
     seeds = [zlib.crc32(f"{name}#0".encode()) for name in data.windows]
-    assert torch.equal(kept, policy.encode_images(augmentation.apply(jpegs, augmentation.draw_seeded(seeds))).half().float())
+    assert torch.equal(kept, encode_images(policy, augmentation.apply(jpegs, augmentation.draw_seeded(seeds))).half().float())
 
 
 def test_training_latents_hold_the_frames_where_acting_puts_them():
     policy, data = tiny(), windows(2)
-    latents, layout = policy.training_latents(data), policy.layout
-    now, then = (policy.current_latents(images, data.proprio)[:, :, list(layout.images)] for images in (data.images, data.future_images))
+    latents, layout = training_latents(policy, data), policy.layout
+    now, then = (current_latents(policy, images, data.proprio)[:, :, list(layout.images)] for images in (data.images, data.future_images))
     assert torch.equal(latents[:, :, list(layout.images)], now) and torch.equal(latents[:, :, list(layout.future_images)], then)
-    assert torch.equal(policy.training_latents(data, policy.encode_images(both(data))), latents)
+    assert torch.equal(training_latents(policy, data, encode_images(policy, both(data))), latents)
 
 
 def test_cached_latents_give_the_same_loss_up_to_their_rounding(tmp_path):
     policy, data = randomised(), windows(4)
     encoded = encoder_of(policy, "plain", tmp_path).encode(data, seeded())
     with torch.no_grad():
-        losses_of = [float(policy.loss(data, seeded(), encoded=e)[0]) for e in (None, encoded, policy.encode_images(both(data)))]
+        objective, exact = Objective(policy), encode_images(policy, both(data))
+        losses_of = [float(objective.loss(data, seeded(), encoded=e)[0]) for e in (None, encoded, exact)]
     assert losses_of[0] == losses_of[2]
     assert losses_of[1] == pytest.approx(losses_of[0], rel=1e-3) and losses_of[1] != losses_of[0]
 

@@ -9,7 +9,9 @@ import torch
 
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.learner.core import LearnerCore
+from cosmos_ray.model import sampling
 from cosmos_ray.model.checkpoint import load_policy
+from cosmos_ray.model.latents import training_latents
 from cosmos_ray.model.lora import AdaptedLinear, adapt, merged_parameters
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.transformer import Transformer, TransformerConfig
@@ -52,8 +54,8 @@ def adapted(rank: int = RANK, trained: bool = True) -> tuple[CosmosPolicy, Cosmo
 def output(policy: CosmosPolicy) -> torch.Tensor:
     data = batch(3)
     with torch.no_grad():
-        known = policy.training_latents(data)
-        return policy.act(known, policy.embed(data.instructions), torch.arange(3), steps=2)
+        known = training_latents(policy, data)
+        return sampling.act(policy, known, policy.embed(data.instructions), torch.arange(3), steps=2)
 
 
 # ---------------------------------------------------------------- the network

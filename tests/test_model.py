@@ -1,4 +1,4 @@
-"""The model: layout, injection, masks, sampler and the learnability of one network in three roles."""
+"""The model: layout, injection, masks, sampler, one network in three roles, and checkpoints."""
 
 import dataclasses
 
@@ -8,15 +8,18 @@ import torch
 
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.errors import CheckpointError, ConfigError
-from cosmos_ray.model import solver
+from cosmos_ray.model import sampling, solver
 from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.denoising import denoise
 from cosmos_ray.model.injection import Normalizer, extract, extract_value, inject, inject_value
+from cosmos_ray.model.latents import current_latents, read_actions, read_value, training_latents
 from cosmos_ray.model.layout import LatentLayout
-from cosmos_ray.model.noise import hybrid_sigma, seeded_noise
-from cosmos_ray.model.policy import HEAVIEST, CosmosPolicy, TrainingBatch, build
+from cosmos_ray.model.noise import seeded_noise
+from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.sample_types import SampleType, clean_frames, target_frames
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PatchPCA
+from cosmos_ray.model.training_batch import TrainingBatch
 from cosmos_ray.model.transformer import Transformer, TransformerConfig
 from cosmos_ray.seeds import mix_seed
 
@@ -31,12 +34,12 @@ def tiny(**changes) -> CosmosPolicy:
     return policy
 
 
-def batch(n: int, kinds: SampleType | np.ndarray = SampleType.POLICY) -> TrainingBatch:
+def batch(n: int, sample_types: SampleType | np.ndarray = SampleType.POLICY) -> TrainingBatch:
     rng = np.random.default_rng(3)
     image = lambda: rng.integers(0, 256, (n, 2, 32, 32, 3), dtype=np.uint8)  # noqa: E731
     uniform = lambda *shape: rng.uniform(-1, 1, (n, *shape)).astype(np.float32)  # noqa: E731
     return TrainingBatch(image(), image(), uniform(9), uniform(9), uniform(8, 4), uniform(), ["lift the cube"] * n,
-                         np.broadcast_to(np.asarray(kinds, np.int64), (n,)).copy())
+                         np.broadcast_to(np.asarray(sample_types, np.int64), (n,)).copy())
 
 
 @pytest.mark.parametrize("cameras, frames, action", [(1, 7, 3), (2, 9, 4), (3, 11, 5), (4, 13, 6)])
@@ -56,29 +59,11 @@ MASKS = {
 }
 
 
-def test_another_world_weight_is_of_the_future_frames_of_world_model_samples_alone(tmp_path):
-    def losses(policy):
-        return [policy.loss(batch(4, kind), torch.Generator().manual_seed(0))[0].item() for kind in SampleType]
-
-    policy = tiny(world_weight=1.0)
-    with torch.no_grad():
-        policy.net.final_layer.linear.weight.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
-    before, after = losses(policy), []
-    for weight in (8.0, 15.0):
-        policy.set_world_weight(weight)
-        after.append(losses(policy))
-    world = [row.pop(SampleType.WORLD_MODEL) for row in (before, *after)]  # with their value, whose weight stays
-    assert world[1] - world[0] == pytest.approx(world[2] - world[1]) and world[1] > world[0]
-    assert after == [before, before]
-    save_policy(policy, tmp_path / "policy", 1)
-    assert losses(load_policy(tmp_path / "policy")[0])[SampleType.WORLD_MODEL] == pytest.approx(world[2])
-
-
-@pytest.mark.parametrize("kind", list(SampleType))
-def test_masks_of_the_five_sample_types(kind):
+@pytest.mark.parametrize("sample_type", list(SampleType))
+def test_masks_of_the_five_sample_types(sample_type):
     layout = LatentLayout(CAMERAS)
     bits = lambda frames: "".join("1" if i in frames else "0" for i in range(9))  # noqa: E731
-    assert (bits(clean_frames(layout, kind)), bits(target_frames(layout, kind))) == MASKS[kind]
+    assert (bits(clean_frames(layout, sample_type)), bits(target_frames(layout, sample_type))) == MASKS[sample_type]
 
 
 @pytest.mark.parametrize("n", [1, 9, 32, 56, 700, 1024])
@@ -141,23 +126,6 @@ def test_karras_sigmas_of_the_method():
     assert solver.karras_sigmas(5, 80, 4) == pytest.approx([80, 42.2911, 20.9724, 9.6183, 4], abs=1e-4)
 
 
-@pytest.mark.parametrize("frames, quantiles", [(9, [2.07, 7.5, 21.3, 79, 218]), (11, [2.29, 8.3, 23.5, 87, 241])])
-def test_training_sigma_has_the_quantiles_of_the_method(frames, quantiles):
-    sigma = hybrid_sigma(400_000, frames, True, torch.Generator().manual_seed(0), 0.3).numpy()
-    np.testing.assert_allclose(np.quantile(sigma, [0.05, 0.25, 0.5, 0.75, 0.95]), quantiles, rtol=0.02)
-
-
-@pytest.mark.parametrize("share, quantiles", [(0.0, [0.56, 1.78, 4.0, 9.0, 28.8]), (1.0, [5.2, 22, 43, 64, 80.8])])
-def test_training_sigma_without_the_uniform_part_and_of_it_alone(share, quantiles):
-    sigma = hybrid_sigma(400_000, 9, False, torch.Generator().manual_seed(0), share).numpy()
-    np.testing.assert_allclose(np.quantile(sigma, [0.05, 0.25, 0.5, 0.75, 0.95]), quantiles, rtol=0.02)
-
-
-def test_the_share_of_uniform_noise_is_what_the_loss_draws():
-    losses = {share: tiny(uniform_share=share).loss(batch(32), torch.Generator().manual_seed(0))[0].item() for share in (0.0, 0.3, 1.0)}
-    assert len(set(losses.values())) == 3 and losses[0.3] == tiny().loss(batch(32), torch.Generator().manual_seed(0))[0].item()
-
-
 def test_noise_of_a_row_does_not_depend_on_its_batch():
     together = seeded_noise(torch.tensor([5, 6, 7]), (16, 9, 8, 8))
     assert torch.equal(together[1], seeded_noise(torch.tensor([6]), (16, 9, 8, 8))[0])
@@ -196,34 +164,18 @@ def test_pca_tokenizer_is_exact_on_images_of_its_span():
     assert torch.equal(tokenizer.decode(latents, (0,)), torch.zeros(3, 1, 32, 32, 3, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("output", ["x0", pytest.param("velocity", marks=pytest.mark.slow)])
-def test_a_tiny_model_overfits_one_batch(output):
-    policy = tiny(output=output, patch=2)  # patches of 64 numbers: noise tokens fit through the width
-    data = batch(5, np.arange(5) % 2)
-    optimizer = torch.optim.AdamW(policy.net.parameters(), 4e-3)
-    losses = []
-    for step in range(400):
-        generator = torch.Generator().manual_seed(step % 5)  # five fixed draws of sigma and noise: a fixed training set
-        loss, _ = policy.loss(data, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 10
-
-
 def test_a_network_that_says_nothing_predicts_no_change():
     policy = tiny()  # untrained: the output is zero (AdaLN-zero)
     data, layout = batch(3), policy.layout
-    known, text = policy.training_latents(data), policy.embed(data.instructions)
-    for kind in (SampleType.POLICY, SampleType.WORLD_MODEL):
-        out = policy.generate(kind, known, text, torch.arange(3), steps=1)
+    known, text = training_latents(policy, data), policy.embed(data.instructions)
+    for sample_type in (SampleType.POLICY, SampleType.WORLD_MODEL):
+        out = sampling.generate(policy, sample_type, known, text, torch.arange(3), steps=1)
         assert torch.equal(out[:, :, list(layout.future)], known[:, :, list(layout.current)])
         assert not out[:, :, layout.value].any()
-    out = policy.generate(SampleType.VALUE_FUTURE, known, text, torch.arange(3), steps=1)  # s is hidden: nothing of it comes in
+    out = sampling.generate(policy, SampleType.VALUE_FUTURE, known, text, torch.arange(3), steps=1)  # s is hidden: nothing of it comes in
     assert not out[:, :, list(layout.current)].any() and torch.equal(out[:, :, list(layout.future)], known[:, :, list(layout.future)])
     policy = tiny(residual="off")
-    out = policy.generate(SampleType.POLICY, known, text, torch.arange(3), steps=1)
+    out = sampling.generate(policy, SampleType.POLICY, known, text, torch.arange(3), steps=1)
     assert not out[:, :, list(layout.future)].any()
 
 
@@ -233,25 +185,7 @@ def test_a_velocity_output_is_no_change_of_the_current_frames():
         tiny(output="velocity", residual="on")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_world_model_and_value_samples_are_trained_where_the_planner_evaluates_once(share):
-    policy = tiny(top_share=share)
-    kinds = np.repeat([int(kind) for kind in SampleType], 40)
-    seen = []
-
-    def net(x, clean, noise, *_):
-        at_top = noise.max(1).values == policy.spec.sigma_max / (1 + policy.spec.sigma_max)  # t = sigma / (1 + sigma) of each row
-        value = x[:, :, policy.layout.value].flatten(1)  # no sample is given it
-        assert torch.equal(at_top, ~value.any(1))  # from zeros
-        seen.append(at_top)
-        return torch.zeros_like(x)
-
-    policy.loss(batch(200, kinds), torch.Generator().manual_seed(0), net)
-    top = seen[0].view(len(SampleType), 40).float().mean(1)
-    assert top[0] == 0 and ((top[1:] - share).abs() < 0.25).all() and (share == 0.5 or (top[1:] == share).all())
-
-
-def shown_to_the_network(policy: CosmosPolicy, known: torch.Tensor, kind: SampleType, noised: torch.Tensor) -> torch.Tensor:
+def shown_to_the_network(policy: CosmosPolicy, known: torch.Tensor, sample_type: SampleType, noised: torch.Tensor) -> torch.Tensor:
     """What the network gets at the first sigma."""
     shown = []
 
@@ -259,92 +193,46 @@ def shown_to_the_network(policy: CosmosPolicy, known: torch.Tensor, kind: Sample
         shown.append(x)
         return torch.zeros_like(x)
 
-    policy.denoise(net, noised, policy.spec.sigma_max, known, policy.clean[int(kind)][None], policy.embed(["lift"] * len(known)))
+    denoise(policy, net, noised, policy.spec.sigma_max, known, policy.clean[int(sample_type)][None], policy.embed(["lift"] * len(known)))
     return shown[0]
 
 
-@pytest.mark.parametrize("kind", SampleType)
-def test_future_tokens_see_the_current_frame_and_the_given_actions(kind):
+@pytest.mark.parametrize("sample_type", SampleType)
+def test_future_tokens_see_the_current_frame_and_the_given_actions(sample_type):
     data = batch(2)
     noised = 80.0 * torch.randn(2, 16, 9, 4, 4, generator=torch.Generator().manual_seed(0))
     plain, residual = tiny(residual="off"), tiny()
-    known, layout = residual.training_latents(data), residual.layout
-    difference = shown_to_the_network(residual, known, kind, noised) - shown_to_the_network(plain, known, kind, noised)
+    known, layout = training_latents(residual, data), residual.layout
+    difference = shown_to_the_network(residual, known, sample_type, noised) - shown_to_the_network(plain, known, sample_type, noised)
     expected = torch.zeros_like(known)
-    if kind in (SampleType.POLICY, SampleType.WORLD_MODEL, SampleType.VALUE_ACTION):
+    if sample_type in (SampleType.POLICY, SampleType.WORLD_MODEL, SampleType.VALUE_ACTION):
         expected[:, :, list(layout.future)] += known[:, :, list(layout.current)]
-    if kind in (SampleType.WORLD_MODEL, SampleType.VALUE_ACTION):
+    if sample_type in (SampleType.WORLD_MODEL, SampleType.VALUE_ACTION):
         expected[:, :, list(layout.future)] += known[:, :, [layout.action]]
     torch.testing.assert_close(difference, expected, atol=1e-5, rtol=0)  # V(s') sees nothing of s or a
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_values_are_trained_on_what_the_world_model_imagines(share):
-    policy, kinds = tiny(imagined_share=share), np.repeat([int(kind) for kind in SampleType], 2)
-    torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
-    data, future, given = batch(10, kinds), list(policy.layout.future), []
-
-    def net(x, *arguments):
-        given.append(x)
-        return policy.net(x, *arguments)
-
-    loss, _ = policy.loss(data, torch.Generator().manual_seed(0), net)
-    real = policy.training_latents(data)
-    rows = torch.as_tensor(kinds) == int(SampleType.VALUE_FUTURE)
-    same = torch.isclose(given[0], real, atol=1e-6)[:, :, future].flatten(1).all(1)
-    assert same[rows].tolist() == [share == 0] * 2
-    assert same[torch.as_tensor(kinds) == int(SampleType.VALUE_FULL)].all()  # of all others, none
-    loss.backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in policy.net.parameters())
-
-
-def test_what_was_executed_weighs_by_how_much_the_value_of_the_state_rose():
-    policy, data = tiny(), batch(6, np.zeros(6, np.int64))
-    torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
-    latents, text = policy.training_latents(data), policy.embed(data.instructions)
-    later = policy.evaluate(latents, text, torch.zeros(6, dtype=torch.int64), 1, SampleType.VALUE_FUTURE)
-    stayed = latents.clone()
-    stayed[:, :, list(policy.layout.future)] = latents[:, :, list(policy.layout.current)]
-    now = policy.evaluate(stayed, text, torch.zeros(6, dtype=torch.int64), 1, SampleType.VALUE_FUTURE)
-    weights = policy.advantage_weights(latents, data.instructions, 0.1)
-    torch.testing.assert_close(weights, torch.exp((later - now) / 0.1).clamp(max=HEAVIEST))
-    assert weights.std() > 0.01 and torch.equal(policy.advantage_weights(stayed, data.instructions, 0.1), torch.ones(6))
-    assert policy.advantage_weights(latents, data.instructions, 1e-6).max() == HEAVIEST
-
-    learner = tiny()  # another network: the critic is not trained
-
-    def loss(own, advantage):
-        data.own = own
-        return learner.loss(data, torch.Generator().manual_seed(0), critic=policy, advantage=advantage)[0].item()
-
-    plain, nobody, first = loss(None, 0.0), loss(np.zeros(6, bool), 0.1), loss(np.arange(6) == 0, 0.1)
-    assert plain == nobody != first
-    whole = [loss(np.arange(6) == i, 0.1) - plain for i in range(6)]
-    assert [change > 0 for change in whole] == [float(weight) > 1 for weight in weights]
-    assert loss(np.ones(6, bool), 0.1) == pytest.approx(plain + sum(whole), rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", SampleType)
-def test_a_single_evaluation_of_world_model_or_value_is_the_same_for_every_seed(kind):
+@pytest.mark.parametrize("sample_type", SampleType)
+def test_a_single_evaluation_of_world_model_or_value_is_the_same_for_every_seed(sample_type):
     policy, data = tiny(), batch(3)
     torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
-    known, text, seeds = policy.training_latents(data), policy.embed(data.instructions), torch.arange(3)
-    for steps, same in ((1, kind != SampleType.POLICY), (2, False)):
-        first, second = (policy.generate(kind, known, text, s, steps) for s in (seeds, seeds + 10))
+    known, text, seeds = training_latents(policy, data), policy.embed(data.instructions), torch.arange(3)
+    for steps, same in ((1, sample_type != SampleType.POLICY), (2, False)):
+        first, second = (sampling.generate(policy, sample_type, known, text, s, steps) for s in (seeds, seeds + 10))
         assert torch.equal(first, second) == same
     plain = tiny(top_share=0)
     plain.load_state_dict(policy.state_dict())
-    assert not torch.equal(*(plain.generate(kind, known, text, s, 1) for s in (seeds, seeds + 10)))
+    assert not torch.equal(*(sampling.generate(plain, sample_type, known, text, s, 1) for s in (seeds, seeds + 10)))
 
 
 def test_generated_clean_frames_are_the_given_ones():
     policy = tiny()
     data = batch(3)
-    known = policy.training_latents(data)
+    known = training_latents(policy, data)
     text = policy.embed(data.instructions)
-    for kind in SampleType:
-        out = policy.generate(kind, known, text, torch.arange(3), steps=2)
-        given = list(clean_frames(policy.layout, kind))
+    for sample_type in SampleType:
+        out = sampling.generate(policy, sample_type, known, text, torch.arange(3), steps=2)
+        given = list(clean_frames(policy.layout, sample_type))
         assert torch.equal(out[:, :, given], known[:, :, given])
         other = [i for i in range(9) if i not in given]
         assert not torch.equal(out[:, :, other], known[:, :, other])
@@ -355,25 +243,26 @@ def test_hidden_frames_do_not_leak_into_the_value():
     policy = tiny()
     torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05)
     data = batch(2)
-    known, text = policy.training_latents(data), policy.embed(data.instructions)
-    for kind, hidden in ((SampleType.VALUE_FUTURE, [1, 2, 3, 4]), (SampleType.VALUE_ACTION, [5, 6, 7])):
+    known, text = training_latents(policy, data), policy.embed(data.instructions)
+    for sample_type, hidden in ((SampleType.VALUE_FUTURE, [1, 2, 3, 4]), (SampleType.VALUE_ACTION, [5, 6, 7])):
         changed = known.clone()
         changed[:, :, hidden] += 1
         seeds = torch.arange(2)
-        assert torch.equal(policy.evaluate(known, text, seeds, 3, kind), policy.evaluate(changed, text, seeds, 3, kind))
+        first, second = (sampling.evaluate(policy, latents, text, seeds, 3, sample_type) for latents in (known, changed))
+        assert torch.equal(first, second)
 
 
 def test_actions_are_read_back_from_training_latents():
     policy = tiny()
     policy.set_statistics(np.full(4, -2.0), np.full(4, 3.0), np.full(9, -1.0), np.full(9, 1.0))
     data = batch(4)
-    torch.testing.assert_close(policy.read_actions(policy.training_latents(data)), torch.from_numpy(data.actions), rtol=0, atol=1e-6)
-    torch.testing.assert_close(policy.read_value(policy.training_latents(data)), torch.from_numpy(data.value), rtol=0, atol=1e-6)
+    torch.testing.assert_close(read_actions(policy, training_latents(policy, data)), torch.from_numpy(data.actions), rtol=0, atol=1e-6)
+    torch.testing.assert_close(read_value(policy, training_latents(policy, data)), torch.from_numpy(data.value), rtol=0, atol=1e-6)
 
 
 def test_images_of_another_camera_count_are_refused():
     with pytest.raises(ConfigError, match="do not fit the model"):
-        tiny().current_latents(np.zeros((1, 3, 32, 32, 3), np.uint8), np.zeros((1, 9), np.float32))
+        current_latents(tiny(), np.zeros((1, 3, 32, 32, 3), np.uint8), np.zeros((1, 9), np.float32))
 
 
 def test_checkpoint_round_trip(tmp_path):

@@ -7,11 +7,15 @@ from safetensors.torch import save_file
 
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.errors import CheckpointError, ConfigError
-from cosmos_ray.model.policy import TrainingBatch, build
+from cosmos_ray.model import sampling
+from cosmos_ray.model.latents import current_latents, read_actions, read_future_images, training_latents
+from cosmos_ray.model.objective import Objective
+from cosmos_ray.model.policy import build
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.text import T5Text
 from cosmos_ray.model.tokenizer import WanTokenizer
+from cosmos_ray.model.training_batch import TrainingBatch
 
 CAMERAS = ("wrist", "agent")
 
@@ -74,12 +78,12 @@ def test_a_small_model_of_the_2b_preset_acts_and_learns(wan_folder, tmp_path):
     proprio = rng.uniform(-1, 1, (2, 9)).astype(np.float32)
     batch = TrainingBatch(images, images, proprio, proprio, rng.uniform(-1, 1, (2, 16, 7)).astype(np.float32), np.ones(2, np.float32),
                           ["lift the cube"] * 2, np.array([SampleType.POLICY, SampleType.VALUE_FUTURE]))
-    loss, _ = policy.loss(batch, torch.Generator().manual_seed(0))
+    loss, _ = Objective(policy).loss(batch, torch.Generator().manual_seed(0))
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in policy.net.parameters())
-    latents = policy.current_latents(images, proprio)
-    out = policy.act(latents, policy.embed(batch.instructions), torch.arange(2), steps=2)
-    assert policy.read_actions(out).shape == (2, 16, 7) and policy.read_future_images(out, images).shape == (2, 2, 32, 32, 3)
+    latents = current_latents(policy, images, proprio)
+    out = sampling.act(policy, latents, policy.embed(batch.instructions), torch.arange(2), steps=2)
+    assert read_actions(policy, out).shape == (2, 16, 7) and read_future_images(policy, out, images).shape == (2, 2, 32, 32, 3)
 
 
 @pytest.fixture
@@ -117,12 +121,12 @@ def test_acting_and_planning_encode_the_clean_prefix_once_and_decode_nothing(sma
 def test_vectors_in_the_latents_do_not_reach_the_decoded_frames(small_policy):
     """The decoder is causal: an ACTION latent left in place would colour every frame after it."""
     images, proprio = observation()
-    latents = small_policy.training_latents(TrainingBatch(images, images, proprio, proprio, np.zeros((1, 16, 7), np.float32),
-                                                          np.ones(1, np.float32), ["lift the cube"], np.array([SampleType.POLICY])))
+    latents = training_latents(small_policy, TrainingBatch(images, images, proprio, proprio, np.zeros((1, 16, 7), np.float32),
+                                                           np.ones(1, np.float32), ["lift the cube"], np.array([SampleType.POLICY])))
     other = latents.clone()
     for slot in (small_policy.layout.proprio, small_policy.layout.action, small_policy.layout.future_proprio, small_policy.layout.value):
         other[:, :, slot] = 3.0
-    assert torch.equal(small_policy.read_future_images(latents, images), small_policy.read_future_images(other, images))
+    assert torch.equal(read_future_images(small_policy, latents, images), read_future_images(small_policy, other, images))
     decoded = [small_policy.tokenizer.decode(x, small_policy.layout.future_images) for x in (latents, other)]
     assert not torch.equal(*decoded)  # what would have happened
 

@@ -15,8 +15,8 @@ from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.oracle.branch import Simulator
+from cosmos_ray.oracle.chooser import ARMS, Chooser
 from cosmos_ray.oracle.core import OracleCore
-from cosmos_ray.oracle.judge import ARMS, Judge
 from cosmos_ray.oracle.shares import shares
 from cosmos_ray.planning.best_of_n import score
 from cosmos_ray.replay.format.episode import EpisodeKey
@@ -45,13 +45,13 @@ def env():
 
 
 @pytest.fixture
-def judge(env):
-    return Judge(demo_policy().eval(), Simulator(env), PLANNER, steps=1, gamma=0.98)
+def chooser(env):
+    return Chooser(demo_policy().eval(), Simulator(env), PLANNER, steps=1, gamma=0.98)
 
 
-def branch_of(judge, index=0):
+def branch_of(chooser, index=0):
     seed = state_seed("eval", 0, index)
-    return judge.simulator.begin(seed, evaluation_noise_seed(seed))
+    return chooser.simulator.begin(seed, evaluation_noise_seed(seed))
 
 
 def demonstrated(env, seed: int) -> np.ndarray:
@@ -65,44 +65,44 @@ def demonstrated(env, seed: int) -> np.ndarray:
     return np.array(actions)
 
 
-def test_branches_do_not_disturb_each_other(judge):
-    start = branch_of(judge)
+def test_branches_do_not_disturb_each_other(chooser):
+    start = branch_of(chooser)
     rng = np.random.default_rng(0)
     one, other = (rng.uniform(-1, 1, (CHUNK, 4)) for _ in range(2))
-    first = judge.simulator.run(start, one)
-    judge.simulator.run(judge.simulator.run(start, other), other)
-    again = judge.simulator.run(start, one)
+    first = chooser.simulator.run(start, one)
+    chooser.simulator.run(chooser.simulator.run(start, other), other)
+    again = chooser.simulator.run(start, one)
     assert np.array_equal(first.state, again.state) and np.array_equal(first.images, again.images) and first.step == CHUNK
-    assert not np.array_equal(first.state, judge.simulator.run(start, other).state)
+    assert not np.array_equal(first.state, chooser.simulator.run(start, other).state)
 
 
-def test_the_policy_arm_is_the_evaluation_episode(judge, tmp_path, env):
+def test_the_policy_arm_is_the_evaluation_episode(chooser, tmp_path, env):
     seed = state_seed("eval", 0, 0)
     core = RolloutCore(lambda: env, 1, ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
     ticket = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), noise_seed=evaluation_noise_seed(seed))
     finished = core.advance([ticket], 60)
     episode = core.store.read(finished[0].name)
-    (end,) = judge.play_on([branch_of(judge)])
+    (end,) = chooser.play_on([branch_of(chooser)])
     assert (end.step, end.success) == (episode.length, episode.success) and np.array_equal(end.state, episode.states[-1])
 
 
-def test_the_planned_arm_is_the_planned_evaluation_episode(judge, tmp_path, env):
+def test_the_planned_arm_is_the_planned_evaluation_episode(chooser, tmp_path, env):
     seed = state_seed("eval", 0, 0)
     core = RolloutCore(lambda: env, 1, ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
     planned = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), evaluation_noise_seed(seed), ActingPolicy(planner=PLANNER))
     finished = core.advance([planned], 60)
     episode = core.store.read(finished[0].name)
-    branch = branch_of(judge)
+    branch = branch_of(chooser)
     while not branch.done:
-        branch = judge.choose("V(s')", [branch])[0]
+        branch = chooser.choose("V(s')", [branch])[0]
     assert np.array_equal(branch.state, episode.states[-1])
 
 
-class Scripted(Judge):
+class Scripted(Chooser):
     """Candidates from a script instead of the policy: the last one of several is the demonstration's chunk."""
 
-    def __init__(self, judge, actions, alone):
-        super().__init__(judge.policy, judge.simulator, judge.planner, steps=judge.steps, gamma=judge.gamma)
+    def __init__(self, chooser, actions, alone):
+        super().__init__(chooser.policy, chooser.simulator, chooser.planner, steps=chooser.steps, gamma=chooser.gamma)
         self.actions, self.alone = actions, alone
 
     def propose(self, branches, n=None):
@@ -117,10 +117,10 @@ class Scripted(Judge):
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["policy goes on well", "policy goes on badly"])
-def test_true_returns_find_the_one_candidate_that_leads_to_success(judge, env, alone):
+def test_true_returns_find_the_one_candidate_that_leads_to_success(chooser, env, alone):
     seed = state_seed("eval", 0, 0)
-    scripted = Scripted(judge, demonstrated(env, seed), alone)
-    branch, decisions = branch_of(judge), 0
+    scripted = Scripted(chooser, demonstrated(env, seed), alone)
+    branch, decisions = branch_of(chooser), 0
     while not branch.done:
         (branch,), decisions = scripted.choose("return", [branch]), decisions + 1
     assert branch.success == alone  # where the policy fails from everywhere, no return tells candidates apart
@@ -128,69 +128,70 @@ def test_true_returns_find_the_one_candidate_that_leads_to_success(judge, env, a
         assert decisions == 1 and branch.step <= len(scripted.actions)
 
 
-def test_returns_discount_from_the_decision_on(judge, env):
+def test_returns_discount_from_the_decision_on(chooser, env):
     seed = state_seed("eval", 0, 0)
-    scripted = Scripted(judge, actions := demonstrated(env, seed), True)
-    start = branch_of(judge)
+    scripted = Scripted(chooser, actions := demonstrated(env, seed), True)
+    start = branch_of(chooser)
     later = scripted.simulator.run(start, actions[:CHUNK])
     first, second = scripted.returns([start, later], np.array([0, CHUNK]))
     assert first == pytest.approx(0.98 ** len(actions)) and second == pytest.approx(0.98 ** (len(actions) - CHUNK))
-    assert Scripted(judge, actions, False).returns([start], np.array([0])) == [0.0]
+    assert Scripted(chooser, actions, False).returns([start], np.array([0])) == [0.0]
 
 
-def test_the_learned_value_of_a_true_future_sees_that_future(judge):
-    branches = [branch_of(judge, 0), branch_of(judge, 1)]
-    proposals = judge.propose(branches)
-    outcomes = judge.outcomes(branches, proposals)
-    values = judge.true_future_values(branches, proposals, outcomes)
+def test_the_learned_value_of_a_true_future_sees_that_future(chooser):
+    branches = [branch_of(chooser, 0), branch_of(chooser, 1)]
+    proposals = chooser.propose(branches)
+    outcomes = chooser.outcomes(branches, proposals)
+    values = chooser.true_future_values(branches, proposals, outcomes)
     assert values.shape == (6,) and ((values >= 0) & (values <= 1)).all()
     other = [dataclasses.replace(o, images=255 - o.images) if i == 4 else o for i, o in enumerate(outcomes)]
-    changed = judge.true_future_values(branches, proposals, other) != values
+    changed = chooser.true_future_values(branches, proposals, other) != values
     assert changed.tolist() == [False] * 4 + [True, False]
 
 
-def test_a_future_with_one_true_part_is_valued_by_that_part_alone(judge):
-    branches = [branch_of(judge, 0), branch_of(judge, 1)]
-    proposals = judge.propose(branches)
-    outcomes = judge.outcomes(branches, proposals)
-    values = judge.partly_true_values(branches, proposals, outcomes)
-    wrist, third = judge.policy.layout.cameras
+def test_a_future_with_one_true_part_is_valued_by_that_part_alone(chooser):
+    branches = [branch_of(chooser, 0), branch_of(chooser, 1)]
+    proposals = chooser.propose(branches)
+    outcomes = chooser.outcomes(branches, proposals)
+    values = chooser.partly_true_values(branches, proposals, outcomes)
+    wrist, third = chooser.policy.layout.cameras
     assert list(values) == ["proprioception", wrist, third]
     seen = [dataclasses.replace(o, images=np.stack([255 - o.images[0], o.images[1]])) for o in outcomes]
-    changed = judge.partly_true_values(branches, proposals, seen)
+    changed = chooser.partly_true_values(branches, proposals, seen)
     assert {name: bool((changed[name] != values[name]).all()) for name in values} == {"proprioception": False, wrist: True, third: False}
     felt = [dataclasses.replace(o, proprio=o.proprio + 0.01) for o in outcomes]
-    changed = judge.partly_true_values(branches, proposals, felt)
+    changed = chooser.partly_true_values(branches, proposals, felt)
     assert [bool((changed[name] != values[name]).all()) for name in values] == [True, False, False]
 
 
-def test_an_imagined_part_in_its_own_place_changes_nothing(judge):
-    proposals = judge.propose([branch_of(judge)])
-    planner = dataclasses.replace(judge.planner, futures=2, future_steps=2, value_samples=2)
-    futures, scores = score(judge.critic, proposals, planner)
-    again, same = score(judge.critic, proposals, planner, {})
+def test_an_imagined_part_in_its_own_place_changes_nothing(chooser):
+    proposals = chooser.propose([branch_of(chooser)])
+    planner = dataclasses.replace(chooser.planner, futures=2, future_steps=2, value_samples=2)
+    network = chooser.planning_network
+    futures, scores = score(network, proposals, planner)
+    again, same = score(network, proposals, planner, {})
     assert torch.equal(again, futures) and torch.equal(same, scores)
-    frame = judge.critic.layout.future_images[0]
-    _, other = score(judge.critic, proposals, planner, {frame: futures[:, :, frame] + 1})
+    frame = network.layout.future_images[0]
+    _, other = score(network, proposals, planner, {frame: futures[:, :, frame] + 1})
     one = dataclasses.replace(planner, futures=1)
-    _, alone = score(judge.critic, proposals, one)
+    _, alone = score(network, proposals, one)
     assert not torch.equal(other, scores)
-    assert torch.equal(score(judge.critic, proposals, one, {frame: score(judge.critic, proposals, one)[0][:, :, frame]})[1], alone)
+    assert torch.equal(score(network, proposals, one, {frame: score(network, proposals, one)[0][:, :, frame]})[1], alone)
 
 
 def test_a_probe_has_every_part(run):
     core = OracleCore(run.config, str(run.folder.checkpoint("base")))
     found = [row for index in range(2) for row in core.probe([index])]
     core.close()
-    assert found and all(list(row["parts"]) == ["proprioception", *core.judge.critic.layout.cameras] for row in found)
+    assert found and all(list(row["parts"]) == ["proprioception", *core.chooser.planning_network.layout.cameras] for row in found)
     assert all(len(values) == 2 for row in found for values in row["parts"].values())
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_arms_do_not_depend_on_what_else_is_in_the_batch(judge, arm):
-    branches = [branch_of(judge, i) for i in range(2)]
-    together = judge.choose(arm, branches)
-    alone = [judge.choose(arm, [branch])[0] for branch in branches]
+def test_arms_do_not_depend_on_what_else_is_in_the_batch(chooser, arm):
+    branches = [branch_of(chooser, i) for i in range(2)]
+    together = chooser.choose(arm, branches)
+    alone = [chooser.choose(arm, [branch])[0] for branch in branches]
     assert all(np.array_equal(a.state, b.state) for a, b in zip(together, alone, strict=True))
 
 
@@ -225,7 +226,7 @@ def test_only_initial_states_that_every_arm_played_count():
     assert result["episodes"] == 5 and result["arms"]["policy"]["successes"] == 2
 
 
-def test_a_judgement_is_measured_where_candidates_differ():
+def test_a_score_is_measured_where_candidates_differ():
     decided = probe([0.5, 0.0, 0.0], **{"V(s')": [0.9, 0.1, 0.2], "V(true s')": [0.1, 0.9, 0.2]})
     hopeless, safe = probe([0.0, 0.0, 0.0]), probe([0.5, 0.6, 0.5])
     found = shares(rows(**OUTCOMES), [decided, hopeless, safe])["probes"]

@@ -8,11 +8,13 @@ import torch
 
 from cosmos_ray.config import ModelConfig, PlannerConfig
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.model import sampling
+from cosmos_ray.model.latents import action_frame, current_latents, read_actions
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.planning.aggregate import AGGREGATIONS, THRESHOLD, aggregate
-from cosmos_ray.planning.best_of_n import act_directly, plan, propose, score, step_ladder
+from cosmos_ray.planning.best_of_n import act_directly, best_of_n, propose, score, step_ladder
 from tests.test_model import CAMERAS
 
 STEPS = 2
@@ -52,7 +54,7 @@ def observed(policy, n: int, seed: int = 0):
     images = rng.integers(0, 256, (n, 2, 64, 64, 3), dtype=np.uint8)
     proprio = rng.uniform(-1, 1, (n, 9)).astype(np.float32)
     text = policy.embed([f"lift the cube {i}" for i in range(n)])
-    return policy.current_latents(images, proprio), text, torch.from_numpy(rng.integers(0, 2**62, n))
+    return current_latents(policy, images, proprio), text, torch.from_numpy(rng.integers(0, 2**62, n))
 
 
 # ---------------------------------------------------------------- aggregation
@@ -108,7 +110,7 @@ def test_step_ladder(longest, count, expected):
 
 def test_one_candidate_is_the_policy_itself(policy):
     known, text, seeds = observed(policy, 2)
-    planned = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1))
+    planned = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1))
     direct = act_directly(policy, known, text, seeds, STEPS)
     assert torch.equal(planned.actions, direct.actions) and torch.equal(planned.values, direct.values)
     assert planned.chosen.tolist() == [0, 0] and planned.scores.shape == (2, 1)
@@ -116,17 +118,17 @@ def test_one_candidate_is_the_policy_itself(policy):
 
 def test_candidate_0_keeps_the_callers_seed_and_the_others_do_not(policy):
     known, text, seeds = observed(policy, 2)
-    planned = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4))
+    planned = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4))
     direct = act_directly(policy, known, text, seeds, STEPS)
     assert torch.equal(planned.candidates[:, 0], direct.actions)
     flat = planned.candidates.flatten(0, 1).flatten(1)
     assert len({tuple(row) for row in flat.tolist()}) == 8
 
 
-def test_ties_change_nothing(policy):
+def test_ties_change_nothing(policy, monkeypatch):
     known, text, seeds = observed(policy, 2)
-    policy.evaluate = lambda latents, *_: torch.full((len(latents),), 0.25)
-    planned = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4))
+    monkeypatch.setattr(sampling, "evaluate", lambda policy, latents, *_: torch.full((len(latents),), 0.25))
+    planned = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4))
     assert torch.equal(planned.actions, act_directly(policy, known, text, seeds, STEPS).actions)
 
 
@@ -138,10 +140,10 @@ def test_ties_change_nothing(policy):
 ], ids=["V(s')", "Q(s, a)", "ensembles", "spread"])  # fmt: skip
 def test_rows_do_not_depend_on_their_batch(policy, config):
     known, text, seeds = observed(policy, 3)
-    together = plan(policy, known, text, seeds, STEPS, config)
+    together = best_of_n(policy, known, text, seeds, STEPS, config)
     for row in range(3):
         this = slice(row, row + 1)
-        alone = plan(policy, known[this], dataclasses.replace(text, rows=text.rows[this]), seeds[this], STEPS, config)
+        alone = best_of_n(policy, known[this], dataclasses.replace(text, rows=text.rows[this]), seeds[this], STEPS, config)
         for name, value in vars(alone).items():
             assert torch.equal(getattr(together, name)[row : row + 1], value), name
 
@@ -157,7 +159,7 @@ def test_spread_moves_every_second_candidate_by_a_constant_and_no_gripper(policy
         for row in offset[..., axis][inside[..., axis].all(-1)]:
             assert row.abs().max() > 1e-4 and torch.allclose(row, row[:1].expand(8), atol=1e-5)
     assert after[:, 1::2].abs().max() <= 1 and inside.any()
-    assert torch.equal(moved.latents[:, :, policy.layout.action], policy.action_frame(moved.actions))  # the world model is asked about it
+    assert torch.equal(moved.latents[:, :, policy.layout.action], action_frame(policy, moved.actions))  # the world model is asked about it
 
 
 @pytest.mark.parametrize("value", ["future", "action", "both"])
@@ -165,7 +167,7 @@ def test_spread_moves_every_second_candidate_by_a_constant_and_no_gripper(policy
 def test_the_chosen_candidate_has_the_best_score_and_is_executed(policy, value, aggregate):
     known, text, seeds = observed(policy, 4)
     config = PlannerConfig(candidates=5, rank_by=value, value_samples=3, value_steps=2, aggregate=aggregate)
-    decision = plan(policy, known, text, seeds, STEPS, config)
+    decision = best_of_n(policy, known, text, seeds, STEPS, config)
     rows = torch.arange(4)
     assert decision.scores.shape == (4, 5) and decision.candidates.shape == (4, 5, 8, 4)
     assert torch.equal(decision.scores[rows, decision.chosen], decision.scores.max(1).values)
@@ -174,36 +176,37 @@ def test_the_chosen_candidate_has_the_best_score_and_is_executed(policy, value, 
 
 
 @pytest.mark.parametrize("value", ["future", "action"])
-def test_planning_finds_the_best_candidate_under_a_known_value(policy, value):
+def test_planning_finds_the_best_candidate_under_a_known_value(policy, value, monkeypatch):
     """With a value function that prefers a large first action entry, that candidate must win, row by row."""
     known, text, seeds = observed(policy, 6)
-    policy.evaluate = lambda latents, *_: torch.tanh(policy.read_actions(latents)[:, 0, 0])
-    decision = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=8, rank_by=value, value_samples=2))
+    monkeypatch.setattr(sampling, "evaluate", lambda policy, latents, *_: torch.tanh(read_actions(policy, latents)[:, 0, 0]))
+    decision = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=8, rank_by=value, value_samples=2))
     first = decision.candidates[:, :, 0, 0]
     assert torch.equal(decision.chosen, first.argmax(1)) and len(set(decision.chosen.tolist())) > 1
     assert torch.equal(decision.actions[:, 0, 0], first.max(1).values)
 
 
-@pytest.mark.parametrize("value, kind", [("future", SampleType.VALUE_FUTURE), ("action", SampleType.VALUE_ACTION)])
-def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind):
+@pytest.mark.parametrize("value, sample_type", [("future", SampleType.VALUE_FUTURE), ("action", SampleType.VALUE_ACTION)])
+def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, sample_type, monkeypatch):
     imagined, valued = [], []
-    imagine, evaluate = policy.imagine, policy.evaluate
+    imagine, evaluate = sampling.imagine, sampling.evaluate
 
-    def imagine_and_note(latents, text, seeds, steps):
+    def imagine_and_note(policy, latents, text, seeds, steps):
         imagined.append((steps, len(latents)))
-        return imagine(latents, text, seeds, steps)
+        return imagine(policy, latents, text, seeds, steps)
 
-    def evaluate_and_note(latents, text, seeds, steps, kind):
-        valued.append((kind, steps, len(latents), tuple(seeds.tolist())))
-        return evaluate(latents, text, seeds, steps, kind)
+    def evaluate_and_note(policy, latents, text, seeds, steps, sample_type):
+        valued.append((sample_type, steps, len(latents), tuple(seeds.tolist())))
+        return evaluate(policy, latents, text, seeds, steps, sample_type)
 
-    policy.imagine, policy.evaluate = imagine_and_note, evaluate_and_note
+    monkeypatch.setattr(sampling, "imagine", imagine_and_note)
+    monkeypatch.setattr(sampling, "evaluate", evaluate_and_note)
     known, text, seeds = observed(policy, 2)
     config = PlannerConfig(candidates=2, rank_by=value, futures=3, future_steps=5, value_samples=5, value_steps=5)
-    plan(policy, known, text, seeds, STEPS, config)
+    best_of_n(policy, known, text, seeds, STEPS, config)
     futures = 3 if value == "future" else 1  # Q(s, a) asks about the chunk itself, nothing is imagined
     assert imagined == ([(1, 4), (3, 4), (5, 4)] if value == "future" else [])
-    assert [v[:3] for v in valued] == futures * [(kind, steps, 4) for steps in (1, 2, 3, 4, 5)]
+    assert [v[:3] for v in valued] == futures * [(sample_type, steps, 4) for steps in (1, 2, 3, 4, 5)]
     drawn = [seed for *_, seeds in valued for seed in seeds]
     assert len(set(drawn)) == len(drawn) // 2  # no two value samples of a candidate share their noise, the two candidates do
 
@@ -212,56 +215,58 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, kind)
 def test_ranking_by_both_values_is_ranking_by_their_mean(policy, aggregate):
     known, text, seeds = observed(policy, 3)
     config = PlannerConfig(candidates=4, value_samples=3, value_steps=2, aggregate=aggregate)
-    future, action, both = (plan(policy, known, text, seeds, STEPS, dataclasses.replace(config, rank_by=value))
+    future, action, both = (best_of_n(policy, known, text, seeds, STEPS, dataclasses.replace(config, rank_by=value))
                             for value in ("future", "action", "both"))
     assert torch.equal(both.scores, (future.scores + action.scores) / 2) and torch.equal(both.chosen, both.scores.argmax(1))
 
 
 @pytest.mark.parametrize("value", ["future", "action", "both"])
-def test_another_network_may_judge_the_policys_candidates(policy, value):
+def test_a_planning_network_may_value_the_policys_candidates(policy, value):
     known, text, seeds = observed(policy, 2)
     config, instructions = PlannerConfig(candidates=4, rank_by=value), ["lift the cube 0", "lift the cube 1"]
-    judge = demo_policy()
-    for p in judge.net.parameters():
+    network = demo_policy()
+    for p in network.net.parameters():
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
-    alone = plan(policy, known, text, seeds, STEPS, config)
-    judged = plan(policy, known, text, seeds, STEPS, config, (judge, judge.embed(instructions)))
-    assert torch.equal(alone.candidates, judged.candidates) and not torch.equal(alone.scores, judged.scores)
+    alone = best_of_n(policy, known, text, seeds, STEPS, config)
+    planned = best_of_n(policy, known, text, seeds, STEPS, config, (network, network.embed(instructions)))
+    assert torch.equal(alone.candidates, planned.candidates) and not torch.equal(alone.scores, planned.scores)
     proposals = propose(policy, known, text, seeds, STEPS, 4)
-    futures, scores = score(judge, dataclasses.replace(proposals, text=judge.embed(instructions).repeat_interleave(4)), config)
-    assert torch.equal(judged.scores, scores.view(2, 4)) and torch.equal(judged.chosen, judged.scores.argmax(1))
-    assert torch.equal(judged.latents, futures[torch.arange(2) * 4 + judged.chosen])
-    itself = plan(policy, known, text, seeds, STEPS, config, (policy, text))
+    futures, scores = score(network, dataclasses.replace(proposals, text=network.embed(instructions).repeat_interleave(4)), config)
+    assert torch.equal(planned.scores, scores.view(2, 4)) and torch.equal(planned.chosen, planned.scores.argmax(1))
+    assert torch.equal(planned.latents, futures[torch.arange(2) * 4 + planned.chosen])
+    itself = best_of_n(policy, known, text, seeds, STEPS, config, (policy, text))
     assert torch.equal(itself.scores, alone.scores) and torch.equal(itself.actions, alone.actions)
 
 
-def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy):
+def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy, monkeypatch):
     known, text, seeds = observed(policy, 2)
     batches = []
-    evaluate = policy.evaluate
-    policy.evaluate = lambda *arguments: batches.append(arguments[2].tolist()) or evaluate(*arguments)
-    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, value_samples=4, value_steps=1))
+    evaluate = sampling.evaluate
+    monkeypatch.setattr(sampling, "evaluate", lambda *arguments: batches.append(arguments[3].tolist()) or evaluate(*arguments))
+    best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, value_samples=4, value_steps=1))
     assert len(batches) == 1 and len(batches[0]) == 2 * 3 * 4 and len(set(batches[0])) == 2 * 4
 
 
-def test_candidates_are_compared_under_the_same_noise(policy):
-    """Equal chunks get equal scores: what tells candidates apart is what they do, not the noise they were judged with."""
+def test_candidates_are_compared_under_the_same_noise(policy, monkeypatch):
+    """Equal chunks get equal scores: what tells candidates apart is what they do, not the noise of their values."""
     known, text, seeds = observed(policy, 3)
-    act = policy.act
-    policy.act = lambda latents, text, seeds, steps: act(latents, text, seeds[::4].repeat_interleave(4), steps)  # four times the same
+    act = sampling.act
+    monkeypatch.setattr(sampling, "act", lambda policy, latents, text, seeds, steps: act(
+        policy, latents, text, seeds[::4].repeat_interleave(4), steps))  # four times the same
     for value in ("future", "action"):
-        scores = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4, rank_by=value, futures=2)).scores
+        scores = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4, rank_by=value, futures=2)).scores
         assert torch.equal(scores, scores[:, :1].expand(3, 4)) and len(set(scores[:, 0].tolist())) == 3
 
 
-def test_the_world_model_is_asked_about_the_chunk_that_is_executed(policy):
+def test_the_world_model_is_asked_about_the_chunk_that_is_executed(policy, monkeypatch):
     """The ACTION frame given to it is the averaged chunk, tiled as in training, not the raw generated frame."""
     given = []
-    imagine = policy.imagine
-    policy.imagine = lambda latents, *rest: given.append(latents.clone()) or imagine(latents, *rest)
+    imagine = sampling.imagine
+    monkeypatch.setattr(sampling, "imagine", lambda policy, latents, *rest: given.append(latents.clone())
+                        or imagine(policy, latents, *rest))
     known, text, seeds = observed(policy, 2)
-    decision = plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3))
-    expected = policy.action_frame(decision.candidates.flatten(0, 1))
+    decision = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3))
+    expected = action_frame(policy, decision.candidates.flatten(0, 1))
     assert torch.equal(given[0][:, :, policy.layout.action], expected)
     assert torch.equal(decision.latents[:, :, policy.layout.action], expected.unflatten(0, (2, 3))[torch.arange(2), decision.chosen])
 
@@ -269,5 +274,5 @@ def test_the_world_model_is_asked_about_the_chunk_that_is_executed(policy):
 def test_planning_leaves_its_inputs_alone(policy):
     known, text, seeds = observed(policy, 2)
     copies = known.clone(), text.rows.clone(), text.tokens.clone(), seeds.clone()
-    plan(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1, rank_by="action"))
+    best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=1, rank_by="action"))
     assert all(map(torch.equal, copies, (known, text.rows, text.tokens, seeds)))

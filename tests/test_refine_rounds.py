@@ -58,15 +58,15 @@ def refined(run, monkeypatch):
 
     def start(run, learner, state, policy, mixture, rate, total, actors_beside, world_weight=0.0):
         assert world_weight == (7.0 if state.startswith("planning") else 0.0)  # it is the planning network's alone
-        assert mixture == Mixture.planning(run.config.learner, run.config.replay)
+        assert mixture == Mixture.for_planning_network(run.config.learner, run.config.replay)
         started.append((state, policy, total))
         run.folder.learner_state(state).mkdir(parents=True, exist_ok=True)
 
     def refine_round(round):
         round.begin()
         stage.train_planning_network(round)
-        start(round.run, None, round.state("refined"), round.start("refined"), Mixture.planning(run.config.learner, run.config.replay), 0,
-              round.run.config.refine_steps, 0)
+        mixture = Mixture.for_planning_network(run.config.learner, run.config.replay)
+        start(round.run, None, round.state("refined"), round.start("refined"), mixture, 0, round.run.config.refine_steps, 0)
         trained(round.run, "refined", round.run.config.refine_steps, round.run.folder.next_version(), **round.description())
         return {"new": 1}
 
@@ -171,6 +171,6 @@ def test_more_rollouts_than_initial_states_are_refused_at_once():
 
 
 def test_its_mixture_has_every_value_that_may_be_asked_for():
-    mixture = Mixture.planning(LearnerConfig(value_mode="both", self_imitation=0.5), ReplayConfig(success_share=0.3))
+    mixture = Mixture.for_planning_network(LearnerConfig(value_mode="both", self_imitation=0.5), ReplayConfig(success_share=0.3))
     assert (mixture.policy, mixture.world, mixture.value) == (0.0, 0.3, 0.7) and mixture.self_imitation == 0.0
-    assert mixture.value_kinds == (SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION) and mixture.success_share == 0.3
+    assert mixture.value_types == (SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION) and mixture.success_share == 0.3

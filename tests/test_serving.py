@@ -14,7 +14,7 @@ from cosmos_ray.model import policy as policy_module
 from cosmos_ray.model.checkpoint import load_policy, save_policy
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import PaddedSampler, accelerate
-from cosmos_ray.planning.best_of_n import act_directly, plan
+from cosmos_ray.planning.best_of_n import act_directly, best_of_n
 from cosmos_ray.weights import Weights, pack
 from tests import test_planning
 from tests.test_inference import assert_same, request
@@ -28,7 +28,9 @@ PLANNER = PlannerConfig(candidates=3, futures=2, future_steps=3, value_samples=3
 
 def decide(policy: CosmosPolicy, n: int = 3, planner: PlannerConfig | None = None, steps: int = 3, seed: int = 0):
     known, text, seeds = observed(policy, n, seed)
-    return act_directly(policy, known, text, seeds, steps) if planner is None else plan(policy, known, text, seeds, steps, planner)
+    if planner is None:
+        return act_directly(policy, known, text, seeds, steps)
+    return best_of_n(policy, known, text, seeds, steps, planner)
 
 
 def changed(policy: CosmosPolicy, by: float = 0.05) -> CosmosPolicy:

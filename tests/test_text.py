@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.errors import CheckpointError, ConfigError, CosmosRayError
+from cosmos_ray.model import sampling
 from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.latents import current_latents, read_actions
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.text import HashText, T5Text
@@ -105,8 +107,8 @@ def policy(wan_folder, tmp_path) -> CosmosPolicy:
 
 def actions(policy: CosmosPolicy, instruction: str) -> torch.Tensor:
     rng = np.random.default_rng(0)
-    known = policy.current_latents(rng.integers(0, 256, (1, 2, 32, 32, 3), dtype=np.uint8), np.zeros((1, 9), np.float32))
-    return policy.read_actions(policy.act(known, policy.embed([instruction]), torch.arange(1), steps=2))
+    known = current_latents(policy, rng.integers(0, 256, (1, 2, 32, 32, 3), dtype=np.uint8), np.zeros((1, 9), np.float32))
+    return read_actions(policy, sampling.act(policy, known, policy.embed([instruction]), torch.arange(1), steps=2))
 
 
 def test_a_checkpoint_carries_its_text_and_acts_without_the_file_it_came_from(policy, tmp_path):

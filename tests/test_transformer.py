@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos_ray.config import ModelConfig
+from cosmos_ray.model import sampling
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import GRAIN, Prompts, make_prompts
 from cosmos_ray.model.reference import DiffusersTwin
@@ -143,15 +144,15 @@ def untrained_policy() -> CosmosPolicy:
     return CosmosPolicy(spec, PatchPCA(), HashText(spec.text_tokens, spec.transformer.text_width))
 
 
-@pytest.mark.parametrize("kind", list(SampleType))
-def test_the_sampler_reads_nothing_back_and_draws_nothing(kind):
+@pytest.mark.parametrize("sample_type", list(SampleType))
+def test_the_sampler_reads_nothing_back_and_draws_nothing(sample_type):
     """A CUDA graph can capture it: on the meta device reading a value back raises, and no random operation runs."""
     policy = untrained_policy().to("meta")
     with torch.no_grad():
         text = policy.net.attend_to(Prompts(torch.empty(1, 16, 64, device="meta"), None, torch.empty(3, dtype=torch.int64, device="meta")))
     known = torch.empty(3, 16, 9, 4, 4, device="meta")
     with _Operations() as seen:
-        out = policy.sample(kind, known, text, known, steps=5)
+        out = sampling.sample(policy, sample_type, known, text, known, steps=5)
     assert out.shape == known.shape
     assert not [name for name in seen.names if any(word in name for word in ("rand", "normal", "uniform", "local_scalar", "item"))]
     assert sum("scaled_dot_product" in name or "softmax" in name for name in seen.names) >= 5 * 2 * 2  # it did run: 5 steps, 2 layers
@@ -163,7 +164,7 @@ def test_reference_steps_make_one_evaluation_of_two():
     with torch.no_grad():
         policy.net.final_layer.linear.weight.normal_(0, 0.1)
     known, seeds = torch.zeros(1, 16, 9, 4, 4), torch.tensor([3])
-    act = lambda steps: policy.act(known, policy.embed(["lift"]), seeds, steps)  # noqa: E731
+    act = lambda steps: sampling.act(policy, known, policy.embed(["lift"]), seeds, steps)  # noqa: E731
     one, two, three = act(1), act(2), act(3)
     policy.reference_steps = True
     assert torch.equal(act(1), one) and torch.equal(act(2), one) and torch.equal(act(3), three) and not torch.equal(two, one)

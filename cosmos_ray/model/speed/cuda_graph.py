@@ -30,13 +30,14 @@ class PaddedGraph:
     A buffer with as many rows as ``inputs[0]`` gets ``rows`` rows. The rows past the given ones hold zeros or inputs of an earlier call.
     """
 
-    def __init__(self, call: Callable[..., torch.Tensor], inputs: list[torch.Tensor], rows: int, stream: torch.cuda.Stream, pool: Any = None):
+    def __init__(self, call: Callable[..., torch.Tensor], inputs: list[torch.Tensor], rows: int, stream: torch.cuda.Stream,
+                 pool: Any = None):
         given = len(inputs[0])
         self.buffers = [x.new_zeros(rows, *x.shape[1:]) if len(x) == given else torch.zeros_like(x) for x in inputs]
         self.graph, self.out = capture(lambda: call(*self.buffers), stream, pool)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The result for ``inputs`` of up to ``rows`` rows; it has as many rows as ``inputs[0]``."""
+        """The result for ``inputs`` of up to ``rows`` rows, with as many rows as ``inputs[0]``."""
         for buffer, given in zip(self.buffers, inputs, strict=True):
             buffer[:len(given)].copy_(given)
         self.graph.replay()
