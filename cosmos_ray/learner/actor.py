@@ -26,7 +26,7 @@ class LearnerLost(CosmosRayError):
 
 @dataclass(frozen=True)
 class LearnerTask:
-    """What a learner is to do, as plain data."""
+    """The task of a learner, as plain data."""
 
     policy: str  #: checkpoint directory to start from
     store: str  #: replay store directory
@@ -160,7 +160,7 @@ class LearnerGroup:
 
 
 def _someone_died(references: list[ray.ObjectRef]) -> bool:
-    """Whether a rank is gone. Its peers fail in their next collective, which may be known before the death itself is."""
+    """Whether a rank is gone. Its peers fail in their next collective, and their errors may arrive first."""
     ready, _ = ray.wait(references, num_returns=len(references), timeout=10)
     for reference in ready:
         try:

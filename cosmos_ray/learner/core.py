@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def learning_rate(step: int, total: int, peak: float, config: LearnerConfig) -> float:
-    """The rate of a step, from 0.
+    """The learning rate of a step; steps count from 0.
 
     "linear": warm-up, plateau, then decay to ``final_lr`` of the peak over the stage. "paper" (method 5.3): warm-up from 1e-6
     of the peak, on a line from 1.0 (at step 0) to 0.3 (at ``cycle``), then constant at 0.06.
@@ -103,7 +103,7 @@ class LearnerCore:
                 "grad_norm": float(norm) if norm is not None else float("nan"), "seconds": time.perf_counter() - began}
 
     def _accumulate(self) -> dict[str, float]:
-        """Gradients of one batch, and the optimiser's step when they are the last it waits for; loss and errors."""
+        """Add the gradients of one batch; the last batch of a step moves the weights. Returns loss and errors."""
         batch = next(self.loader) if self.loader else self.source.draw()
         loss, errors = self.objective.loss(batch, self.generator, self.engine, self.encoder.encode(batch, self.generator))
         if not torch.isfinite(loss):
@@ -113,7 +113,7 @@ class LearnerCore:
         return {"loss": float(loss.detach()), **errors}
 
     def refresh(self) -> None:
-        """Take in which episodes came and went since; batches that were made ahead without knowing are made again."""
+        """Take in new and removed episodes. Batches that were prepared before are made again."""
         index = self.source.sampler.store.index
         removed = index.removed
         if (self.source.sampler.refresh() or index.removed != removed) and self.loader:

@@ -1,4 +1,4 @@
-"""A cache of encoded windows on disk, so that the tokenizer need not run at every training step.
+"""A cache of encoded windows on disk: the tokenizer need not run at every training step.
 
 The unit is the window, not the frame: Wan's VAE is causal in time, so the latents of a slot depend on the slots before it
 (method section 0, fact 7). Values are float16: latents are standardised, far within its range, and on N(0, 1) data it rounds
@@ -7,7 +7,7 @@ to 2.1e-4 (root mean square) where bfloat16, for the same bytes, rounds to 1.7e-
 Layout: ``<folder>/<fingerprint>/<time>-<pid>-<random>.arrow``. A file, called a segment, is written whole or not at all and
 never changed; it is an Arrow IPC file of one record batch with the columns ``key`` (string), ``latents`` (fixed-size binary,
 one row of float16 in C order) and ``crc32`` (uint32, of key and latents). Any number of processes add segments to one folder.
-Nothing in it is precious: what cannot be read is deleted with a warning and encoded again by whoever needs it.
+Everything in the cache can be made again: a damaged segment is deleted with a warning, and its windows are encoded anew.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LatentCache:
     counted nor deleted. ``open_limit`` bounds the segments kept mapped (each holds a file descriptor).
 
     One instance is meant for one thread. StoreError if the folder cannot be made; afterwards no state of the disk raises: a
-    damaged segment is deleted, a vanished one forgotten, and a failed write ends the adding, each with a logged warning.
+    damaged segment is deleted, a vanished segment is forgotten, and a failed write ends all writing, each with a logged warning.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class LatentCache:
         return sum(self._sizes.values())
 
     def get(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """What is there of ``B`` keys: a ``(B,)`` bool mask and ``(B, *shape)`` float16 latents, zero where the mask is False."""
+        """The known latents of ``B`` keys: a ``(B,)`` bool mask and ``(B, *shape)`` float16 latents, zero where the mask is False."""
         found = np.zeros(len(keys), dtype=bool)
         latents = np.zeros((len(keys), *self.shape), dtype=_DTYPE)
         for i, key in enumerate(keys):
@@ -125,7 +125,7 @@ class LatentCache:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what :meth:`put` holds in memory as a segment, durably, less what other processes wrote meanwhile."""
+        """Write the latents in memory as a segment, durably, without those that other processes have written meanwhile."""
         self.refresh()
         rows = {key: row for key, row in self._buffer.items() if key not in self._index}
         self._buffer = {}

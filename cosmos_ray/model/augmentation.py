@@ -25,7 +25,7 @@ _GRAY = (0.2989, 0.587, 0.114)  # weights of red, green and blue, as torchvision
 
 @dataclass(frozen=True)
 class AugmentationParameters:
-    """What happens to each of B samples; every field is (B,) float32 on the CPU. In half image sides, the image is -1..1."""
+    """Crop, rotation and colour change of B samples; every field is (B,) float32 on the CPU. An image spans -1 to 1 in both axes."""
 
     side: torch.Tensor  #: of the square crop, as a share of the image's side
     x: torch.Tensor  #: centre of the crop in half image sides, to the right
@@ -43,7 +43,7 @@ def draw(b: int, generator: torch.Generator) -> AugmentationParameters:
 
 
 def draw_seeded(seeds: Sequence[int]) -> AugmentationParameters:
-    """Parameters of ``len(seeds)`` samples, those of sample i a function of ``seeds[i]`` (0 to 2**63 - 1) alone."""
+    """Parameters of ``len(seeds)`` samples. ``seeds[i]`` (0 to 2**63 - 1) alone fixes sample i."""
     generator = torch.Generator()
     return _scaled(torch.stack([torch.rand(7, generator=generator.manual_seed(int(seed))) for seed in seeds]))
 
@@ -106,7 +106,7 @@ def _blend(frames: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> t
 
 
 def _shift_hue(frames: torch.Tensor, turns: torch.Tensor) -> list[torch.Tensor]:
-    """Red, green and blue (B, n, H, H) of (B, n, 3, H, H) with the hue moved by (B, 1, 1, 1) turns; HSV's other two stay."""
+    """Red, green and blue (B, n, H, H) of (B, n, 3, H, H) with the hue moved by (B, 1, 1, 1) turns; saturation and value stay."""
     red, green, blue = frames.unbind(2)
     value = frames.amax(2)
     chroma = value - frames.amin(2)

@@ -28,8 +28,8 @@ def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict
 
     An existing checkpoint is replaced by two renames: a crash between them leaves it under ``.NAME.PID.old``.
 
-    ``version`` is the policy version the weights are published under; ``info`` is free-form JSON (steps, losses); ``net`` names
-    the network's parameters where they are not those of ``policy.net`` itself.
+    ``version`` is the policy version of the weights. ``info`` is free-form JSON (steps, losses). ``net`` are (name, tensor) pairs that
+    replace the parameters of ``policy.net`` in the file, for instance their average.
     """
     own = {k: v for k, v in _own(policy).items() if not k.startswith("net.")}
     own.update({f"net.{k}": v for k, v in net or policy.net.named_parameters()})
@@ -49,7 +49,7 @@ def copy_checkpoint(source: Path, target: Path, overwrite: bool = True) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no such thing. Checkpoints are replaced, never written to."""
+    """A hard link to a file, or a copy where the file system has no links. Checkpoints are replaced, never written to."""
     try:
         os.link(source, target)
     except OSError:
@@ -69,7 +69,7 @@ def read_description(path: str | Path) -> tuple[PolicySpec, int, dict]:
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[CosmosPolicy, int]:
-    """Load (policy, version), the network in ``dtype``; None keeps the stored one.
+    """Load (policy, version), the network in ``dtype``; None keeps the stored dtype.
 
     A missing, truncated or mismatched checkpoint raises CheckpointError with the first offending key.
     """
@@ -86,8 +86,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | None = torch.float32) -> 
 def load_net(policy: CosmosPolicy, path: str | Path, dtype: torch.dtype | None = torch.float32) -> None:
     """Load the network's weights alone, from a checkpoint directory or any file or folder that ``read_weights`` reads.
 
-    They go into a network with or without memory, in ``dtype``; None keeps the stored one. CheckpointError names the first key
-    that does not fit.
+    The network may have no memory yet. It gets ``dtype``; None keeps the stored dtype. CheckpointError names the first key that does not
+    fit.
     """
     path = Path(path)
     if (path / "policy.json").exists():
@@ -101,7 +101,7 @@ def load_net(policy: CosmosPolicy, path: str | Path, dtype: torch.dtype | None =
 
 
 def _check_diffusers(path: Path, config: TransformerConfig) -> None:
-    """What shapes cannot show: positions and heads of a diffusers folder must be the model's."""
+    """Compare what shapes cannot show: rotary positions and heads of a diffusers folder must be the model's."""
     if not any((folder / CONFIG).is_file() for folder in (path, path / "transformer")):
         return
     theirs, ours = read_diffusers(path)[1], diffusers_config(**config.diffusers_dimensions())
@@ -112,11 +112,11 @@ def _check_diffusers(path: Path, config: TransformerConfig) -> None:
 
 
 def _assign(policy: CosmosPolicy, net: dict[str, torch.Tensor], dtype: torch.dtype | None) -> None:
-    """Make ``net`` the network's parameters without copying where nothing is to be converted."""
+    """Make ``net`` the network's parameters. Only a change of dtype copies."""
     policy.net.load_state_dict({k: v.to(dtype or v.dtype) for k, v in net.items()}, assign=True)
     policy.net.requires_grad_(True)  # assigned tensors come without
 
 
 def _own(policy: CosmosPolicy) -> dict[str, torch.Tensor]:
-    """The state a checkpoint holds: everything but the VAE, which stays where it was loaded from."""
+    """The state of a checkpoint: everything but the VAE, which stays in its own folder."""
     return {k: v for k, v in policy.state_dict().items() if not k.startswith("tokenizer.vae.")}

@@ -1,4 +1,4 @@
-"""What happens to a camera frame between the simulator and the model at evaluation time (method 1.2)."""
+"""The image pipeline between simulator and model at evaluation time (method 1.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cosmos_ray.model.augmentation import AREA
 
 
 def prepare(images: np.ndarray, size: int, jpeg: bool, centre_crop: bool) -> np.ndarray:
-    """The frames as the model takes them; the same array where nothing is to do.
+    """The frames as the model takes them; the same array where there is nothing to do.
 
     In this order: ``jpeg`` sends every frame through JPEG quality 95; frames of another size are resized to ``size`` pixels;
     ``centre_crop`` keeps the middle ``int(size * sqrt(0.9))`` pixels (212 of 224), the area that training crops keep, and

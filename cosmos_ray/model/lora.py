@@ -49,7 +49,7 @@ def adapt(net: Transformer, rank: int, seed: int) -> None:
 
 
 def merged_parameters(net: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
-    """(public name, value) of every parameter of the network ``net`` stands for, in the order of an unadapted one."""
+    """(public name, value) of every parameter with its adapter merged, in the order of a network without adapters."""
     for prefix, module in net.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if name.rpartition(".")[2] in ("lora_down", "lora_up"):

@@ -8,8 +8,11 @@ import torch
 
 
 def hybrid_sigma(n: int, frames: int, frame_scale: bool, generator: torch.Generator, uniform_share: float) -> torch.Tensor:
-    """Draw (n,) float32 training sigmas: ``uniform_share`` U(1, 85), the rest LogNormal(ln 4, 1.2), the video model's own schedule; then
-    x sqrt(frames) if ``frame_scale``."""
+    """(n,) float32 training sigmas.
+
+    A share ``uniform_share`` comes from U(1, 85); the rest comes from LogNormal(ln 4, 1.2), the schedule of the video model.
+    ``frame_scale`` multiplies all sigmas by sqrt(frames).
+    """
     log_normal = torch.exp(math.log(4.0) + 1.2 * torch.randn(n, generator=generator))
     uniform = 1 + 84 * torch.rand(n, generator=generator)
     sigma = torch.where(torch.rand(n, generator=generator) < 1 - uniform_share, log_normal, uniform)

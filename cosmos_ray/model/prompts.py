@@ -19,7 +19,7 @@ GRAIN = 32  #: rows a prompt is padded to a multiple of
 
 @dataclass(frozen=True)
 class Prompts:
-    """P different prompts, and which of them each of B rows has."""
+    """P different prompts, and the prompt of each of B rows."""
 
     tokens: torch.Tensor  #: (P, L, text_width) embeddings
     bias: torch.Tensor | None  #: (P, 1, 1, L) added to the attention logits; None where it would be all zero
@@ -49,8 +49,8 @@ class Prompts:
 def make_prompts(embeddings: Sequence[torch.Tensor], device: torch.device, collapse: bool = True) -> Prompts:
     """Prompts, one row each, from (L, text_width) embeddings of equal L on the CPU.
 
-    ``collapse`` replaces the zero rows at each one's end by one that stands for all of them. The number of rows kept is rounded
-    up to a multiple of ``GRAIN``, so that prompts of like length give the same bits alone and together; others agree to rounding.
+    ``collapse`` replaces the zero rows at the end of a prompt by one row that stands for all. The number of rows is rounded up to a
+    multiple of ``GRAIN``: prompts of similar length then give the same bits alone and together, and other prompts agree to rounding.
     """
     length, width = embeddings[0].shape
     used = [_prompt_length(e) if collapse else length for e in embeddings]
@@ -69,6 +69,6 @@ def make_prompts(embeddings: Sequence[torch.Tensor], device: torch.device, colla
 
 
 def _prompt_length(embedding: torch.Tensor) -> int:
-    """Rows up to the last that is not zero."""
+    """Number of rows up to the last row that is not zero."""
     filled = embedding.ne(0).any(dim=1).nonzero()
     return int(filled[-1]) + 1 if len(filled) else 0

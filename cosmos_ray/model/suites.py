@@ -9,7 +9,7 @@ from cosmos_ray.model.layout import LatentLayout
 
 @dataclass(frozen=True)
 class Suite:
-    """What a released checkpoint was trained for. The latent layout follows from the cameras alone."""
+    """The setting of a released checkpoint. The latent layout follows from the cameras alone."""
 
     wrist_cameras: tuple[str, ...]  #: in latent order
     third_cameras: tuple[str, ...]

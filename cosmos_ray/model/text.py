@@ -1,4 +1,4 @@
-"""Instructions to the (L, text_width) embeddings the network cross-attends to."""
+"""From instructions to the (L, text_width) embeddings that the network attends to."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class HashText:
 
 
 class T5Text:
-    """T5 embeddings: those that are cached, and any other instruction's from a local T5 encoder directory.
+    """T5 embeddings: cached ones, and those that a local T5 encoder computes.
 
-    ``path`` is that directory, or a file of embeddings alone: ``.safetensors`` {instruction: (512, 1024)}, or the public
-    ``*_t5_embeddings.pkl``, of which only tensors are read. ``known`` embeddings, those of a checkpoint, come first.
+    ``path`` is the directory of the encoder, or a file of embeddings: ``.safetensors`` {instruction: (512, 1024)}, or the public
+    ``*_t5_embeddings.pkl``, of which only tensors are read. ``known`` embeddings of a checkpoint come first.
     """
 
     def __init__(self, path: str, tokens: int = 512, width: int = 1024, known: dict[str, torch.Tensor] | None = None):

@@ -1,4 +1,4 @@
-"""Model weights in other people's formats, read into and written from {public parameter name without ``net.``: tensor}."""
+"""Model weights in public formats, read into and written from {public parameter name without ``net.``: tensor}."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ACCEPTED = ("a .pt or .pth file of torch.save, a .safetensors file, a torch.dis
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Weights in whatever format ``path`` has, told from its suffix or contents, under public names and in the stored dtypes.
+    """The weights at ``path`` under public names, in the stored dtypes. Suffix or contents tell the format.
 
-    CheckpointError when there is nothing, when it is no known format, and for each fault of its format. Whether the weights fit
-    a model is for :func:`match` to say. Tensors may stay mapped to their file: while they are in use, replace it, do not rewrite it.
+    CheckpointError when there is nothing, when the format is unknown, and for each fault of the format. :func:`match` says whether the
+    weights fit a model. Tensors may stay mapped to their file: while they are in use, replace the file, do not rewrite it.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""How files of weights appear and are read: whole or not at all, and safetensors where tensors are to be kept."""
+"""Reading and writing files of weights: a file appears whole or not at all, and tensors are kept as safetensors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def replacing(path: str | Path, overwrite: bool) -> Iterator[Path]:
 
 
 def reason(error: BaseException) -> str:
-    """One line; torch.save raises a RuntimeError of its own while it handles the system's."""
+    """The error in one line. torch.save hides the system's error behind a RuntimeError."""
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

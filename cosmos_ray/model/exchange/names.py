@@ -31,14 +31,14 @@ _PAIRS = (
 
 
 def to_diffusers(name: str) -> str:
-    """diffusers' name of a public one (without ``net.``)."""
+    """diffusers' name of a parameter; ``name`` is the public name without ``net.``."""
     for public, diffusers in _PAIRS:
         name = name.replace(public, diffusers)
     return name
 
 
 def from_diffusers(name: str) -> str:
-    """The inverse of :func:`to_diffusers`; public names stay what they are."""
+    """The inverse of :func:`to_diffusers`; public names stay unchanged."""
     for public, diffusers in reversed(_PAIRS):
         name = name.replace(diffusers, public)
     return name
@@ -47,9 +47,8 @@ def from_diffusers(name: str) -> str:
 def public_names(names: Iterable[str], where: str) -> dict[str, str]:
     """{name as stored: public name without ``net.``} of the parameters among ``names``.
 
-    Of two copies of the network the trained one is taken, not its average: ``net_ema.`` counts only where nothing is called
-    ``net.``, because such a file can only have been meant as weights. Names that no rule covers are kept, for :func:`match` to
-    refuse. CheckpointError when two stored names mean the same parameter.
+    Of two copies of the network, the trained one counts, not its average: ``net_ema.`` counts only where no name begins with ``net.``.
+    Names that no rule covers are kept, and :func:`match` refuses them. CheckpointError when two stored names mean the same parameter.
     """
     names = list(names)
     prefix = EMA_PREFIX if not any(n.startswith(PREFIX) for n in names) else PREFIX
