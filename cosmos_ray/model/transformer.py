@@ -214,6 +214,12 @@ class PatchEmbed(nn.Module):
         self.patch = patch
         self.proj = nn.Sequential(nn.Identity(), nn.Linear(channels * patch * patch, width, bias=False))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        layer = self.proj[1]
+        assert isinstance(layer, nn.Linear)
+        return layer.weight.dtype
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, h, w) to (B, T, HW, width)."""
         b, c, t, h, w = x.shape
@@ -268,7 +274,7 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights and the arithmetic."""
-        return self.final_layer.linear.weight.dtype
+        return self.x_embedder.dtype
 
     def modulate(self, timesteps: torch.Tensor) -> Modulation:
         """AdaLN of every layer from (B or 1, T) timesteps. Valid until the weights change."""
