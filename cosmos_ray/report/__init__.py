@@ -1,1 +1,1 @@
-"""The report of a run: one self-contained HTML page, the same numbers as JSON, and the filmstrip of a planned episode."""
+"""The report of a run: a self-contained HTML page, the same numbers as JSON, and pictures of episodes."""

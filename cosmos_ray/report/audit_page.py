@@ -1,4 +1,4 @@
-"""The one-page result of a planning audit."""
+"""The page of a planning audit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ td:first-child, th:first-child, td:last-child, th:last-child {{ text-align: left
 
 
 def headline(result: dict) -> str:
-    """The audit in one sentence."""
+    """The result of the audit in two sentences."""
     lost = ", ".join(f"{row['points']:.1f} to the {row['part']}" for row in result["lost"])
     policy, planned, oracle = (result["arms"][arm] for arm in ("policy", "V(s')", "return"))
     return (f"Over {result['episodes']} held-out initial states the policy alone succeeds in {100 * policy['rate']:.1f} %, "
@@ -37,7 +37,7 @@ def headline(result: dict) -> str:
 
 
 def draw_audit(result: dict) -> Figure:
-    """Success of every arm, from no planning to a planner that cannot be wrong."""
+    """Draw the success of every arm, from no planning to the best choice there is."""
     return draw_arms([{"name": name, "episodes": result["episodes"], **arm} for name, arm in result["arms"].items()])
 
 
@@ -63,12 +63,12 @@ def write_audit_page(result: dict, path: Path) -> None:
 
 
 def _agreement(found: dict[str, float]) -> str:
-    """The section on the parts of the future, where anything was probed."""
+    """The section on the parts of the future; empty where nothing was probed."""
     if not found:
         return ""
     return ("<h2>Which part of the imagined future misleads the value</h2><p>Rank correlation with V of the true future among the "
             "candidates of one decision: by what the planner has, and with one part of the imagined future replaced by the real one.</p>"
-            + _table(("judged by", "rank correlation"), [(name, _number(value)) for name, value in found.items()]))
+            + _table(("scored by", "rank correlation"), [(name, _number(value)) for name, value in found.items()]))
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:

@@ -1,4 +1,4 @@
-"""The report of a run: everything is counted from ``evaluation.json``, ``metrics.jsonl`` and the replay store, nothing is run."""
+"""Writes the report of a run. It counts from ``evaluation.json``, ``metrics.jsonl`` and the replay store, and runs nothing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ SCHEMA = 1  #: version of report.json
 
 
 def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | None = None, assessment: dict | None = None) -> dict:
-    """Write ``report.json`` and ``report.html`` with the same numbers; returns them.
+    """Write ``report.json`` and ``report.html`` with the same numbers, and return the numbers.
 
-    Without a ``trace`` (or with one that has no decision) the page has no filmstrip, without an ``assessment`` (see
-    :func:`cosmos_ray.planning.assessment.assess`) nothing on how well the network imagines and values. ConfigError when nothing was
-    evaluated yet, StoreError when ``evaluation.json`` is damaged.
+    Args:
+        trace: the planned episode of the filmstrip; the page has none without a trace, or for a trace without a decision.
+        assessment: how well the network imagines and values (:func:`cosmos_ray.planning.assessment.assess`); None leaves it out.
+
+    Raises:
+        ConfigError: nothing was evaluated yet.
+        StoreError: ``evaluation.json`` is damaged.
     """
     evaluation = read_evaluation(folder)
     trace = trace if trace is not None and trace.steps else None
@@ -59,7 +63,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
 
 
 def read_evaluation(folder: RunFolder) -> dict:
-    """What `evaluate` wrote. ConfigError when it has not run, StoreError when its file is damaged."""
+    """The file that `evaluate` wrote. ConfigError when `evaluate` has not run, StoreError when the file is damaged."""
     try:
         evaluation = folder.read_json("evaluation.json")
     except json.JSONDecodeError as error:
@@ -72,7 +76,7 @@ def read_evaluation(folder: RunFolder) -> dict:
 
 
 def _arms(evaluation: dict) -> list[dict]:
-    """The arms as a list, in order, with their name, the planner's N (0 without planning) and the paired gain, if any."""
+    """The arms in order: each with its name, its number of candidates (0 without planning) and its paired gain, if any."""
     gains = {pair["arm"]: pair for pair in evaluation["pairs"]}
     return [{"name": name, **arm, "candidates": arm["planner"]["candidates"] if arm["planner"] else 0, "paired": gains.get(name)}
             for name, arm in evaluation["arms"].items()]
@@ -81,7 +85,7 @@ def _arms(evaluation: dict) -> list[dict]:
 def _comparisons(arms: list[dict], pairs: list[dict]) -> list[dict]:
     """The evaluation's pairs, then each planning arm against the same policy without planning.
 
-    ``headline`` marks those that the headline states: policies against the first, planning against its own policy.
+    ``headline`` marks the comparisons in the headline: each policy against the first, and planning against its own policy.
     """
     by_name, out = {arm["name"]: arm for arm in arms}, []
     for pair in pairs:
@@ -97,7 +101,7 @@ def _comparisons(arms: list[dict], pairs: list[dict]) -> list[dict]:
 
 
 def _fingerprints(episodes: list[diagnostics.Outcome]) -> list[dict]:
-    """The different simulator fingerprints among the evaluation episodes, most frequent first: {episodes, fingerprint}."""
+    """The distinct simulator fingerprints of the evaluation episodes, most frequent first: {episodes, fingerprint}."""
     found: dict[str, dict] = {}
     for episode in episodes:
         fingerprint = episode.info.get("fingerprint") or {}

@@ -1,4 +1,4 @@
-"""The report's charts, each drawn from the part of the report dict that it shows."""
+"""The charts of the report. Each draws one part of the report dict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH = 9.6  #: inches, of every full-width figure
 
 
 def draw_arms(arms: list[dict]) -> Figure:
-    """Success rate and interval of every arm, and which initial states each solved."""
+    """Success rate and interval of every arm, and the initial states that each arm solved."""
     figure, (rates, states) = style.figure(WIDTH, 1.5 + 0.42 * len(arms), 1, 2, width_ratios=(1, 1.25))
     rows = range(len(arms))
     colours = [style.ARMS[i % len(style.ARMS)] for i in rows]
@@ -37,9 +37,9 @@ def _draw_states(axis, arms: list[dict], colours: list[str]) -> None:
     matrix = [arm["outcomes"] for arm in arms]
     order = sorted(range(len(matrix[0])), key=lambda i: (-sum(row[i] for row in matrix), [-row[i] for row in matrix]))
     for i, row in enumerate(matrix):
-        for kind in (1, 0):
-            x = [column for column, state in enumerate(order) if row[state] == kind]
-            axis.bar(x, [0.62] * len(x), bottom=i - 0.31, width=1.0, color=colours[i] if kind else "#eef0f2", edgecolor=style.PAPER,
+        for outcome in (1, 0):
+            x = [column for column, state in enumerate(order) if row[state] == outcome]
+            axis.bar(x, [0.62] * len(x), bottom=i - 0.31, width=1.0, color=colours[i] if outcome else "#eef0f2", edgecolor=style.PAPER,
                      linewidth=0.8 if len(order) <= 150 else 0)
     axis.set(xlim=(-0.5, len(order) - 0.5), ylim=(len(arms) - 0.4, -0.6), yticks=[])
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -48,7 +48,7 @@ def _draw_states(axis, arms: list[dict], colours: list[str]) -> None:
 
 
 def draw_training(curves: dict[str, dict]) -> Figure:
-    """Loss and error per frame kind of each training stage."""
+    """Loss, and error per frame of the latent sequence, of each training stage."""
     figure, axes = style.figure(WIDTH, 0.4 + 2.15 * len(curves), len(curves), 2)
     titles = {"pretrain": "Pretraining on demonstrations", "planning": "Planning network on rollouts",
               "refine": "Refinement on demonstrations and rollouts"}
@@ -57,10 +57,10 @@ def draw_training(curves: dict[str, dict]) -> Figure:
         _line(loss, curve, "loss", style.INK)
         _scale(loss)
         style.label(loss, "learner step", "loss", titles[stage])
-        for kind, colour in (("action", style.BLUE), ("future", style.VERMILION), ("value", style.GREEN)):
-            _line(errors, curve, kind, colour)
+        for frame, colour in (("action", style.BLUE), ("future", style.VERMILION), ("value", style.GREEN)):
+            _line(errors, curve, frame, colour)
         _scale(errors)
-        style.label(errors, "learner step", "mean absolute error\n(latent units)", "Error per kind of frame")
+        style.label(errors, "learner step", "mean absolute error\n(latent units)", "Error per frame type")
         if errors.lines:
             style.legend(errors, ncols=3, loc="upper right")
             low, high = errors.get_ylim()
@@ -76,7 +76,7 @@ def _line(axis, curve: dict, key: str, colour: str) -> None:
 
 
 def _scale(axis) -> None:
-    """Logarithmic where the values span enough for it to have labelled ticks."""
+    """Make the axis logarithmic where the values span enough for labelled ticks."""
     values = [y for line in axis.lines for y in line.get_ydata()]
     if values and max(values) > 5 * min(values):
         axis.set_yscale("log")
@@ -102,7 +102,7 @@ def draw_versions(rows: list[dict]) -> Figure:
 
 
 def draw_planning(planning: dict) -> Figure:
-    """Which candidate was chosen, and how far apart the candidates' scores were."""
+    """How often each candidate was chosen, and how far apart the candidates' scores were."""
     figure, (picks, spreads) = style.figure(WIDTH, 2.4, 1, 2)
     counts = planning["picks"]
     colours = [style.MUTED] + [style.BLUE] * (len(counts) - 1)
@@ -123,7 +123,7 @@ def draw_planning(planning: dict) -> Figure:
 
 
 def draw_calibration(rows: list[dict]) -> Figure:
-    """Predicted value against what happened, and how many decisions stand behind each bin."""
+    """Predicted value against the outcome, and the number of decisions in each bin."""
     figure, (curve, counts) = style.figure(WIDTH, 3.0, 1, 2, width_ratios=(1.15, 1))
     style.tidy(curve, grid="both")
     curve.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), label="ideal")

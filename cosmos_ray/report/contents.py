@@ -1,4 +1,4 @@
-"""What the store and ``metrics.jsonl`` hold: counts per kind of episode, success by policy version, training curves, stage times."""
+"""Counts from the store and ``metrics.jsonl``: episodes per class, success by policy version, training curves, stage times."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:
 def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
     """``{"pretrain": {"step": [...], "loss": [...], ...}, "refine": ...}``, stages without rows left out.
 
-    A resumed stage logs some steps twice: the later row counts. Steps of later rounds go on counting where the round before ended. Long
-    curves are thinned to MAX_POINTS.
+    A resumed stage logs some steps twice; the later row counts. The steps of a round count on from the round before. Curves with more than
+    MAX_POINTS rows are thinned.
     """
     curves = {}
     for stage in ("pretrain", "planning", "refine"):
@@ -77,7 +77,7 @@ def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
 
 
 def stage_times(folder: RunFolder) -> list[dict]:
-    """Minutes and peak memory (MB) per stage in the order they first ran; sessions of an interrupted demo add up."""
+    """Minutes and peak memory (MB) per stage, in the order of their first run. Sessions of an interrupted demo add up."""
     stages: dict[str, dict] = {}
     for row in folder.metrics("demo"):
         seconds, memory = _number(row.get("seconds")), _number(row.get("peak_memory_mb"))
@@ -100,7 +100,7 @@ def stage_results(folder: RunFolder) -> dict[str, dict]:
 
 
 def plain(value: Any) -> Any:
-    """Nested data as strict JSON holds it: not-a-number and infinities become None."""
+    """Nested data for strict JSON: NaN and infinities become None."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What stored episodes say about the planner, the value function and the world model. All from the decisions of each episode."""
+"""Diagnostics of planner, value function and world model, from the decisions in stored episodes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Outcome:
 
     @property
     def decisions(self) -> list[dict]:
-        """``{step, value, chosen, scores}`` each, those with a finite value; empty for demonstrations."""
+        """The decisions that have a finite value, each ``{step, value, chosen, scores}``; empty for demonstrations."""
         return [d for d in self.info.get("decisions", []) if d.get("value") is not None and math.isfinite(d["value"])]
 
 
 def outcomes(store: ReplayStore, names: list[str]) -> list[Outcome]:
-    """The named episodes, from their headers; one that is gone or damaged is left out with a logged warning."""
+    """The named episodes, from their headers. Leaves out a missing or damaged episode and logs a warning."""
     found = []
     for name in names:
         try:
@@ -56,11 +56,11 @@ def outcomes(store: ReplayStore, names: list[str]) -> list[Outcome]:
 
 
 def planning(episodes: list[Outcome]) -> dict | None:
-    """How the planner chose, over all decisions of its episodes; None when no decision had more than one candidate.
+    """Statistics of the planner's choices over all decisions; None when no decision had more than one candidate.
 
-    ``spread`` is the difference of the best and the worst candidate's score at a decision. ``within_decision`` is the mean standard
-    deviation of one decision's scores, ``between_decisions`` that of the mean score over decisions: where the first is much smaller,
-    scores tell situations apart rather than candidates.
+    ``spread`` is the best minus the worst score of a decision. ``within_decision`` is the mean standard deviation of the scores within a
+    decision; ``between_decisions`` is the standard deviation of the mean score over decisions. Where the first is much smaller than the
+    second, scores separate situations, not candidates.
     """
     rows = [(e.success, d) for e in episodes for d in e.decisions if len(d["scores"]) > 1]
     if not rows:
@@ -82,10 +82,11 @@ def planning(episodes: list[Outcome]) -> dict | None:
 
 
 def values(groups: dict[str, list[Outcome]], gamma: float, chunk: int) -> dict | None:
-    """Quality of the policy's own value at decisions, per group and for all groups together; None when there is none.
+    """Quality of the policy's own value, per group and for all groups together; None when no decision has a value.
 
-    A value was predicted before the outcome was known, so no group has seen its own labels. It is trained on the discounted
-    return ``gamma ** h`` of a success (0 of a failure), ``h`` steps before the end of the episode, counted from the end of the chunk.
+    The policy predicts a value before the outcome is known, so no group has seen its own labels. The value's training target is the
+    discounted return: ``gamma ** h`` for a success, 0 for a failure. ``h`` is the number of steps from the end of the chunk to the end of
+    the episode.
     """
     out = {}
     for name, episodes in {**groups, "all": [e for group in groups.values() for e in group]}.items():
@@ -109,7 +110,7 @@ def values(groups: dict[str, list[Outcome]], gamma: float, chunk: int) -> dict |
 def imagination(trace: EpisodeTrace) -> dict:
     """Mean absolute error of the imagined frames of a planned episode, in grey levels of 255, decision by decision.
 
-    ``unchanged`` is the error of predicting that nothing moves: the frame seen when deciding against the one that followed.
+    ``unchanged`` is the error of the prediction that nothing moves: the frame at the decision against the frame that followed.
     """
     def error(left, right) -> list[float]:
         return [round(float(np.abs(a.astype(np.float64) - b).mean()), 3) for a, b in zip(left, right, strict=True)]

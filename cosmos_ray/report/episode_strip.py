@@ -1,4 +1,4 @@
-"""A stored episode to look at: a filmstrip PNG, or an mp4 at the speed of the simulation."""
+"""Draws a stored episode: a filmstrip PNG, or an mp4 at the speed of the simulation."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cosmos_ray.report import style
 from cosmos_ray.report.filmstrip import pick
 
 COLUMNS = 8  #: of a filmstrip that chooses its steps itself
-MOST_COLUMNS = 40  #: of one whose steps are chosen
-DEFAULT_RATE = 20  #: control steps per second of episodes that do not say it, as imported ones
+MOST_COLUMNS = 40  #: of a filmstrip whose steps are given
+DEFAULT_RATE = 20  #: control steps per second of episodes that do not record it, such as imported ones
 VIDEO_SIDE = 320  #: smaller pictures are enlarged by a whole number to at least this many pixels
 
 # Filmstrip lengths in inches: fixed cells keep labels apart whatever the number of columns and cameras.
@@ -37,12 +37,12 @@ _BAND, _SEPARATOR, _MARGIN = 30, 4, 8
 def save_episode(episode: Episode, path: str | Path, every: int | None = None) -> None:
     """Write ``episode`` to ``path`` as a filmstrip (``.png``) or as H.264 video (``.mp4``), whole or not at all.
 
-    Only steps that have frames are shown. A filmstrip takes 8 of them, evenly picked; ``every`` takes those at its multiples instead, in
-    either format, and the last. In a video each frame stands until the next, so that it runs at the episode's control frequency.
+    Shows only steps that have frames. A filmstrip shows 8 of them, evenly spread. With ``every``, both formats show the steps at its
+    multiples, and the last step. A video shows each frame until the next one, so it runs at the episode's control frequency.
 
     Raises:
-        ConfigError: another suffix, no frames, ``every`` below 1 or so small that a filmstrip would get too long, or the file cannot be
-            written.
+        ConfigError: the suffix is another one, the episode has no frames, ``every`` is below 1 or makes the filmstrip too long, or the file
+            cannot be written.
         StoreError: a frame is no JPEG.
     """
     path = Path(path)
@@ -58,7 +58,7 @@ def save_episode(episode: Episode, path: str | Path, every: int | None = None) -
 
 
 def draw_episode(episode: Episode, every: int | None = None) -> Figure:
-    """The filmstrip: one column per shown step, one row per camera, and the whole episode's predictions, actions and rewards below."""
+    """Draw the filmstrip: a column per shown step, a row per camera, and below them predictions, actions and rewards of all steps."""
     steps = _strip_steps(episode, every)
     width = max(_LEAST_WIDTH, _LEFT + _RIGHT + _CELL * len(steps))
     cell = min((width - _LEFT - _RIGHT) / len(steps), 2.2)
@@ -109,7 +109,7 @@ def outcome_text(episode: Episode) -> str:
 
 
 def _chosen(episode: Episode, every: int | None) -> list[int]:
-    """The steps that have frames, or those of them at multiples of ``every`` and the last."""
+    """The steps that have frames; with ``every``, those at its multiples and the last."""
     rendered = sorted(episode.frames)
     return rendered if every is None else [step for step in rendered if step % every == 0 or step == rendered[-1]]
 
@@ -125,7 +125,7 @@ def _strip_steps(episode: Episode, every: int | None) -> list[int]:
 
 
 def _draw_title(figure: Figure, episode: Episode, steps: list[int]) -> None:
-    """What was done and how it ended, and below it where the episode comes from."""
+    """Draw the task and the outcome, and below them the origin of the episode."""
     key, colour = episode.key, style.GREEN if episode.success else style.VERMILION
     made = _text(figure, 0.2, 0.24, f"{_short(key.task, 60)}, seed {key.seed}:", size=style.FONT + 2, fontweight="bold")
     right = made.get_window_extent(figure.canvas.get_renderer()).x1 / figure.dpi + 0.07
@@ -138,7 +138,7 @@ def _draw_title(figure: Figure, episode: Episode, steps: list[int]) -> None:
 
 
 def _curves(episode: Episode) -> list[Callable]:
-    """What is drawn below the pictures; values only where any was predicted."""
+    """The curves below the pictures. Values are among them only where the episode has predictions."""
     return ([_draw_values] if np.isfinite(episode.predicted_values).any() else []) + [_draw_actions, _draw_rewards]
 
 
@@ -151,7 +151,7 @@ def _draw_values(axis, episode: Episode) -> None:
 
 
 def _draw_actions(axis, episode: Episode) -> None:
-    """Size of the motion command, and the last entry, which closes the gripper in robosuite's action spaces."""
+    """Draw the size of the motion command, and the last entry, which closes the gripper in robosuite's action spaces."""
     steps = np.arange(episode.length)
     if episode.actions.shape[1] > 1:
         norm = np.linalg.norm(episode.actions[:, :-1], axis=1)
@@ -165,7 +165,7 @@ def _draw_actions(axis, episode: Episode) -> None:
 
 
 def _draw_rewards(axis, episode: Episode) -> None:
-    """Rewards as bars, and a mark where the episode ended."""
+    """Draw rewards as bars, and a mark at the end of the episode."""
     steps = np.arange(1, episode.length + 1)  # the state that earned it
     rewards = np.nan_to_num(episode.rewards)
     axis.vlines(steps, 0, rewards, color=style.GREEN, linewidth=2)
@@ -183,7 +183,7 @@ def _draw_rewards(axis, episode: Episode) -> None:
 
 
 def _name(axis, text: str) -> None:
-    """Label the axis at a fixed place, so that the labels of all rows align."""
+    """Label the axis at a fixed place, which aligns the labels of all rows."""
     axis.set_ylabel(text, fontsize=style.FONT - 0.5, color=style.INK)
     axis.yaxis.set_label_coords(-0.62 / (axis.get_position().width * axis.figure.get_size_inches()[0]), 0.5)
 
@@ -246,14 +246,14 @@ def _write_mp4(episode: Episode, path: Path, every: int | None) -> None:
 
 
 def control_rate(episode: Episode) -> int:
-    """Control steps per second, from the episode's fingerprint; 20 where it does not say."""
+    """Control steps per second, from the episode's fingerprint; 20 where the fingerprint lacks it."""
     fingerprint = episode.info.get("fingerprint")
     text = str(fingerprint.get("control_freq", "")) if isinstance(fingerprint, dict) else ""
     return int(text) if text.isdecimal() and 1 <= int(text) <= 500 else DEFAULT_RATE
 
 
 class _Canvas:
-    """Video pictures of one episode: the cameras side by side, what the episode is above and where it is below."""
+    """Draws the video pictures of one episode: cameras side by side, the episode's name above, the present step below."""
 
     def __init__(self, episode: Episode):
         self.episode = episode
@@ -268,7 +268,7 @@ class _Canvas:
         self._decoded: tuple[int, np.ndarray] | None = None
 
     def draw(self, step: int, shown: int) -> np.ndarray:
-        """(H, W, 3) uint8 of the moment ``step``, with the frame of step ``shown``."""
+        """The picture (H, W, 3) uint8 at ``step``, with the frame of step ``shown``."""
         image = Image.fromarray(self._pictures(shown))
         draw = ImageDraw.Draw(image)
         key, episode = self.episode.key, self.episode
@@ -278,7 +278,7 @@ class _Canvas:
         return np.asarray(image)
 
     def _line(self, draw: ImageDraw.ImageDraw, top: int, left_text: str, right_text: str, coloured: bool) -> None:
-        """One band: text on the left, and on the right as far as there is room."""
+        """Draw one band: text on the left, and text on the right as far as there is room."""
         ink = style.GREEN if self.episode.success else style.VERMILION
         middle = top + _BAND // 2
         right_width = draw.textlength(right_text, self.font)
@@ -289,7 +289,7 @@ class _Canvas:
         draw.text((self.width - _MARGIN, middle), right_text, ink if coloured else style.MUTED, self.font, anchor="rm")
 
     def _pictures(self, shown: int) -> np.ndarray:
-        """The frames of a step on an otherwise white picture, enlarged with their pixels as squares."""
+        """A white picture with the enlarged frames of a step; their pixels are squares."""
         if self._decoded is None or self._decoded[0] != shown:
             canvas = np.full((self.height, self.width, 3), 255, np.uint8)
             left = (self.width - sum(w for _, w in self.sizes) - _SEPARATOR * (len(self.sizes) - 1)) // 2
@@ -302,7 +302,7 @@ class _Canvas:
 
 
 def _whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a temporary file beside ``path`` and give it that name once it is on the disk. ConfigError if it cannot."""
+    """Call ``write`` on a temporary file beside ``path``, sync it, rename it to ``path``. ConfigError if that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         write(temporary)

@@ -1,4 +1,4 @@
-"""The filmstrip of a planned episode: what was seen, imagined and then real, what each candidate was worth, and the value over time."""
+"""The filmstrip of a planned episode: frames seen, imagined and happened, the candidates' scores, and the value over time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TITLE, _HEAD, _GAP, _CAMERA_GAP, _BARS, _CURVE = 0.5, 0.36, 0.05, 0.16, 0.95, 1
 
 
 def draw_filmstrip(trace: EpisodeTrace) -> Figure:
-    """One column per decision (at most 8, evenly picked, first and last among them), one block of rows per camera.
+    """Draw one column per decision and one block of rows per camera. Of more than 8 decisions, draw 8, evenly spread.
 
     ConfigError when the trace has no decision.
     """
@@ -57,7 +57,7 @@ def draw_filmstrip(trace: EpisodeTrace) -> Figure:
 
 
 def save_filmstrip(trace: EpisodeTrace, path: str | Path) -> None:
-    """Write the filmstrip as PNG, whole or not at all. ConfigError when there is nothing to draw or the file cannot be written."""
+    """Write the filmstrip as PNG, whole or not at all. ConfigError for a trace without a decision, or a file that cannot be written."""
     path = Path(path)
     data = style.png(draw_filmstrip(trace))
     temporary = path.with_name(f".{path.name}.tmp")
@@ -69,7 +69,7 @@ def save_filmstrip(trace: EpisodeTrace, path: str | Path) -> None:
 
 
 def pick(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``range(count)``, evenly spread, both ends included."""
+    """At most ``most`` numbers of ``range(count)``, evenly spread, with both ends."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
@@ -85,7 +85,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float):
 
 
 def _show(axis, image: np.ndarray, row: int, first: bool) -> None:
-    """One frame with its pixels as squares; imagined ones framed in colour."""
+    """Draw one frame with its pixels as squares, and an imagined frame with a coloured border."""
     axis.imshow(image, interpolation="nearest", aspect="auto")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
@@ -101,7 +101,7 @@ def _name_camera(figure: Figure, name: str, centre: float, height: float) -> Non
 
 
 def _draw_scores(axis, trace: EpisodeTrace, index: int, first: bool) -> None:
-    """Bars of all candidates on one scale for the whole strip, the chosen one in colour."""
+    """Draw a bar per candidate, the chosen one in colour. All decisions share one scale."""
     scores, chosen = np.asarray(trace.scores[index], np.float64), trace.chosen[index]
     style.tidy(axis)
     colours = ["#b9c1c9"] * len(scores)

@@ -1,8 +1,8 @@
-"""What the evaluation says, as a sentence that claims no more than the paired counts support."""
+"""States the evaluation in a sentence that claims no more than the paired counts support."""
 
 from __future__ import annotations
 
-ALPHA = 0.05  #: p-values below it are called a difference
+ALPHA = 0.05  #: a p-value below this counts as a difference
 
 
 def headline(arms: list[dict], comparisons: list[dict]) -> str:
@@ -17,7 +17,7 @@ def headline(arms: list[dict], comparisons: list[dict]) -> str:
 
 
 def comparison(arm: dict, other: dict, counts: dict) -> str:
-    """One arm against another on the same initial states."""
+    """A sentence that compares one arm with another on the same initial states."""
     won, lost, p = counts["won"], counts["lost"], counts["p"]
     score = f"{arm['successes']}/{arm['episodes']} against {other['successes']}/{other['episodes']}"
     paired = f"won {won}, lost {lost}, p {p_value(p)}"
@@ -38,10 +38,10 @@ def comparison(arm: dict, other: dict, counts: dict) -> str:
 
 
 def interval(arm: dict) -> str:
-    """Rate and interval in words."""
+    """Rate and interval as text."""
     return f"{100 * arm['rate']:.0f} %, 95 % interval {100 * arm['low']:.0f} to {100 * arm['high']:.0f} %"
 
 
 def p_value(p: float) -> str:
-    """A p-value with its relation sign, e.g. ``= 0.73``; small ones as a bound."""
+    """A p-value with its relation sign: ``= 0.73``, or the bound ``< 0.001``."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"

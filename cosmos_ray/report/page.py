@@ -1,4 +1,4 @@
-"""``report.html``: one page with everything inside, rendered from the report dict alone."""
+"""Renders ``report.html`` from the report dict: one page, with its pictures inside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def render_page(report: dict, trace: EpisodeTrace | None) -> str:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Replace ``path``, whole or not at all."""
+    """Replace the file ``path``, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -38,12 +38,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number with a fixed count of digits; a dash where there is none."""
+    """A number with a fixed count of digits; a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _images(report: dict, trace: EpisodeTrace | None) -> dict[str, str]:
-    """Data URIs of the figures there is something to draw for."""
+    """The figures that the report has data for, as data URIs."""
     draw = {"arms": lambda: charts.draw_arms(report["arms"])}
     if report["training"]:
         draw["training"] = lambda: charts.draw_training(report["training"])

@@ -1,4 +1,4 @@
-"""The settings of a run as the report shows them: a table, the command line that repeats them, and the versions of what ran."""
+"""The settings of a run in the report: a table, command lines that repeat the run, and the versions of the libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def settings_table(config: RunConfig) -> list[dict]:
 
 
 def commands(config: RunConfig) -> list[dict]:
-    """Command lines {what, command} that repeat the evaluation, with every setting that is not the default."""
+    """Command lines {what, command} that repeat the evaluation. They name every setting that is not the default."""
     flags = [f"--name {shlex.quote(config.name)}", f"--root {shlex.quote(config.root)}"]
     left_out = ["name", "root", "repeat", "plan_seed", "address", "wandb"]
     if without_credentials(config.replay.store) != config.replay.store:
@@ -42,7 +42,7 @@ def commands(config: RunConfig) -> list[dict]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and what decides numbers; packages that are not installed are left out."""
+    """Versions of this package, Python and the installed libraries that numbers depend on, and the machine."""
     found = {"cosmos_ray": cosmos_ray.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:

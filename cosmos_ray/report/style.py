@@ -1,4 +1,4 @@
-"""The look of all figures: palette, fonts, axes, and how a figure becomes PNG bytes. No pyplot, so nothing global changes."""
+"""Palette, fonts and axes of all figures, and figures as PNG. Does not use pyplot, so it changes nothing global."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DPI = 160
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid) -> tuple[Figure, list[Axes]]:
-    """A figure of ``width`` x ``height`` inches with ``rows * columns`` styled axes, row by row."""
+    """A figure of ``width`` x ``height`` inches and its ``rows * columns`` styled axes, row by row."""
     made = blank(width, height)
     made.set_layout_engine("constrained")
     axes = [axis for row in made.subplots(rows, columns, squeeze=False, **grid) for axis in row]
@@ -29,7 +29,7 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid)
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty white figure that draws itself with Agg."""
+    """An empty white figure, drawn by Agg."""
     made = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(made)
     return made
@@ -64,12 +64,12 @@ def legend(axis: Axes, **options) -> None:
 
 
 def png(made: Figure) -> bytes:
-    """The figure as PNG, without metadata, so that equal figures are equal bytes."""
+    """The figure as PNG. It has no metadata, so equal figures give equal bytes."""
     buffer = io.BytesIO()
     made.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def data_uri(image: bytes) -> str:
-    """PNG bytes for the ``src`` of an image."""
+    """PNG bytes as a data URI, for the ``src`` of an image."""
     return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -1,4 +1,4 @@
-"""What the report draws of one planned episode."""
+"""The trace of one planned episode: what the filmstrip draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class EpisodeTrace:
-    """A planned episode, decision by decision. Images are (cameras, H, W, 3) uint8."""
+    """A planned episode, decision by decision. Every image is (cameras, H, W, 3) uint8."""
 
     task: str
     seed: int  #: of the initial state
@@ -18,9 +18,9 @@ class EpisodeTrace:
     success: bool = False
     length: int = 0  #: control steps
     steps: list[int] = field(default_factory=list)  #: control step of each decision
-    observed: list[np.ndarray] = field(default_factory=list)  #: what was seen when deciding
+    observed: list[np.ndarray] = field(default_factory=list)  #: frames at the decision
     imagined: list[np.ndarray] = field(default_factory=list)  #: predicted frames at the end of the chosen chunk
-    happened: list[np.ndarray] = field(default_factory=list)  #: real frames there
+    happened: list[np.ndarray] = field(default_factory=list)  #: true frames there
     scores: list[list[float]] = field(default_factory=list)  #: per candidate, in [0, 1]
     chosen: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)  #: the policy's own value of the chosen chunk, in [-1, 1]

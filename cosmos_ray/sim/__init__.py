@@ -1,1 +1,1 @@
-"""Simulation: robosuite tasks as fast, deterministic and restorable environments, with scripted demonstrations."""
+"""Simulation: robosuite tasks as fast, deterministic and restorable environments, and scripted demonstrations."""

@@ -1,4 +1,4 @@
-"""Demonstrations: a scripted expert under disturbance, labelled with what it would have done (DART, arXiv 1703.09327)."""
+"""Demonstrations: a scripted expert acts under disturbance, and each label is the expert's clean action (DART, arXiv 1703.09327)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _STREAM = 0xDA27
 
 
 def demonstrate(env: Environment, seed: int, noise: NoiseMix | None = None, render_every: int = 1) -> Trajectory:
-    """One expert episode, a function of the seed alone.
+    """Run one expert episode. The episode depends on the seed alone.
 
-    ``actions`` holds what was executed (expert plus noise), ``labels`` the clean expert action in the state it was executed
-    in. Not every episode succeeds, least of all under noise: check ``success``.
+    ``actions`` are the executed actions (expert plus noise). ``labels`` are the clean expert actions in the same states. Some
+    episodes fail, above all under noise: check ``success``.
 
     Args:
-        env: any environment with an expert; it is reset.
-        seed: of the initial state and of the noise.
-        noise: the disturbance; None takes the task's recommendation, :data:`CLEAN` disturbs nothing.
-        render_every: frames are rendered at step 0, at multiples of this number and at the last step; 0 renders only the
-            first and the last.
+        env: an environment whose task has an expert; this function resets it.
+        seed: seed of the initial state and of the noise.
+        noise: the disturbance. None takes the task's recommendation; :data:`CLEAN` disturbs nothing.
+        render_every: render frames at step 0, at multiples of this number and at the last step; 0 renders only the first
+            and the last.
 
     Raises:
         ConfigError: the task has no expert.
@@ -49,7 +49,7 @@ def demonstrate(env: Environment, seed: int, noise: NoiseMix | None = None, rend
 
 
 def _disturbance(env: Environment, seed: int, noise: NoiseMix) -> np.ndarray:
-    """What is added to every entry but the gripper, for a whole episode: (horizon, d-1) float32."""
+    """Noise of a whole episode, for every action entry but the gripper: (horizon, d-1) float32."""
     rng = np.random.default_rng([_STREAM, seed])
     width = env.action_dim - 1
     level = noise.level * rng.uniform(*noise.scale)

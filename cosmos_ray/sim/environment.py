@@ -24,15 +24,15 @@ from cosmos_ray.sim.trajectory import Trajectory
 log = logging.getLogger(__name__)
 
 SUCCESS_HOLD = 3
-"""Consecutive control steps on which the task's success check must hold before the episode counts as a success."""
+"""The task's success check must hold on this many consecutive control steps before the episode counts as a success."""
 
 SIMD = ("avx", "fma", "avx2", "avx512f", "avx512dq", "avx512vl", "asimd", "sve")
-"""Vector instruction sets by which math libraries choose their code, as /proc/cpuinfo names them."""
+"""Vector instruction sets, as /proc/cpuinfo names them. Math libraries choose their code by these."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one control step did: ``reward`` is 1.0 on the step that completes the task, else 0.0."""
+    """Result of one control step. ``reward`` is 1.0 on the step that completes the task, else 0.0."""
 
     reward: float
     success: bool
@@ -42,12 +42,12 @@ class StepResult:
 class Environment:
     """One robosuite environment, stepped in the calling thread.
 
-    Many environments of one process share a renderer; step them one after another. Nothing is rendered unless asked for.
+    The environments of one process share a renderer, so step them one after another. The environment renders only on request.
 
     Args:
-        config: what to simulate.
-        make_seed: seed of what robosuite draws while it builds the model (Lift: the size of the cube). Environments that
-            share data must share it.
+        config: the task, robots, controller, cameras and picture size.
+        make_seed: seed of the random choices while robosuite builds the model (Lift: the size of the cube). Environments
+            that share data must share this seed.
 
     Raises:
         ConfigError: the configuration cannot work.
@@ -94,7 +94,7 @@ class Environment:
         self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Start a new episode. The same seed gives a bit-identical initial state, in any process."""
+        """Start a new episode. The same seed gives a bit-identical initial state in every process."""
         # In place, because the placement samplers hold this very generator.
         self.sim_env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self.sim_env.reset()
@@ -109,8 +109,10 @@ class Environment:
         self._warnings = self._warning_count()
 
     def proprio(self) -> np.ndarray:
-        """What the robot feels: (p,) float32, per arm [gripper joint positions, hand position in metres, hand quaternion
-        (x, y, z, w)], in the world frame, as robosuite's ``gripper_qpos``, ``eef_pos`` and ``eef_quat``."""
+        """Proprioception: (p,) float32, per arm [gripper joint positions, hand position in metres, hand quaternion (x, y, z, w)].
+
+        World frame, as robosuite's ``gripper_qpos``, ``eef_pos`` and ``eef_quat``.
+        """
         parts = []
         for robot in self.sim_env.robots:
             for arm in robot.arms:
@@ -122,11 +124,11 @@ class Environment:
         return np.concatenate(parts).astype(np.float32)
 
     def render(self) -> np.ndarray:
-        """Pictures of the current state from every camera: (n_cam, H, W, 3) uint8, upright."""
+        """Render the current state from every camera: (n_cam, H, W, 3) uint8, upright."""
         return self.render_state(self.state())
 
     def render_state(self, state: np.ndarray) -> np.ndarray:
-        """Pictures of a stored state, as :meth:`render` would have made them live; the running episode is untouched."""
+        """Render a stored state (S,) as :meth:`render` would have rendered it live. The running episode does not change."""
         if self._renderer is None:
             self._renderer = shared_renderer(
                 self.fingerprint["model"], full_xml(self.sim_env), self.config.image_size, self.config.mesh_cell
@@ -135,14 +137,14 @@ class Environment:
         return self._renderer.draw(self._camera_ids)
 
     def state(self) -> np.ndarray:
-        """Everything needed to continue this episode bit-identically: (S,) float64."""
+        """The whole simulator state, (S,) float64: enough to continue this episode bit for bit."""
         return self._snapshot.save()
 
     def restore(self, state: np.ndarray) -> None:
-        """Continue from a state of this or of an identically configured environment.
+        """Continue from a saved state (S,). The state must be from an environment of the same configuration.
 
         Raises:
-            SimulationError: the vector does not fit.
+            SimulationError: the vector has another length.
         """
         self._snapshot.restore(state)
         self._warnings = self._warning_count()
@@ -151,11 +153,11 @@ class Environment:
         """Run one control step.
 
         Args:
-            action: (d,), clipped to [-1, 1].
+            action: (d,); the environment clips it to [-1, 1].
 
         Raises:
-            SimulationError: the action is not finite or has the wrong shape, the episode is over, or the simulation broke
-                (the state is then unusable until the next reset or restore).
+            SimulationError: the action is not finite or has another shape, the episode is over, or the simulation broke.
+                After a broken step, reset or restore before the next step.
         """
         if self.done:
             raise SimulationError(f"the episode of {self.task} is over after {self.step_index} steps; reset it")
@@ -186,11 +188,11 @@ class Environment:
 
     def execute(self, chunk: np.ndarray, trajectory: Trajectory, render_at: tuple[int, ...] | None = None,
                 labels: np.ndarray | None = None) -> None:
-        """Run the control steps of an action chunk (K, d), appending to ``trajectory``; ``labels`` as in :meth:`advance`.
+        """Run an action chunk (K, d) and append its steps to ``trajectory``; ``labels`` (K, d) as in :meth:`advance`.
 
-        Stops early when the episode succeeds, times out or breaks. Renders after the last executed step, and at the
-        offsets (1..K) in ``render_at``. A broken simulation ends the episode with ``trajectory.invalid`` set; the faulty
-        step is not recorded.
+        Stops early when the episode succeeds, times out or breaks. Renders after the last executed step, and after the
+        steps (1..K) of the chunk in ``render_at``. When the simulation breaks, the episode ends with ``trajectory.invalid``
+        set, without the faulty step.
         """
         for offset, action in enumerate(np.asarray(chunk, np.float32), start=1):
             self.advance(action, trajectory, None if labels is None else labels[offset - 1])
@@ -206,8 +208,8 @@ class Environment:
     def advance(self, action: np.ndarray, trajectory: Trajectory, label: np.ndarray | None = None) -> None:
         """Run one control step and append it to ``trajectory``, without rendering.
 
-        ``label`` is what a policy should imitate, by default the action itself. A broken simulation sets
-        ``trajectory.invalid``, and the faulty step is not recorded.
+        ``label`` (d,) is the action that a policy should imitate, by default the executed action. When the simulation breaks,
+        ``trajectory.invalid`` says why, and the faulty step is not appended.
         """
         try:
             result = self.step(action)
@@ -226,12 +228,12 @@ class Environment:
         trajectory.timed_out = result.done and not result.success
 
     def close(self) -> None:
-        """Release the simulator and this environment's hold on the shared renderer."""
+        """Release the simulator and the shared renderer."""
         self._renderer = None
         self.sim_env.close()
 
     def _action_entries(self) -> np.ndarray:
-        """Which entries of robosuite's action vector this environment's actions fill; the others stay zero."""
+        """Indices of robosuite's action vector that this environment's actions fill; the other entries stay zero."""
         entries, start = [], 0
         for robot in self.sim_env.robots:
             for part, (first, last) in robot._action_split_indexes.items():
@@ -252,7 +254,7 @@ class Environment:
         return int(self.data.warning.number.sum())
 
     def _check_physics(self) -> None:
-        """MuJoCo reports a broken state only through counters, and goes on from a reset state: find it here."""
+        """Raise SimulationError for a broken state. MuJoCo itself only counts a warning and continues from a reset state."""
         if self._warning_count() != self._warnings or not np.isfinite(self.data.qpos).all():
             names = [
                 str(self.mujoco.mjtWarning(i)).rsplit("_", 1)[-1]
@@ -262,7 +264,7 @@ class Environment:
             raise SimulationError(f"unstable physics at step {self.step_index} of {self.task} ({', '.join(names)})")
 
     def _fingerprint(self, robosuite: Any, make_seed: int) -> dict[str, str]:
-        """What a replay of this environment depends on; equal fingerprints make equal episodes and pictures.
+        """Everything that a repeated episode depends on. Equal fingerprints give equal episodes and pictures.
 
         Episodes of earlier versions lack the entries ``robots``, ``numba``, ``gl``, ``cpu``, ``simd`` and ``platform``.
         """

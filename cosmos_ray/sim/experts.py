@@ -1,7 +1,7 @@
-"""Scripted experts that read the simulator's privileged state, one per task of the table in :mod:`cosmos_ray.sim.tasks`.
+"""Scripted experts, one per known task. They read the simulator's privileged state.
 
-An expert is a generator: before each control step, ``next`` gives the clean action for the state the environment is in
-then. It never ends; when its recipe is done it holds still.
+An expert is a generator. Before each control step, ``next`` gives the clean action for the environment's current state. An
+expert never ends: after its last move it holds still.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEARER = 0.05
 
 
 def check_expert(config: SimConfig) -> None:
-    """Raise a :class:`ConfigError` if there is no expert for this task, robot, controller or action space."""
+    """Raise a ConfigError when this task, robot, controller or action space has no expert."""
     if config.task not in RECIPES:
         raise ConfigError(f"no scripted expert for task {config.task}; there is one for {', '.join(RECIPES)}")
     if config.robots != ("Panda",) or config.controller != "OSC_POSE":
@@ -37,7 +37,7 @@ def check_expert(config: SimConfig) -> None:
 
 
 def expert(env: Environment) -> Actions:
-    """The expert of the environment's task, to be made anew after every reset.
+    """The expert of the environment's task. Make a new one after every reset.
 
     Raises:
         ConfigError: see :func:`check_expert`.

@@ -1,7 +1,7 @@
-"""Choice of the OpenGL backend, and the one place that imports MuJoCo and robosuite.
+"""Chooses the OpenGL backend, and is the one place that imports MuJoCo and robosuite.
 
-Both libraries read ``MUJOCO_GL`` while they are imported, and robosuite silently forces ``egl`` when it is unset. So every
-module of this package imports them through :func:`load`, which settles the variable first.
+Both libraries read ``MUJOCO_GL`` at import, and robosuite silently sets ``egl`` when the variable is empty. So every module
+of this package imports them through :func:`load`, which sets the variable first.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ os._exit(0)
 
 
 def choose_backend() -> str:
-    """The OpenGL backend this process renders with, written to ``MUJOCO_GL``.
+    """Choose the OpenGL backend of this process and write it to ``MUJOCO_GL``.
 
-    A value the user set is kept. Otherwise ``egl``, then ``osmesa``, renders one 64 px picture in a subprocess with a time
-    limit, because a broken driver can hang or kill the process that tries it. The choice is left in the environment, so
-    child processes inherit it and do not probe again.
+    Keeps a value that the user set. Otherwise tries ``egl``, then ``osmesa``: each renders one 64-pixel picture in a
+    subprocess with a time limit, because a broken driver can hang or kill its process. Child processes inherit the variable
+    and do not try again.
 
     Raises:
         SimulationError: neither backend works; names the Debian packages that provide them.
@@ -74,7 +74,7 @@ def choose_backend() -> str:
 
 
 def _probe(backend: str) -> str:
-    """Empty if ``backend`` renders a picture in a fresh process, else one phrase that says why not."""
+    """Render a picture with ``backend`` in a fresh process: empty text for success, else the reason of the failure."""
     environment = {**os.environ, "MUJOCO_GL": backend}
     environment.pop("PYOPENGL_PLATFORM", None)
     try:
@@ -90,10 +90,10 @@ def _probe(backend: str) -> str:
 
 
 def load() -> tuple[ModuleType, ModuleType]:
-    """``(mujoco, robosuite)``, imported with the backend settled and robosuite's advisory log lines silenced.
+    """Import and return ``(mujoco, robosuite)``, with the backend chosen first.
 
-    robosuite warns at import about optional packages and macro files that this project does not use, and logs a line per
-    controller it loads; only its errors are kept.
+    Silences robosuite's log lines but its errors: at import robosuite warns about optional packages and macro files that
+    this project does not use, and it logs a line per controller.
 
     Raises:
         SimulationError: no backend works, or the one in ``MUJOCO_GL`` cannot be loaded.

@@ -1,7 +1,7 @@
-"""Camera pictures without robosuite's renderer: one OpenGL context per process, shared by all its environments.
+"""Renders camera pictures without robosuite's renderer. All environments of a process share one OpenGL context.
 
-On a CPU the cost of a picture is vertex work, not pixels, so the renderer draws a model of its own whose visual meshes are
-thinned by vertex clustering, leaves out what the camera cannot see, and does without shadows, reflections and multisampling.
+On a CPU a picture costs vertex work, not pixels. So the renderer draws its own copy of the model with fewer vertices (vertex
+clustering). It skips geoms outside of the camera's view, and it has no shadows, reflections or multisampling.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _process: dict[str, Any] = {}
 
 
 class Renderer:
-    """Draws a MuJoCo scene from named cameras. ``model`` and ``data`` are its own: write the pose there, then draw.
+    """Draws a MuJoCo scene from named cameras. ``model`` and ``data`` belong to the renderer: write the pose there, then draw.
 
-    OpenGL belongs to the thread that first renders, and does not survive a fork: render on one thread of a process that
-    was started afresh.
+    The OpenGL context belongs to the thread that first renders, and it does not survive a fork. Render on one thread of a
+    freshly started process.
     """
 
     def __init__(self, xml: str, size: int, mesh_cell: float):
@@ -57,7 +57,7 @@ class Renderer:
         self.context = self.mujoco.MjrContext(self.model, self.mujoco.mjtFontScale.mjFONTSCALE_50)
 
     def draw(self, cameras: list[int]) -> np.ndarray:
-        """Pictures of the pose in ``data``: (n, size, size, 3) uint8, upright, one per camera id."""
+        """Render the pose in ``data``: (n, size, size, 3) uint8, upright, one picture per camera id."""
         _own_context(self.size)
         mujoco, model, data = self.mujoco, self.model, self.data
         mujoco.mj_kinematics(model, data)
@@ -77,7 +77,7 @@ class Renderer:
     def _in_view(self, camera: int) -> np.ndarray:
         """Whether each geom's bounding sphere reaches into the camera's view: (ngeom,) bool.
 
-        MuJoCo itself draws everything, seen or not. Without shadows and reflections, what is out of view cannot be seen.
+        MuJoCo draws every geom, in view or not. Without shadows and reflections, a geom out of view changes no pixel.
         """
         model, data = self.model, self.data
         axes = data.cam_xmat[camera].reshape(3, 3)
@@ -90,7 +90,7 @@ class Renderer:
 
 
 def shared_renderer(model_hash: str, xml: str, size: int, mesh_cell: float) -> Renderer:
-    """The process's renderer for this model and these settings; it lives as long as some environment holds it."""
+    """The process's renderer for this model and these settings. It lives as long as an environment holds it."""
     key = (model_hash, size, mesh_cell)
     renderer = _shared.get(key)
     if renderer is None:
@@ -120,10 +120,10 @@ def _release() -> None:
 
 
 def decimate(model: Any, cell: float) -> None:
-    """Thin every mesh of a compiled ``model`` in place: vertices in the same cube of side ``cell`` metres become one.
+    """Merge the vertices of every mesh of a compiled ``model`` that share a cube of side ``cell`` metres, in place.
 
-    Only the drawn faces change (faces that collapse or repeat are dropped and the rest moved to the front of the mesh's
-    range); the model must not be used for physics afterwards.
+    Only the drawn faces change: collapsed and repeated faces go, the others move to the front of the mesh's range. Do not
+    use the model for physics afterwards.
     """
     for mesh in range(model.nmesh):
         vertex_start, face_start = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]

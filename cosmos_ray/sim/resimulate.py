@@ -1,4 +1,4 @@
-"""A stored episode simulated again from its initial state and actions, and compared with what was stored, bit for bit."""
+"""Simulates a stored episode again from its initial state and actions, and compares every state with the stored one, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first step whose state differs: ``entries`` of ``size`` numbers do, number ``index`` by the most, ``difference`` (0.0 where
-    only the sign of a zero differs, inf where one side is not finite)."""
+    """The first step whose state differs.
+
+    ``entries`` of the state's ``size`` numbers differ. Number ``index`` differs most, by ``difference``: 0.0 where only the sign of a
+    zero differs, inf where one side is not finite."""
 
     step: int
     entries: int
@@ -31,13 +33,16 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Resimulation:
-    """What came of simulating an episode again.
+    """Result of simulating an episode again.
 
-    Steps count as in the episode: state 0 is the initial one, state ``t`` the one after ``t`` actions. ``steps`` of ``length`` actions were
-    run; fewer when the simulation ended early, for the reason in ``stopped``. ``identical`` means that all states are, bit for bit.
-    ``reset_divergence`` is what a reset with the key's seed gets wrong about state 0 (None: nothing), ``reset_checked`` whether that was
-    compared: an episode whose key names another initial state was not begun by a reset alone. ``fingerprint_differences`` has
-    ``{entry: (stored, here)}`` where both are known and differ; ``not_recorded`` lists entries that only one of the two has.
+    State 0 is the initial state, state ``t`` the state after ``t`` actions. ``steps`` of ``length`` actions ran; fewer when the
+    simulation ended early, for the reason in ``stopped``. ``identical``: all states are equal, bit for bit.
+
+    ``reset_divergence`` is the difference between state 0 and a reset with the key's seed (None: no difference). ``reset_checked`` says
+    whether this was compared; an episode whose key names another initial state does not begin with a plain reset.
+
+    ``fingerprint_differences`` is ``{entry: (stored, here)}`` for the entries that both have and that differ. ``not_recorded`` lists the
+    entries that only one of them has.
     """
 
     name: str
@@ -88,8 +93,8 @@ class Resimulation:
 def resimulate(episode: Episode, env: Environment | None = None) -> Resimulation:
     """Simulate ``episode`` again from its first stored state and compare every state with the stored one.
 
-    Goes on after a difference, to learn whether the outcome differs too. ``env`` is one to use instead of one made from the stored
-    fingerprint; it is left at the end of the episode.
+    Continues after a difference, to learn whether the outcome differs too. Uses ``env`` if given (and leaves it at the end of the
+    episode), else an environment made from the stored fingerprint.
 
     Raises:
         ConfigError: no environment can be made from the fingerprint.
@@ -114,13 +119,13 @@ def stored_fingerprint(info: Any, name: str) -> dict[str, str]:
 
 
 def config_from_fingerprint(fingerprint: Mapping[str, str], name: str = "") -> SimConfig:
-    """The configuration of the environment that has ``fingerprint``, as far as its episodes and pictures depend on it.
+    """The environment's configuration, from its ``fingerprint``: all settings that episodes and pictures depend on.
 
-    All cameras become third-person ones, in the stored order, and the horizon is the task's own. Episodes from before robots were
-    recorded are taken for a Panda's; the model hash tells whether they were. ``name`` is of the episode, for the message.
+    All cameras become third-person cameras, in the stored order; the horizon is the task's own. A fingerprint without robots counts as
+    a Panda's; the model hash then tells whether that is right. ``name`` is the episode's name, for error messages.
 
     Raises:
-        ConfigError: an entry is missing or not of the form that :class:`Environment` writes; names the entry.
+        ConfigError: an entry is missing or malformed; the message names the entry.
     """
     actions = _entry(fingerprint, "actions", r"([A-Z_]{1,40})/(position|pose)", name)
     render = _entry(fingerprint, "render", r"(\d{1,5})px cell ([0-9.e+-]{1,25})( .*)?", name)
@@ -142,12 +147,12 @@ def config_from_fingerprint(fingerprint: Mapping[str, str], name: str = "") -> S
 
 
 def make_seed_of(fingerprint: Mapping[str, str], name: str = "") -> int:
-    """The seed with which the environment's model was made. ConfigError when the fingerprint does not say it."""
+    """Seed with which the environment's model was made. ConfigError when the fingerprint lacks it."""
     return int(_entry(fingerprint, "make_seed", r"\d{1,18}", name)[0])
 
 
 def compare_fingerprints(stored: Mapping[str, str], here: Mapping[str, str]) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
-    """``{entry: (stored, here)}`` where both have the entry and differ, and the entries that only one of them has."""
+    """``{entry: (stored, here)}`` of the entries that both have and that differ, and the entries that only one of them has."""
     names = [*here, *(name for name in stored if name not in here)]
     differing = {n: (str(stored[n]), str(here[n])) for n in names if n in stored and n in here and str(stored[n]) != str(here[n])}
     return differing, tuple(n for n in names if n not in stored or n not in here)
@@ -219,7 +224,7 @@ def _check_sizes(episode: Episode, env: Environment) -> None:
 
 
 def _horizon(episode: Episode) -> int:
-    """The horizon under which the episode was recorded; it shows in the last state of an episode that timed out."""
+    """Horizon of the recording. The last state of a timed-out episode shows it."""
     horizon = episode.info.get("horizon")
     if isinstance(horizon, int) and horizon > 0:
         return horizon
@@ -227,7 +232,7 @@ def _horizon(episode: Episode) -> int:
 
 
 def _divergence(step: int, here: np.ndarray, stored: np.ndarray) -> Divergence | None:
-    """How two states (S,) float64 differ in their bits; None when they do not."""
+    """The difference of two states (S,) float64, bit by bit; None when there is none."""
     changed = np.flatnonzero(here.view(np.uint64) != stored.view(np.uint64))
     if not len(changed):
         return None

@@ -1,4 +1,4 @@
-"""Moves of a simulated arm towards poses, as the closed-loop building blocks of the scripted experts."""
+"""Closed-loop moves of a simulated arm: what the scripted experts are made of."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ GAIN = 1.2
 class Servo:
     """Proportional control of one arm's grip site in world coordinates, in the environment's own action space.
 
-    Every move is a generator that yields the action for the environment's *current* state, so it corrects whatever noise
-    was executed instead. The finger axis is the x column of the grip site, the approach direction its z column.
+    Every move is a generator. It yields the action for the environment's *current* state, so it corrects for executed noise.
+    The finger axis is the x column of the grip site; the approach direction is the z column.
     """
 
     def __init__(self, env: Environment):
@@ -54,9 +54,9 @@ class Servo:
         return float(np.arctan2(self.rotation[1, 0], self.rotation[0, 0]))
 
     def action(self, position: np.ndarray, rotation: np.ndarray | None = None, speed: float = 1.0) -> np.ndarray:
-        """The action that moves towards a pose; a ``rotation`` of None, or the position action space, leaves the rotation.
+        """The action that moves towards a pose. A ``rotation`` of None keeps the present rotation; so does the position action space.
 
-        ``speed`` bounds the translation as a share of the largest action.
+        ``speed`` bounds the translation, as a share of the largest action.
         """
         frame = self.arm.origin_ori.T
         move = np.clip(GAIN * frame @ (position - self.position) / METRES, -speed, speed)
@@ -97,7 +97,7 @@ class Servo:
             yield self.action(position, rotation)
 
     def rest(self) -> Actions:
-        """Hold still for ever."""
+        """Hold still forever."""
         position = self.position
         while True:
             yield self.action(position)
@@ -111,7 +111,7 @@ def downward(yaw: float) -> np.ndarray:
 
 
 def nearest(angle: float, reference: float, period: float) -> float:
-    """The angle equal to ``angle`` modulo ``period`` that is nearest to ``reference``."""
+    """The angle nearest to ``reference`` among those equal to ``angle`` modulo ``period``; radians."""
     return angle + period * round((reference - angle) / period)
 
 

@@ -1,7 +1,7 @@
-"""A physics model without what only a renderer needs: about 3 MiB per environment instead of 70 MiB.
+"""Removes the renderer's data from a physics model: about 3 MiB per environment instead of 70 MiB.
 
-The visual meshes of the robot and objects, and all textures, take nearly all memory of a robosuite model and no part in
-its physics. The slim model keeps every body, geom, joint and material under its index, so the same code works on both.
+Visual meshes and textures take nearly all memory of a robosuite model and have no part in its physics. The slim model keeps
+the index of every body, geom, joint and material, so the same code works on both models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PHYSICS = (
 
 
 def slim_xml(xml: str) -> str:
-    """The MJCF text with every visual mesh geom replaced by a small sphere, and without textures and unused meshes."""
+    """The MJCF text with a small sphere for every visual mesh geom, without textures and unused meshes."""
     root = ElementTree.fromstring(xml)
     used = set()
     for geom in root.iter("geom"):
@@ -58,9 +58,9 @@ def slim_xml(xml: str) -> str:
 
 
 def same_physics(full: Any, slim: Any) -> bool:
-    """Whether two compiled models agree bit for bit in all that moves or touches.
+    """Whether two compiled models have the same physics, bit for bit.
 
-    Left out are geoms without contacts, and where bodies fixed to the world stand: tasks move those at every reset.
+    Ignores geoms without contacts and the poses of bodies fixed to the world, which tasks move at every reset.
     """
     compared = {"geom": (full.geom_contype != 0) | (full.geom_conaffinity != 0)}
     compared["body_pos"] = compared["body_quat"] = full.body_weldid != 0
@@ -79,9 +79,9 @@ def same_physics(full: Any, slim: Any) -> bool:
 
 
 def slim(env: Any) -> None:
-    """Exchange the model of a robosuite ``env`` for its slim equivalent; the environment must be reset afterwards.
+    """Replace the model of a robosuite ``env`` by its slim equivalent. Reset the environment afterwards.
 
-    Keeps the full model where slimming would change the physics, for instance if a body took its mass from a visual mesh.
+    Keeps the full model where slimming would change the physics, for example where a body takes its mass from a visual mesh.
     """
     for robot in env.robots:
         robot.robot_model.mujoco_model = None  # a second full model of the robot alone, for inverse kinematics only
@@ -94,7 +94,7 @@ def slim(env: Any) -> None:
 
 
 def trim_heap() -> None:
-    """Hand memory that compiling a model freed back to the system, where the C library can (glibc)."""
+    """Return the memory that compiling a model freed to the system, where the C library can (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,8 +1,8 @@
-"""The whole state of a running environment as one flat float64 vector, and back, bit for bit.
+"""Saves the whole state of a running environment as one flat float64 vector, and restores it, bit for bit.
 
-MuJoCo's integration state alone is not enough: robosuite keeps the gripper command, the controllers' goals and rest pose,
-clocks and its random generator in Python objects, and some tasks move bodies by editing the model. The layout is fixed per
-environment, so vectors of one environment restore in any other that was built from the same configuration.
+MuJoCo's integration state is not enough. robosuite keeps the gripper command, the controllers' goals and rest pose, clocks
+and its random generator in Python objects, and some tasks move bodies by editing the model. The layout is fixed per
+configuration, so every environment of the same configuration can restore the vector.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ WORD = 2**32
 
 
 class Snapshot:
-    """Saves and restores a robosuite environment; ``extra`` adds the caller's own scalars to the vector.
+    """Saves and restores a robosuite environment. ``extra`` adds the caller's own scalars to the vector.
 
-    Build it after the first reset. ``size`` is the length S of the vector.
+    Make it after the first reset. ``size`` is the length S of the vector.
     """
 
     def __init__(self, env: Any, extra: tuple[Callable[[], np.ndarray], Callable[[np.ndarray], None]]):
@@ -62,10 +62,10 @@ class Snapshot:
         return state
 
     def restore(self, state: np.ndarray) -> None:
-        """Return to a saved ``state``; the same actions then give the same future, bit for bit.
+        """Return to a saved ``state`` (S,). The same actions then give the same future, bit for bit.
 
         Raises:
-            SimulationError: the vector does not fit this environment.
+            SimulationError: the vector has another length than this environment's.
         """
         state = self._checked(state)
         for _, write, place in self.fields:
@@ -159,7 +159,7 @@ class Snapshot:
 
 
 def _gripper_field(gripper: Any) -> tuple[Callable, Callable]:
-    """The integrated gripper command. It starts with one entry and grows to one per actuator at the first action."""
+    """The integrated gripper command. It has one entry at first, and one per actuator from the first action on."""
     before = gripper.current_action
     gripper.format_action(np.zeros(gripper.dof))
     shape = np.shape(gripper.current_action)
@@ -175,7 +175,7 @@ def _gripper_field(gripper: Any) -> tuple[Callable, Callable]:
 
 
 def _controller_field(robot: Any, arm: str, name: str) -> tuple[Callable, Callable]:
-    """One array of an arm controller, found through the robot because every reset makes a new controller."""
+    """One array of an arm controller. Reads it through the robot, because every reset makes a new controller."""
     shape = getattr(robot.part_controllers[arm], name).shape
 
     def read() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Frames of a stored episode made again from its simulator states, so that an episode need not store every frame."""
+"""Renders the frames of a stored episode from its simulator states, so that an episode need not store every frame."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ DECISIVE = ("task", "robots", "robosuite", "mujoco", "model", "cameras", "render
 
 
 class StateRenderer:
-    """Renders states of stored episodes as JPEG, exactly as the store would have kept the frames of a live episode.
+    """Renders states of stored episodes as JPEG, byte for byte as the store keeps the frames of a live episode.
 
-    Call it as ``renderer(view, steps)``. One environment per configuration is built on first use (about two seconds) and the
-    ``environments`` used last are kept. Like every renderer of this package it belongs to the thread of its process that renders first.
+    Call it as ``renderer(view, steps)``. The first use of a configuration makes an environment (about two seconds); the renderer keeps the
+    ``environments`` used last. Like every renderer of this package, it belongs to the thread that renders first.
 
-    With ``strict``, episodes are refused whose pictures may come out differently here: a decisive entry of their fingerprint differs (task,
-    robots, model, cameras, picture size, versions of MuJoCo and robosuite, OpenGL backend), or, for the first episode of each fingerprint,
-    a stored frame does not come out byte for byte, as with another graphics driver. Without it they are rendered as they come.
+    ``strict`` refuses an episode whose pictures may differ here. There are two checks. The decisive entries of the fingerprint must be
+    equal: task, robots, model, cameras, picture size, versions of MuJoCo and robosuite, OpenGL backend. And a stored frame of the first
+    episode of each fingerprint must come out byte for byte; another graphics driver fails this. Without ``strict`` there is no check.
     """
 
     def __init__(self, strict: bool = True, environments: int = 4):
@@ -49,8 +49,8 @@ class StateRenderer:
         """One JPEG per camera, in the order of ``view.cameras``, for each of ``steps`` (0..T).
 
         Raises:
-            StoreError: the episode cannot be rendered here (one line that says why), or has no such step.
-            SimulationError: no usable OpenGL, or the call comes from another thread than the first.
+            StoreError: this machine cannot render the episode (the message says why), or the episode has no such step.
+            SimulationError: no OpenGL backend works, or the call is from another thread than the first call.
         """
         steps = [int(step) for step in steps]
         name, info, states = _parts(view)
@@ -69,7 +69,7 @@ class StateRenderer:
         return {step: encode_cameras(env.render_state(states[step].copy())) for step in steps}
 
     def close(self) -> None:
-        """Release the simulators; the next call makes them again."""
+        """Release the simulators. The next call makes new ones."""
         while self._environments:
             self._environments.popitem()[1].close()
         self._proven.clear()
@@ -123,7 +123,7 @@ class StateRenderer:
 
 
 def _changed(made: bytes, stored: bytes) -> float:
-    """Share of the pixels that differ between two JPEGs."""
+    """Share of pixels that differ between two JPEGs."""
     left, right = decode_jpeg(made), decode_jpeg(stored)
     return float(np.any(left != right, axis=-1).mean()) if left.shape == right.shape else 1.0
 

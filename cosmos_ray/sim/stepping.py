@@ -1,10 +1,10 @@
-"""One control step of a robosuite environment: robosuite's own way, or a fused one that is about three times as fast.
+"""Runs one control step of a robosuite environment: robosuite's own way, or a fused way that is about three times as fast.
 
-A control step is 25 physics substeps of 2 ms at 20 Hz. robosuite runs its whole Python controller stack in each of them,
-though only the arm torques change between two policy steps. :class:`FusedStepper` runs the first substep through robosuite
-(which sets the goal and the gripper command) and the others as MuJoCo calls plus one compiled function with the same
+A control step is 25 physics substeps of 2 ms at 20 Hz. robosuite runs its whole Python controller stack in every substep,
+but only the arm torques change between two policy steps. :class:`FusedStepper` runs the first substep through robosuite,
+which sets the goal and the gripper command. The other substeps are MuJoCo calls and one compiled function with the same
 formulas (operational space control, Khatib 1987, as in ``robosuite/controllers/parts/arm/osc.py``). The result agrees with
-robosuite to rounding, not bit for bit, so use one way throughout a data set.
+robosuite to rounding, not bit for bit, so use one way for a whole data set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cosmos_ray.sim import gl
 
 
 class StockStepper:
-    """Advances the environment through robosuite's own controller stack; works for every robot and controller."""
+    """Advances the environment through robosuite's own controller stack. Works for every robot and controller."""
 
     name = "stock"
 
@@ -85,13 +85,16 @@ class FusedStepper(StockStepper):
 
 
 def stepper(env: Any, fast: bool) -> StockStepper:
-    """The stepper for ``env``: fused where ``fast`` is wanted and valid, else robosuite's own."""
+    """The stepper for ``env``: the fused one if ``fast`` and valid for ``env``, else robosuite's own."""
     return FusedStepper(env) if fast and fused_valid(env) else StockStepper(env)
 
 
 def fused_valid(env: Any) -> bool:
-    """Whether the fused formulas hold: one fixed-base arm, OSC_POSE with deltas in the base frame, fixed impedance,
-    position and rotation decoupled, goals relative to the achieved pose, no interpolation."""
+    """Whether the fused formulas hold for ``env``.
+
+    They need one fixed-base arm under OSC_POSE: deltas in the base frame, fixed impedance, decoupled position and rotation,
+    goals relative to the achieved pose, no interpolation.
+    """
     from robosuite.controllers.parts.arm.osc import OperationalSpaceController
     from robosuite.robots.fixed_base_robot import FixedBaseRobot
 
@@ -116,7 +119,7 @@ def fused_valid(env: Any) -> bool:
 
 @numba.njit(cache=True)
 def multiply(matrix, vector):
-    """Matrix (n, m) times vector (m,). For sizes this small a plain loop beats BLAS, and it compiles sooner."""
+    """Matrix (n, m) times vector (m,). At these sizes a plain loop is faster than BLAS, and it compiles sooner."""
     product = np.zeros(matrix.shape[0])
     for i in range(matrix.shape[0]):
         for j in range(matrix.shape[1]):
@@ -153,13 +156,13 @@ def inverse(matrix):
 @numba.njit(cache=True)
 def arm_torques(mass, jac_position, jac_rotation, rows, velocity, angles, bias, position, rotation, goal_position,
                 goal_rotation, kp, kd, rest_angles, limits):  # fmt: skip
-    """Clipped arm torques of decoupled operational space control, for a base at rest.
+    """Arm torques of decoupled operational space control for a base at rest, clipped to ``limits``.
 
     Args:
         mass: (nv, nv) joint-space inertia; ``rows`` (n,) picks the arm's n joints from it and from the velocities.
         jac_position, jac_rotation: (3, nv) Jacobians of the grip site in the world frame.
         velocity, bias: (nv,) joint velocities, and Coriolis plus gravity torques.
-        angles, rest_angles: (n,) joint angles, and those the null space pulls towards.
+        angles, rest_angles: (n,) joint angles, and the joint angles that the null space pulls towards.
         position, rotation: (3,) and row-major (9,) pose of the grip site; goal_position (3,), goal_rotation (3, 3).
         kp, kd: (6,) stiffness and damping. limits: (n, 2) torque range.
 

@@ -1,4 +1,4 @@
-"""What one episode did, before any encoding."""
+"""The record of one episode, before any encoding."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 
 @dataclass
 class Trajectory:
-    """The record of one episode of T control steps, grown by :meth:`Environment.execute`.
+    """The record of one episode of T control steps. :meth:`Environment.execute` appends to it.
 
-    Step 0 is the state after the reset; step t is the state after t control steps. Actions are those executed, clipped to
-    [-1, 1]; labels are what a policy should imitate (the clean expert action in demonstrations, the action itself
-    otherwise). ``invalid`` is empty, or one phrase that says why the simulation broke; such an episode ends without its
-    faulty step.
+    Step 0 is the state after the reset; step t is the state after t control steps. ``actions`` are the executed actions,
+    clipped to [-1, 1]. ``labels`` are the actions that a policy should imitate: the clean expert action in a demonstration,
+    else the executed action. ``invalid`` is empty, or says why the simulation broke; the faulty step is not recorded.
     """
 
     task: str
@@ -44,5 +43,5 @@ class Trajectory:
 
     @property
     def done(self) -> bool:
-        """Whether the episode has ended, for whichever reason."""
+        """Whether the episode has ended, for any reason."""
         return self.success or self.timed_out or bool(self.invalid)
