@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 from tests.imports import ROOT, TREES, files
 
 LINES = 400
 README_LINES = 110
+
+
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}" for name in ("architecture.md", "model.md", "replay.md", "running.md")))
+PATH = re.compile(r"(?<![\w/.-])((?:cosmos_ray|jobs|tests|cluster|docs)/[\w./*-]*[\w*/])")
 
 
 def length(path) -> int:
@@ -22,6 +27,17 @@ def test_no_file_is_long():
 
 def test_the_readme_is_short():
     assert length(ROOT / "README.md") <= README_LINES
+
+
+def test_the_pages_name_files_that_exist():
+    """Paths from the repository's root, with or without a star; and what a page links to."""
+    missing = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        missing += [f"{page}: {path}" for path in PATH.findall(text) if not list(ROOT.glob(path.rstrip("/")))]
+        links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+        missing += [f"{page}: {link}" for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not missing, "\n".join(missing)
 
 
 def test_types_are_checked_without_exceptions():

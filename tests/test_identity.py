@@ -139,6 +139,15 @@ def test_every_setting_of_the_simulator_changes_the_digest(change):
     assert digest(identity, dataclasses.replace(config, sim=dataclasses.replace(config.sim, **{change: other}))) != digest(identity, config)
 
 
+@pytest.mark.parametrize("change", [field.name for field in dataclasses.fields(PlannerConfig)])
+def test_every_setting_of_the_planner_changes_the_digest(change):
+    other = {"candidates": 3, "rank_by": "both", "spread": 0.3, "futures": 2, "future_steps": 4, "value_samples": 3, "value_steps": 2,
+             "aggregate": "success_vote"}[change]
+    identity, config = RunIdentity.new(), RunConfig()
+    changed = dataclasses.replace(config, planner=dataclasses.replace(config.planner, **{change: other}))
+    assert digest(identity, changed) != digest(identity, config)
+
+
 def test_settings_that_do_not_act_leave_the_digest_alone():
     identity, config = RunIdentity.new(), RunConfig()
     changed = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, workers=7, horizon=300), eval_episodes=9)

@@ -101,3 +101,8 @@ def f():
 def test_the_package_needs_neither_jobs_nor_tests():
     assert [str(found) for found in imports("cosmos_ray") if found.target.split(".")[0] in ("jobs", "tests")] == []
     assert [str(found) for found in imports("jobs") if found.target.split(".")[0] == "tests"] == []
+
+
+def test_the_tests_that_the_page_names_exist():
+    named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
+    assert len(named) > 10 and sorted(named - {path.name for path in files("tests")}) == []

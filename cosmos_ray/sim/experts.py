@@ -26,8 +26,8 @@ NEARER = 0.05
 
 def check_expert(config: SimConfig) -> None:
     """Raise a ConfigError when this task, robot, controller or action space has no expert."""
-    if config.task not in RECIPES:
-        raise ConfigError(f"no scripted expert for task {config.task}; there is one for {', '.join(RECIPES)}")
+    if config.task not in EXPERTS:
+        raise ConfigError(f"no scripted expert for task {config.task}; there is one for {', '.join(EXPERTS)}")
     if config.robots != ("Panda",) or config.controller != "OSC_POSE":
         raise ConfigError(
             f"the scripted expert for {config.task} drives one Panda under OSC_POSE only (sim.robots, sim.controller)"
@@ -43,7 +43,7 @@ def expert(env: Environment) -> Actions:
         ConfigError: see :func:`check_expert`.
     """
     check_expert(env.config)
-    return RECIPES[env.task](env)
+    return EXPERTS[env.task](env)
 
 
 def _lift(env: Environment) -> Actions:
@@ -222,7 +222,7 @@ def _grasp_yaw(servo: Servo, body: int, beside: int | None, period: float) -> fl
     return float(yaw)
 
 
-RECIPES = {
+EXPERTS = {
     "Lift": _lift,
     "Stack": _stack,
     "PickPlaceCan": _pick_place_can,
