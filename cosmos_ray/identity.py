@@ -78,10 +78,12 @@ def _planner_values(planner: PlannerConfig | None) -> list[Any] | None:
 
 
 def _planner_before(planner: PlannerConfig | None) -> dict[str, Any] | None:
-    """The same under the names that digest version 1 hashed."""
+    """The same as digest version 1 hashed them: under the names of that time, and in a list the values of settings that came later."""
     names = ("candidates", "value", "spread", "futures", "future_steps", "values", "value_steps", "aggregate")
-    values = _planner_values(planner)
-    return None if values is None else dict(zip(names, values, strict=True))
+    if (values := _planner_values(planner)) is None:
+        return None
+    later = values[len(names):]
+    return dict(zip(names, values[:len(names)], strict=True)) | ({"later": later} if later else {})
 
 
 def _sim_values(config: RunConfig) -> list[Any]:

@@ -139,11 +139,12 @@ def test_every_setting_of_the_simulator_changes_the_digest(change):
     assert digest(identity, dataclasses.replace(config, sim=dataclasses.replace(config.sim, **{change: other}))) != digest(identity, config)
 
 
+@pytest.mark.parametrize("digest_version", [1, 2])
 @pytest.mark.parametrize("change", [field.name for field in dataclasses.fields(PlannerConfig)])
-def test_every_setting_of_the_planner_changes_the_digest(change):
+def test_every_setting_of_the_planner_changes_the_digest(digest_version, change):
     other = {"candidates": 3, "rank_by": "both", "spread": 0.3, "futures": 2, "future_steps": 4, "value_samples": 3, "value_steps": 2,
              "aggregate": "success_vote"}[change]
-    identity, config = RunIdentity.new(), RunConfig()
+    identity, config = dataclasses.replace(RunIdentity.new(), digest_version=digest_version), RunConfig()
     changed = dataclasses.replace(config, planner=dataclasses.replace(config.planner, **{change: other}))
     assert digest(identity, changed) != digest(identity, config)
 
