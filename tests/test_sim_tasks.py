@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from cosmos_ray.config import SimConfig
@@ -75,12 +73,12 @@ def test_position_actions_need_a_cartesian_controller():
     assert "position" in refuse(controller="JOINT_POSITION", actions="position")
 
 
-def test_auto_action_space_follows_the_task_and_controller():
-    lift = tasks.spec("Lift")
-    config = SimConfig()
-    assert tasks.action_space(config, lift) == "position"
-    assert tasks.action_space(dataclasses.replace(config, actions="pose"), lift) == "pose"
-    assert tasks.action_space(dataclasses.replace(config, controller="JOINT_POSITION"), lift) == "pose"
+def test_action_space_and_horizon_follow_the_task_and_controller_unless_given():
+    assert (SimConfig().actions, SimConfig().horizon) == ("position", 96)
+    assert (SimConfig(actions="pose").actions, SimConfig(horizon=7).horizon) == ("pose", 7)
+    assert SimConfig(controller="JOINT_POSITION").actions == "pose"
+    assert (SimConfig(task="Door").actions, SimConfig(task="Door").horizon) == ("pose", 200)
+    assert (SimConfig(task="NutAssemblyRound").actions, SimConfig(task="NutAssemblyRound").horizon) == ("pose", 200)
 
 
 @pytest.mark.slow
