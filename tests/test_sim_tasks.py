@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.tasks import SPECS
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim import gl, tasks
 
@@ -19,7 +20,7 @@ def refuse(**settings) -> str:
 
 
 def test_every_task_of_the_table_is_valid():
-    for name, spec in tasks.SPECS.items():
+    for name, spec in SPECS.items():
         assert tasks.validate(SimConfig(task=name)) == spec
 
 

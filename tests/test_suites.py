@@ -97,6 +97,10 @@ def test_the_presets_are_complete_records_of_the_same_settings():
         assert value is None or value_of(RunConfig(), name) == value and type(value_of(RunConfig(), name)) is type(value), name
 
 
+def test_presets_and_suites_are_the_choices_of_their_settings():
+    assert SETTINGS["model.preset"].choices == tuple(PRESETS) and SETTINGS["model.suite"].choices == ("", *SUITES)
+
+
 def test_a_model_that_is_made_by_hand_has_its_presets_values():
     for preset, record in PRESETS.items():
         model = ModelConfig(preset=preset, width=48)

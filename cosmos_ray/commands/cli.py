@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_ray.commands.command import COMMANDS, REPLAY
-from cosmos_ray.commands.help import ShortHelp, command_list, full_help, metavar
+from cosmos_ray.commands.help import ShortHelp, command_list, full_help, metavar, usage
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.recipes import recipe, recipe_list, refuse_disagreement
 from cosmos_ray.config.settings import (
@@ -52,7 +52,8 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, command in COMMANDS.items():
         defaults = new_config(recipe("demo")) if name == "demo" else RunConfig()
-        sub = commands.add_parser(name, description=command.help[0].upper() + command.help[1:] + ".", allow_abbrev=False, add_help=False)
+        sub = commands.add_parser(name, usage=usage(name), description=command.help[0].upper() + command.help[1:] + ".",
+                                  allow_abbrev=False, add_help=False)
         sub.add_argument("-h", "--help", action=ShortHelp, command=name, defaults=defaults)
         sub.add_argument("--help-all", action="help", help="show every setting with all that is known of it")
         sub.add_argument("--config", metavar="FILE", help="TOML file with settings; flags win over it")
@@ -65,7 +66,7 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
             sub.add_argument(flag, **keywords)
         if name == "demo":
             sub.add_argument("--quick", action="store_true", help="every stage at small counts, five minutes on two cores")
-        _add_settings(sub, defaults)
+        _add_settings(sub, defaults, named=name == "demo")
     replay = commands.add_parser("replay", description=REPLAY.capitalize() + ".")
     if with_verbs:
         from cosmos_ray.commands.replay import add_verbs
@@ -74,13 +75,13 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, defaults: RunConfig) -> None:
-    """A flag for every setting, grouped by section."""
+def _add_settings(parser: argparse.ArgumentParser, defaults: RunConfig, named: bool) -> None:
+    """A flag for every setting, grouped by section. ``named`` says whether the run's name has a default."""
     groups: dict[str, Any] = {}
     told = given(defaults)
     for name, setting in SETTINGS.items():
         group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
-        text = full_help(setting, defaults, name in told)
+        text = full_help(setting, defaults, name in told) if name != "name" or named else setting.help
         group.add_argument(setting.flag, dest=name, default=None, metavar=metavar(setting), help=text.replace("%", "%%"))
 
 

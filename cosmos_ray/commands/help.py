@@ -25,6 +25,11 @@ def command_list() -> str:
                       "`cosmos_ray COMMAND --help` shows the settings that a command reads."]) + "\n"
 
 
+def usage(name: str) -> str:
+    """How a command is called."""
+    return f"cosmos_ray {name}{'' if name == 'demo' else ' --name RUN'} [--SETTING VALUE ...]"
+
+
 def command_help(name: str, parser: argparse.ArgumentParser, defaults: RunConfig) -> str:
     """The help of a command: its own flags, then the settings that it reads, a line each, with ``defaults``. Rare settings are named."""
     command = COMMANDS[name]
@@ -32,14 +37,13 @@ def command_help(name: str, parser: argparse.ArgumentParser, defaults: RunConfig
            if action.option_strings and action.dest not in SETTINGS]
     shown, rare = _read(command, defaults)
     width = max([len(flag) for flag, _ in own] + [len(setting.flag) for settings in shown.values() for setting in settings])
-    required = "" if name == "demo" else " --name RUN"
-    lines = [f"usage: cosmos_ray {name}{required} [--SETTING VALUE ...]", "", command.help[0].upper() + command.help[1:] + ".", ""]
+    lines = [f"usage: {usage(name)}", "", command.help[0].upper() + command.help[1:] + ".", ""]
     lines += [_line(flag, text, "", width) for flag, text in own]
     told = given(defaults)
     for section, settings in shown.items():
         lines.append(section)
         for setting in settings:
-            default = "" if setting.name == "name" and required else default_text(setting, defaults, setting.name in told)
+            default = "" if setting.name == "name" and name != "demo" else default_text(setting, defaults, setting.name in told)
             lines.append(_line(setting.flag, setting.help, default, width))
         if section in rare:
             lines += textwrap.wrap("more: " + ", ".join(rare[section]), _columns(), initial_indent="  ", subsequent_indent="        ",
@@ -68,11 +72,11 @@ def default_text(setting: Setting, defaults: RunConfig, told: bool) -> str:
 
 def full_help(setting: Setting, defaults: RunConfig, told: bool) -> str:
     """All that is known of a setting, for ``--help-all``."""
-    text = f"{setting.help} [{default_text(setting, defaults, told)}"
+    default = default_text(setting, defaults, told)
     tiny, large = (preset.get(setting.name) for preset in PRESETS.values())
     if large is not None and large != tiny:
-        text += f"; {list(PRESETS)[1]}: {format_value(large)}"
-    return text + "]"
+        default += f"; {list(PRESETS)[1]}: {format_value(large)}"
+    return f"{setting.help} [{default}]" if default else setting.help
 
 
 def metavar(setting: Setting) -> str:

@@ -14,7 +14,7 @@ class InferenceConfig:
     """The shared pool that answers every rollout worker."""
 
     actors: int = option(1, "inference actors", low=1)
-    gpus: float = option(0.0, "GPUs per inference actor; 0 = run on the CPU", low=0)
+    gpus: float = option(0.0, "GPUs per inference actor, 0 = run on the CPU", low=0)
     max_batch: int = option(16, "most observation rows per forward pass", low=1)
     wait_ms: float = option(2.0, "longest wait in ms for more requests to fill a batch", low=0, high=1000)
     threads: int = option(1, "CPU threads per inference actor", low=1)

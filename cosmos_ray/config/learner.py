@@ -21,16 +21,16 @@ class LearnerConfig:
                                                   "the paper's has cycles of fixed length", rare=True)
     warmup: int = option(50, "linear warm-up steps of `pretrain`", low=0)
     refine_warmup: int = option(None, "linear warm-up steps of `refine`", low=0, follows="learner.warmup", rare=True)
-    decay_from: float = option(0.3, "share of the steps after which the rate decays; schedule linear", low=0, high=1, rare=True)
-    final_lr: float = option(0.05, "last learning rate as a share of the peak; schedule linear", low=0, high=1, rare=True)
-    cycle: int = option(30_000, "steps of a cycle of `pretrain`; schedule paper: the rate falls to 0.3 of the peak over the cycle, then "
+    decay_from: float = option(0.3, "share of the steps after which the rate decays, schedule linear", low=0, high=1, rare=True)
+    final_lr: float = option(0.05, "last learning rate as a share of the peak, schedule linear", low=0, high=1, rare=True)
+    cycle: int = option(30_000, "steps of a cycle of `pretrain`, schedule paper; the rate falls to 0.3 of the peak over the cycle, then "
                         "stays at 0.06", low=1, rare=True)
-    refine_cycle: int = option(None, "steps of a cycle of `refine`; schedule paper", low=1, follows="learner.cycle", rare=True)
+    refine_cycle: int = option(None, "steps of a cycle of `refine`, schedule paper", low=1, follows="learner.cycle", rare=True)
     weight_decay: float = option(0.01, "AdamW weight decay", low=0, rare=True)
     beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=1, rare=True)
-    clip: float = option(1.0, "largest gradient norm; 0 = no clipping", low=0, rare=True)
-    ema: float = option(0.995, "decay of the published weight average; 0 = publish the raw weights", low=0, high=1)
-    loader_threads: int = option(0, "threads that read batches ahead; 0 = read each batch within its step", low=0)
+    clip: float = option(1.0, "largest gradient norm, 0 = no clipping", low=0, rare=True)
+    ema: float = option(0.995, "decay of the published average, 0 = raw weights; the average is over the training steps", low=0, high=1)
+    loader_threads: int = option(0, "threads that read batches ahead, 0 = none; without them a step reads its own batch", low=0)
     zero_stage: Literal[0, 1, 2, 3] = option(1, "DeepSpeed ZeRO stage; 0 has the least overhead on one rank, but reports no gradient norm "
                                              "in fp32", rare=True)
     world_size: int = option(1, "learner ranks, one Ray actor each", low=1)
@@ -46,8 +46,9 @@ class LearnerConfig:
         "policy sees it, 'augmented' keeps latent_variants versions of each", rare=True)
     latent_variants: int = option(4, "augmented versions of a window in the latent cache", low=1, high=1000, rare=True)
     latent_cache_gb: float = option(50.0, "disk space of the latent cache in GB; windows beyond it are encoded again", low=0, rare=True)
-    gpus: float = option(0.0, "GPUs per rank; 0 = share the GPUs that the inference actors leave, at most one each", low=0)
-    threads: int = option(0, "CPU threads per rank; 0 = share the cores of the largest node among the ranks", low=0)
+    gpus: float = option(0.0, "GPUs per rank, 0 = what inference leaves; the ranks share the GPUs that the inference actors leave, at "
+                         "most one each", low=0)
+    threads: int = option(0, "CPU threads per rank, 0 = shared cores; the ranks share the cores of the largest node", low=0)
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "policy, world-model, value shares of `pretrain`", low=0, high=1)
     refine_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "policy, world-model, value shares of `refine`", low=0, high=1)
     self_imitation: float = option(0.0, "share of policy samples from own successful rollouts; the rest is from demonstrations. The "
@@ -57,7 +58,7 @@ class LearnerConfig:
         "executed, noise included, and each window weighs exp(A / temperature), at most 5, with A = V(s') - V(s) by the planning network "
         "(planning_steps); 0 = own successes alone, each of weight 1", low=0, high=10)
     planning_mix: tuple[float, ...] = option((0.0, 0.3, 0.7), "policy, world-model, value shares of the planning network", low=0, high=1)
-    planning_world_weight: float = option(None, "loss weight of future frames, planning network; in its world-model samples", low=0,
+    planning_world_weight: float = option(None, "loss weight of future frames, planning network; it applies to world-model samples", low=0,
                                           follows="model.world_weight")
     value_mode: Literal["future", "action", "both"] = option("future", "what value samples see: 'future', 'action', 'both'; V(s'), "
                                                              "Q(s, a), or half of the samples each. The planner ranks by one of them or "

@@ -32,9 +32,9 @@ class RunConfig:
     rounds: int = option(1, "rounds of `refine`; each round after the first collects as many rollouts with the newest policy and trains "
                          "as many steps from it", low=1, high=1000)
     refine_steps: int = option(600, "learner steps of `refine`, each round", low=1)
-    planning_steps: int = option(0, "steps to train a separate planning network, each round; 0 = none: the refined network plans. The "
-                                 "first round starts from the base policy. The network's world model and value rank candidates, and its "
-                                 "value weighs rollouts for learner.advantage_temperature", low=0)
+    planning_steps: int = option(0, "steps to train a separate planning network, 0 = none; each round trains it for so many steps, the "
+                                 "first round from the base policy. Without it the refined network plans. The network's world model and "
+                                 "value rank candidates, and its value weighs rollouts for learner.advantage_temperature", low=0)
     refine_rollouts: int = option(60, "rollout episodes collected during `refine`, each round", low=0, high=500_000)
     publish_every: int = option(50, "learner steps between weight pushes in `refine`", low=1)
     eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)

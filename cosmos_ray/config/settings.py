@@ -120,7 +120,7 @@ def value_of(config: RunConfig, name: str) -> Any:
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The files a run refers to, wherever a later command or another process is started."""
-    paths = {name: str(Path(path).expanduser().resolve()) for name in PATHS if (path := getattr(config.model, name))}
+    paths: dict[str, Any] = {name: str(Path(path).expanduser().resolve()) for name in PATHS if (path := getattr(config.model, name))}
     replay = config.replay
     if replay.store and not is_uri(replay.store):
         replay = dataclasses.replace(replay, store=str(Path(replay.store).expanduser().resolve()))

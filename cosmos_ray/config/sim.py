@@ -27,8 +27,9 @@ class SimConfig:
                                   "rotation", follows="sim.task")
     horizon: int = option(None, "control steps before an episode times out", low=1, follows="sim.task")
     control_freq: int = option(20, "control steps per simulated second", low=1, high=500, rare=True)
-    placement: float = option(0.0, "half-width in metres of the initial object placement; 0 = robosuite's own placement", low=0, high=0.3)
-    mesh_cell: float = option(0.008, "vertex-clustering cell in metres of the rendered meshes; 0 = render the full meshes",
+    placement: float = option(0.0, "half-width of object placement in m, 0 = robosuite's; the initial place of an object is drawn "
+                              "within it", low=0, high=0.3)
+    mesh_cell: float = option(0.008, "vertex-clustering cell of rendered meshes in m, 0 = none; larger cells render faster",
                               low=0, high=0.05, rare=True)
     fast_step: bool = option(True, "fuse the substeps of OSC; about 3x faster, and robosuite's own steps where the fused ones are not "
                              "valid", rare=True)
