@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.config.settings import SETTINGS, value_of
+from cosmos_ray.config.stored import config_tree
+from cosmos_ray.config.upgrade import BEFORE, is_before, read_config
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.identity import RunIdentity
 from cosmos_ray.replay.files.durable import append_line
@@ -157,16 +159,18 @@ class RunFolder:
         self._lock = self._take_lock()
 
     def _check_config(self, config: RunConfig) -> None:
-        own, default = (json.loads(json.dumps(dataclasses.asdict(settings))) for settings in (config, RunConfig()))
+        """Refuse other settings of simulator and model than the run was made with, then store ``config``. A file that an earlier version
+        wrote is kept as ``config.before.json``."""
         before = self.read_json("config.json")
-        for section in ("sim", "model") if before else ():
-            for key, value in own[section].items():
-                theirs = before.get(section, {}).get(key, default[section][key])  # a run from before the setting has its default
-                if theirs != value:
-                    raise ConfigError(f"run {self.path} was made with {section}.{key} = {theirs!r}, not {value!r}: "
-                                      "give another --name, or --fresh to move it aside")
+        run = read_config(self.path / "config.json", before) if before else config
+        for name in SETTINGS:
+            if name.startswith(("sim.", "model.")) and (theirs := value_of(run, name)) != (ours := value_of(config, name)):
+                raise ConfigError(f"run {self.path} was made with {name} = {theirs!r}, not {ours!r}: "
+                                  "give another --name, or --fresh to move it aside")
+        if before and is_before(before) and not (self.path / BEFORE).exists():
+            self.write_json(BEFORE, before)
         secret = without_credentials(config.replay.store) != config.replay.store
-        self.write_json("config.json", own, mode=0o600 if secret else 0o666)
+        self.write_json("config.json", config_tree(config), mode=0o600 if secret else 0o666)
 
 
 def _version(description: Path) -> int:

@@ -100,7 +100,7 @@ def _check_model(config: RunConfig) -> None:
 
 def _vector_sizes(sim: SimConfig) -> tuple[int, int]:
     """(action, proprio) dimensions of the simulation."""
-    return len(sim.robots) * (4 if tasks.action_space(sim, tasks.spec(sim.task)) == "position" else 7), 9 * len(sim.robots)
+    return len(sim.robots) * (4 if sim.actions == "position" else 7), 9 * len(sim.robots)
 
 
 def _check_fits(spec: PolicySpec, sim: SimConfig) -> None:

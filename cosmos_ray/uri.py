@@ -11,6 +11,23 @@ def is_uri(root: str | Path) -> bool:
     return "://" in str(root)
 
 
+SCHEMES = ("s3", "gs")
+
+
+def uri_problem(root: str | Path) -> str:
+    """Why ``root`` cannot be the address of a store, in one line that shows no password; empty if nothing is wrong with it."""
+    scheme, mark, rest = str(root).partition("://")
+    if not mark:
+        return ""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority or ":" in authority:
+        return ("the URI of the replay store holds credentials: leave them out, and give them in the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or GOOGLE_APPLICATION_CREDENTIALS)")
+    if scheme not in SCHEMES:
+        return f"{root} is neither a folder nor an s3:// or gs:// URI"
+    return "" if authority else f"{root} names no bucket: write {scheme}://BUCKET/FOLDER"
+
+
 def without_credentials(text: str) -> str:
     """``text`` without the user name and password of a URI; anything else as it is.
 

@@ -1,4 +1,4 @@
-"""Ray job entry point: `ray job submit --working-dir . -- python jobs/collect.py --root /shared/runs ...`."""
+"""Ray job entry point: `ray job submit --working-dir . -- python jobs/collect.py --root /shared/runs --name NAME ...`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Ray job entry point: what planning could win for a checkpoint of a run, and which learned part stands in the way.
+"""Ray job entry point: what planning could win for a checkpoint of a run, and which learned part limits it.
 
     ray job submit --working-dir . -- python jobs/planning_audit.py --root /shared/runs --name NAME --checkpoint base
 """

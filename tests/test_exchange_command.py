@@ -20,11 +20,11 @@ from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.transformer import Transformer
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.sim import tasks
-from tests import test_settings
+from tests import test_command_line
 from tests.conftest import metrics, run_command
 from tests.test_exchange import PATHS, same
 
-handlers = test_settings.handlers  # the fixture that puts the signal handler back
+handlers = test_command_line.handlers  # the fixture that puts the signal handler back
 
 LIFT = tasks.spec("Lift").instruction
 ALOHA = {"actions_min": [-1] * 14, "actions_max": [1] * 14, "proprio_min": [-1] * 14, "proprio_max": [1] * 14}

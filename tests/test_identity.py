@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cosmos_ray.config import PlannerConfig, RolloutConfig, RunConfig, SimConfig
+from cosmos_ray.config.stored import stored_config
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.identity import RunIdentity, evaluation_digest
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.run import Run
-from cosmos_ray.settings import stored_config
 from cosmos_ray.stages.acting import rollout_ticket
 from cosmos_ray.stages.collect import collect
 from cosmos_ray.stages.evaluate import arms, evaluate, ticket

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cosmos_ray.config import LearnerConfig, ModelConfig, ReplayConfig, RunConfig, SimConfig
+from cosmos_ray.config.settings import new_config
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.learner.core import LearnerCore, learning_rate
@@ -24,7 +25,6 @@ from cosmos_ray.model.training_batch import TrainingBatch
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import Run
-from cosmos_ray.settings import make_config
 from cosmos_ray.stages.training import make_initial_policy, widened
 from cosmos_ray.tracking import Tracker
 from tests import test_learner, test_model_2b
@@ -38,7 +38,7 @@ store, wan_folder = test_learner.store, test_model_2b.wan_folder  # the fixtures
 
 
 def learner_of(suite: str, refine: bool = False):
-    config = make_config(RunConfig(), None, {"model.preset": "cosmos-predict2-2b", "model.suite": suite}).learner
+    config = new_config({"model.preset": "cosmos-predict2-2b", "model.suite": suite}).learner
     return dataclasses.replace(config, warmup=config.refine_warmup, cycle=config.refine_cycle) if refine else config
 
 
@@ -152,7 +152,7 @@ def wan(folder, **changes):
 
 
 def test_without_a_cache_every_batch_is_augmented_anew_where_the_policy_is():
-    plain, augmented, data = tiny(), tiny(augment="on"), windows(3)
+    plain, augmented, data = tiny(), tiny(augment=True), windows(3)
     generator = seeded()
     assert torch.equal(encoder_of(plain, "off").encode(data, generator), encode_images(plain, both(data)))
     assert torch.equal(generator.get_state(), seeded().get_state())  # nothing was drawn
@@ -162,7 +162,7 @@ def test_without_a_cache_every_batch_is_augmented_anew_where_the_policy_is():
     assert torch.equal(first, encode_images(augmented, wanted)) and not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("augment, suite", [("on", "libero"), ("on", ""), ("off", "libero"), ("off", "")])
+@pytest.mark.parametrize("augment, suite", [(True, "libero"), (True, ""), (False, "libero"), (False, "")])
 def test_the_plain_cache_holds_windows_as_the_policy_will_see_them(tmp_path, augment, suite):
     policy, data = tiny(augment=augment, suite=suite), windows(3)
     encoder, generator = encoder_of(policy, "plain", tmp_path), seeded()
@@ -171,11 +171,11 @@ def test_the_plain_cache_holds_windows_as_the_policy_will_see_them(tmp_path, aug
     assert torch.equal(first[:, :, :2], seen.half().float())
     assert torch.equal(encoder.encode(data, generator), first)  # the second time from the cache
     assert torch.equal(generator.get_state(), seeded().get_state())
-    assert torch.equal(first, encode_images(policy, both(data)).half().float()) == (augment == "off" and not suite)
+    assert torch.equal(first, encode_images(policy, both(data)).half().float()) == (not augment and not suite)
 
 
 def test_the_augmented_cache_holds_some_versions_that_are_always_the_same(tmp_path):
-    policy = tiny(augment="on")
+    policy = tiny(augment=True)
     encoder, generator = encoder_of(policy, "augmented", tmp_path / "a", variants=3), seeded()
     drawn = torch.cat([encoder.encode(windows(2), generator) for _ in range(40)]).view(40, 2, -1)
     versions = [torch.unique(drawn[:, i], dim=0) for i in range(2)]
@@ -252,7 +252,7 @@ def test_windows_seen_otherwise_are_never_shared(tmp_path, change, mode, chunk):
 
 
 def test_other_augmentation_ranges_start_another_cache(tmp_path, monkeypatch):
-    policy = tiny(augment="on")
+    policy = tiny(augment=True)
     encoder_of(policy, "augmented", tmp_path).encode(windows(2), seeded())
     before = encoder_of(policy, "augmented", tmp_path).cache.path
     monkeypatch.setattr(augmentation, "RANGES", (0.8, *augmentation.RANGES[1:]))
@@ -260,7 +260,7 @@ def test_other_augmentation_ranges_start_another_cache(tmp_path, monkeypatch):
 
 
 def test_frames_are_augmented_after_the_jpeg_that_the_policy_will_see(tmp_path):
-    policy, data = tiny(augment="on", suite="libero"), windows(2)
+    policy, data = tiny(augment=True, suite="libero"), windows(2)
     jpegs = torch.from_numpy(prepare(both(data), 32, True, False))
     assert not torch.equal(jpegs, torch.from_numpy(both(data)))
     fresh = encoder_of(policy, "off").encode(data, seeded())
@@ -290,7 +290,7 @@ def test_cached_latents_give_the_same_loss_up_to_their_rounding(tmp_path):
 
 def cached_core(root, folder, mode="augmented", gigabytes=1.0, **changes) -> LearnerCore:
     config = dataclasses.replace(test_learner.CONFIG, latent_cache=mode, latent_cache_gb=gigabytes, latent_variants=2, **changes)
-    policy = tiny(augment="on")
+    policy = tiny(augment=True)
     return LearnerCore(config, policy, source(ReplayStore(root, create=False)), peak_lr=2e-3, total_steps=40, seed=3,
                        latents=open_latents(policy, config, 8, str(folder)))
 

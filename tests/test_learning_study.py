@@ -75,11 +75,11 @@ def test_a_study_may_go_on_with_other_threads_and_workers(study, tmp_path):
         study.refuse_other_settings(study.Study("wide_lift", 0, tmp_path, {"inference.gpus": "0.5"}).main)
 
 
-def test_credentials_of_the_store_stay_out_of_the_results(study, studied, tmp_path):
+def test_a_store_with_credentials_is_refused_and_they_are_not_shown(study, studied, tmp_path, capsys):
     flags = ["--task", "can", "--seed", "0", "--to", str(tmp_path), "--set", "replay.store=s3://name:secret@bucket/store"]
-    assert study.main(flags) == 0
-    text = (tmp_path / "learning.json").read_text()
-    assert "bucket/store" in text and "secret" not in text
+    assert study.main(flags) == 1
+    error = capsys.readouterr().err
+    assert "holds credentials" in error and "secret" not in error.replace("AWS_SECRET", "") and not studied
 
 
 def test_controls_that_were_run_with_other_settings_are_refused(study, tmp_path):
@@ -110,6 +110,16 @@ def test_training_seeds_studied_apart_are_joined(study, studied, tmp_path):
     assert result["seeds"] == [0, 1] and result["arms"][study.FUTURE]["by_seed"] == [8, 9]
     assert result["gain_points"] == pytest.approx(35)
     assert result["outcomes"]["1"][study.FUTURE] == "1111111110"
+
+
+def test_results_that_name_a_setting_as_it_was_called_before_are_joined(study, studied, tmp_path):
+    assert study.main(["--task", "can", "--seed", "0", "--to", str(tmp_path)]) == 0
+    file = tmp_path / "learning.json"
+    before = file.read_text().replace("learner.advantage_temperature", "learner.advantage")
+    assert before != file.read_text()
+    file.write_text(before)
+    assert study.main(["--task", "can", "--seed", "1", "--to", str(tmp_path)]) == 0
+    assert json.loads(file.read_text())["can"]["seeds"] == [0, 1]
 
 
 def test_training_seeds_studied_with_other_settings_are_not_joined(study, studied, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The model: layout, injection, masks, sampler, one network in three roles, and checkpoints."""
 
-import dataclasses
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ CAMERAS = ("wrist", "agent")
 
 
 def tiny(**changes) -> CosmosPolicy:
-    config = dataclasses.replace(ModelConfig(width=64, heads=2, layers=2), **changes)
+    config = ModelConfig(**{"width": 64, "heads": 2, "layers": 2, **changes})
     policy = build(make_spec(config, CAMERAS, 32, action_dim=4, proprio_dim=9), seed=1)
     rng = np.random.default_rng(0)
     policy.tokenizer.fit(torch.from_numpy(rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)))
@@ -174,15 +173,15 @@ def test_a_network_that_says_nothing_predicts_no_change():
         assert not out[:, :, layout.value].any()
     out = sampling.generate(policy, SampleType.VALUE_FUTURE, known, text, torch.arange(3), steps=1)  # s is hidden: nothing of it comes in
     assert not out[:, :, list(layout.current)].any() and torch.equal(out[:, :, list(layout.future)], known[:, :, list(layout.future)])
-    policy = tiny(residual="off")
+    policy = tiny(residual=False)
     out = sampling.generate(policy, SampleType.POLICY, known, text, torch.arange(3), steps=1)
     assert not out[:, :, list(layout.future)].any()
 
 
 def test_a_velocity_output_is_no_change_of_the_current_frames():
     assert not tiny(output="velocity").spec.residual
-    with pytest.raises(ConfigError, match="model.residual = 'on' needs model.output = 'x0'"):
-        tiny(output="velocity", residual="on")
+    with pytest.raises(ConfigError, match="model.residual = true needs model.output = 'x0'"):
+        ModelConfig(output="velocity", residual=True).check()
 
 
 def shown_to_the_network(policy: CosmosPolicy, known: torch.Tensor, sample_type: SampleType, noised: torch.Tensor) -> torch.Tensor:
@@ -201,7 +200,7 @@ def shown_to_the_network(policy: CosmosPolicy, known: torch.Tensor, sample_type:
 def test_future_tokens_see_the_current_frame_and_the_given_actions(sample_type):
     data = batch(2)
     noised = 80.0 * torch.randn(2, 16, 9, 4, 4, generator=torch.Generator().manual_seed(0))
-    plain, residual = tiny(residual="off"), tiny()
+    plain, residual = tiny(residual=False), tiny()
     known, layout = training_latents(residual, data), residual.layout
     difference = shown_to_the_network(residual, known, sample_type, noised) - shown_to_the_network(plain, known, sample_type, noised)
     expected = torch.zeros_like(known)

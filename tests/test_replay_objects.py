@@ -16,6 +16,7 @@ import pytest
 
 from cosmos_ray.commands.stage import run_stage
 from cosmos_ray.config import RunConfig, SimConfig, check
+from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError, StoreError, StoreUnavailable
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.replay import ReplayStore, WindowSampler
@@ -25,7 +26,6 @@ from cosmos_ray.replay.upkeep.repair import repair, verify
 from cosmos_ray.report.settings_table import commands, settings_table
 from cosmos_ray.rollout.outbox import Outbox
 from cosmos_ray.run import open_run
-from cosmos_ray.settings import stored_config
 from tests.s3_server import S3Server
 from tests.test_replay_episode import assert_same, make_episode
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from cosmos_ray.commands.cli import make_parser
 from cosmos_ray.config import PlannerConfig, RunConfig, SimConfig
+from cosmos_ray.config.settings import SETTINGS, new_config, parse_values
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.evidence import mcnemar, wilson
 from cosmos_ray.folder import RunFolder
@@ -23,7 +24,6 @@ from cosmos_ray.report.contents import training_curves
 from cosmos_ray.report.filmstrip import draw_filmstrip, pick, save_filmstrip
 from cosmos_ray.report.headline import headline, p_value
 from cosmos_ray.report.trace import EpisodeTrace
-from cosmos_ray.settings import make_config
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
 SEEDS = [2_000_000 + i for i in range(8)]
@@ -299,8 +299,8 @@ def test_commands_repeat_the_settings(tmp_path):
     for entry in report["commands"]:
         words = shlex.split(entry["command"])
         assert words[:3] == ["python", "-m", "cosmos_ray"]
-        flags = {k: v for k, v in vars(make_parser().parse_args(words[3:])).items() if k not in ("command", "config", "quiet")}
-        again = make_config(RunConfig(), None, {**flags, "repeat": None, "plan_seed": None})
+        flags = {k: v for k, v in vars(make_parser().parse_args(words[3:])).items() if k in SETTINGS}
+        again = new_config(parse_values({**flags, "repeat": None, "plan_seed": None}))
         assert again == config
     assert report["commands"][1]["command"].endswith("--repeat 5")
     folder.close()

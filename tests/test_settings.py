@@ -1,21 +1,31 @@
-"""Settings, the command line's answers to wrong input, and the folder of a run."""
+"""Settings from TOML and flags, their ranges, and the folder of a run."""
 
 import dataclasses
 import json
 import os
+import pathlib
 import re
-import signal
 import subprocess
 import sys
 
 import pytest
-import ray
 
-from cosmos_ray.commands.cli import main, starting_point
-from cosmos_ray.config import DEMO, LearnerConfig, ModelConfig, PlannerConfig, RolloutConfig, RunConfig, SimConfig, check
+from cosmos_ray.config import LearnerConfig, ModelConfig, PlannerConfig, RolloutConfig, RunConfig, SimConfig, check
+from cosmos_ray.config.settings import (
+    SETTINGS,
+    changed,
+    format_value,
+    given,
+    new_config,
+    parse_value,
+    parse_values,
+    read_toml,
+    value_of,
+    values_of_tree,
+)
+from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.settings import FIELDS, format_value, make_config, parse_value
 
 
 def write(path, text: str) -> str:
@@ -24,26 +34,28 @@ def write(path, text: str) -> str:
     return str(file)
 
 
+def from_file(file: str) -> dict:
+    return values_of_tree(pathlib.Path(file), read_toml(pathlib.Path(file)), OLD_NAMES)
+
+
 # ---------------------------------------------------------------- TOML and flags
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_base(tmp_path):
     file = write(tmp_path, 'demos = 7\nseed = 5\n[sim]\ntask = "Stack"\nimage_size = 32\n[learner]\nlr = 1\n')
-    base = dataclasses.replace(RunConfig(), demos=1, rollouts=3)
-    config = make_config(base, file, {"demos": "9", "sim.image_size": "48", "seed": None})
+    flags = parse_values({"demos": "9", "sim.image_size": "48", "seed": None})
+    config = new_config({"demos": 1, "rollouts": 3, **from_file(file), **flags})
     assert (config.demos, config.rollouts, config.seed) == (9, 3, 5)
-    assert (config.sim.task, config.sim.image_size, config.sim.horizon) == ("Stack", 48, SimConfig().horizon)
+    assert (config.sim.task, config.sim.image_size, config.sim.horizon) == ("Stack", 48, SimConfig(task="Stack").horizon)
     assert config.learner.lr == 1.0 and isinstance(config.learner.lr, float)
-    assert make_config(base, None, {}) == base
+    assert new_config({}) == RunConfig()
 
 
 def test_every_field_survives_the_command_line():
     config = RunConfig()
-    flags = {}
-    for name in FIELDS:
-        section, _, field = name.rpartition(".")
-        flags[name] = format_value(getattr(getattr(config, section) if section else config, field))
-    assert make_config(RunConfig(demos=1, learner=LearnerConfig(lr=9.0)), None, flags) == config
+    flags = {name: format_value(value_of(config, name)) for name in SETTINGS}
+    assert changed(RunConfig(demos=1, learner=LearnerConfig(lr=9.0), sim=SimConfig(task="Door")), parse_values(flags)) == config
+    assert new_config(parse_values(flags)) == config
 
 
 @pytest.mark.parametrize("kind, text, value", [
@@ -65,7 +77,7 @@ def test_flag_texts_of_the_wrong_type(kind, text, complaint):
 
 def test_toml_lists_and_booleans(tmp_path):
     file = write(tmp_path, '[sim]\nfast_step = false\nthird_cameras = ["frontview", "agentview"]\n[learner]\nbase_mix = [1, 0, 0]\n')
-    config = make_config(RunConfig(), file, {})
+    config = new_config(from_file(file))
     assert config.sim.fast_step is False and config.sim.third_cameras == ("frontview", "agentview")
     assert config.learner.base_mix == (1.0, 0.0, 0.0) and all(isinstance(x, float) for x in config.learner.base_mix)
 
@@ -82,18 +94,20 @@ def test_toml_lists_and_booleans(tmp_path):
     ('[sim]\nrobots = "Panda"', "sim.robots = 'Panda' must be a list of str"),
     ('[learner]\nbase_mix = [0.5, "a"]', "must be a list of float"),
     ("demos = ", "is not valid TOML"),
+    ('[planner]\nvalue = "action"', "the setting 'planner.value' is called 'planner.rank_by' now"),
+    ("verify = 5", "the setting 'verify' is called 'repeat' now"),
 ])  # fmt: skip
 def test_wrong_toml_is_one_line_that_names_file_and_setting(tmp_path, text, complaint):
     file = write(tmp_path, text)
     with pytest.raises(ConfigError, match=complaint) as caught:
-        make_config(RunConfig(), file, {})
+        from_file(file)
     assert file in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "absent.toml", lambda p: p], ids=["missing", "a directory"])
 def test_a_config_file_that_cannot_be_read(tmp_path, make):
     with pytest.raises(ConfigError, match="cannot read the config file"):
-        make_config(RunConfig(), str(make(tmp_path)), {})
+        from_file(str(make(tmp_path)))
 
 
 # ---------------------------------------------------------------- ranges
@@ -101,14 +115,13 @@ def test_a_config_file_that_cannot_be_read(tmp_path, make):
 
 def violations():
     """(field, a value just outside what it accepts) for every field with choices or bounds."""
-    for name, (item, kind) in FIELDS.items():
-        choices, low, high = (item.metadata[k] for k in ("choices", "low", "high"))
-        if choices is not None:
-            yield name, 99 if kind is int else "nonsense"
-        for bound, step in ((low, -1), (high, 1)):
+    for name, setting in SETTINGS.items():
+        if setting.choices:
+            yield name, 99 if setting.type is int else "nonsense"
+        for bound, step in ((setting.low, -1), (setting.high, 1)):
             if bound is not None:
-                value = type(bound)(bound + step) if kind is int else float(bound + step)
-                yield name, (value, 0.0, 0.0) if name.endswith("_mix") else value
+                value = type(bound)(bound + step) if setting.type is int else float(bound + step)
+                yield name, (value, 0.0, 0.0) if name.endswith("_mix") or name == "model.rope_scale" else value
 
 
 @pytest.mark.parametrize("name, value", list(violations()))
@@ -118,25 +131,6 @@ def test_a_value_out_of_range_names_its_field(name, value):
     part = dataclasses.replace(getattr(config, section) if section else config, **{field: value})
     with pytest.raises(ConfigError, match=rf"^{name.replace('.', '[.]')} = .*(out of range|is not one of)"):
         check(dataclasses.replace(config, **{section: part}) if section else part)
-
-
-@pytest.mark.parametrize("command, file, told, base", [
-    ("demo", None, {}, DEMO),
-    ("demo", None, {"demos": "3", "seed": "1"}, DEMO),
-    ("demo", None, {"sim.task": "Stack"}, RunConfig()),
-    ("demo", None, {"model.preset": "cosmos-predict2-2b"}, RunConfig()),
-    ("demo", "run.toml", {}, RunConfig()),
-    ("collect", None, {}, RunConfig()),
-], ids=str)  # fmt: skip
-def test_demo_has_a_task_of_its_own_unless_it_is_told_what_to_run(command, file, told, base):
-    assert starting_point(command, file, dict.fromkeys(FIELDS) | told) == base
-    check(make_config(base, None, told))
-
-
-def test_help_names_the_defaults_of_its_command(capsys):
-    for command, demos in (("demo", DEMO.demos), ("collect", RunConfig().demos)):
-        assert main([command, "--help"]) == 0
-        assert f"in the store after `collect` [{demos}]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_defaults_and_both_ends_of_every_range_are_accepted():
@@ -153,6 +147,9 @@ def test_the_defaults_and_both_ends_of_every_range_are_accepted():
     (RunConfig(learner=LearnerConfig(accelerate="graphs", zero_stage=3, ema=0.0)), "learner.accelerate.*learner.zero_stage"),
     (RunConfig(learner=LearnerConfig(accelerate="graphs", activation_checkpointing=True)), "learner.accelerate.*activation_checkpointing"),
     (RunConfig(rollout=RolloutConfig(execute=9), model=ModelConfig(chunk=8)), "rollout.execute = 9"),
+    (RunConfig(model=ModelConfig(output="velocity", residual=True)), "model.residual = true needs model.output = 'x0'"),
+    (RunConfig(model=ModelConfig(rope_scale=(1.0, 1.0))), "model.rope_scale.*three scales"),
+    (RunConfig(learner=LearnerConfig(planning_world_weight=0.0)), "learner.planning_world_weight = 0 would train no world model"),
     (RunConfig(rollout=RolloutConfig(horizon=160), sim=SimConfig(horizon=300)), "rollout.horizon = 160 is shorter than sim.horizon = 300"),
     (RunConfig(sim=SimConfig(wrist_cameras=(), third_cameras=())), "at least one camera"),
     (RunConfig(sim=SimConfig(wrist_cameras=("a",), third_cameras=("b", "a"))), "name a camera twice"),
@@ -172,47 +169,48 @@ def test_settings_that_do_not_go_together(config, complaint):
     assert len(str(caught.value).splitlines()) == 1
 
 
-# ---------------------------------------------------------------- the command line
+# ---------------------------------------------------------------- what was given, what follows
 
 
-@pytest.fixture
-def handlers():
-    """Puts the signal handler back that a command installs."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+def test_what_is_not_given_follows_another_setting():
+    config = new_config({"sim.task": "Door", "model.chunk": 4, "model.world_weight": 7.0, "learner.warmup": 9, "learner.cycle": 11,
+                         "learner.value_mode": "both"})
+    learner, rollout = config.learner, config.rollout
+    assert (config.sim.horizon, config.sim.actions, rollout.horizon, rollout.execute) == (200, "pose", 200, 4)
+    assert (learner.refine_warmup, learner.refine_cycle, learner.base_value_mode, learner.planning_world_weight) == (9, 11, "both", 7.0)
+    check(config)
 
 
-@pytest.mark.parametrize("arguments, complaint", [
-    (["collect", "--sim.task", "Lft"], "unknown task 'Lft'.*did you mean Lift"),
-    (["collect", "--sim.third-cameras", "agentveiw"], "no camera 'agentveiw'"),
-    (["collect", "--sim.robots", "Pnda"], "robot 'Pnda'.*did you mean Panda"),
-    (["collect", "--model.preset", "huge"], "model.preset = 'huge' is not one of tiny, cosmos-predict2-2b"),
-    (["collect", "--demos", "many"], "demos = 'many' is not a whole number"),
-    (["collect", "--demos", "0"], "demos = 0 is out of range"),
-    (["collect", "--learner.advantage-temperature", "0.1", "--learner.self-imitation", "0.5", "--planning-steps", "9",
-      "--model.top-share", "0"],
-     "model.top_share trains: set it above 0"),
-    (["collect", "--sim.image-size", "60"], "sim.image_size = 60 is not a multiple of 8"),
-    (["pretrain", "--learner.base-mix", "0.5,0.5,0.5"], "learner.base_mix.*add up to 1"),
-    (["collect", "--config", "nowhere.toml"], "cannot read the config file nowhere.toml"),
-    (["collect", "--sim.tsk", "Lift"], r"unknown flag --sim\.tsk; did you mean --sim\.task\?"),
-    (["collect", "--learner.batchsize=4"], r"unknown flag --learner\.batchsize; did you mean --learner\.batch-size\?"),
-    (["collect", "--zzz"], "unknown flag --zzz; see --help"),
-    (["collect", "--demos"], "demos: expected one argument"),
-    (["dmo"], "invalid choice: 'dmo'"),
-    ([], "required: COMMAND"),
-    (["pretrain"], "there is no run 'demo' in .*run `collect` first"),
-    (["pretrain", "--fresh"], "unknown flag --fresh"),
-], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
-def test_wrong_input_is_one_line_and_exit_code_2(arguments, complaint, tmp_path, capfd, handlers, monkeypatch):
-    root = ["--root", str(tmp_path)] if arguments and arguments[0] != "dmo" else []
-    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
-    assert main(arguments + root) == 2
-    out, err = capfd.readouterr()
-    assert out == "" and len(err.splitlines()) == 1, err
-    assert re.search(complaint, err) and err.startswith("cosmos_ray: error: ")
-    assert not list(tmp_path.iterdir())
+def test_every_setting_that_follows_can_be_given():
+    told = {"sim.horizon": 50, "sim.actions": "pose", "rollout.horizon": 60, "rollout.execute": 3, "learner.refine_warmup": 0,
+            "learner.refine_cycle": 5, "learner.base_value_mode": "full", "learner.planning_world_weight": 2.0}
+    config = new_config(told)
+    assert {name: value_of(config, name) for name in told} == told
+    assert told.keys() | {name for name in SETTINGS if name.startswith("model.")} >= {n for n, s in SETTINGS.items() if s.follows}
+
+
+def test_a_setting_of_a_run_keeps_its_value_when_what_it_followed_changes():
+    config = changed(new_config({"learner.warmup": 9}), {"learner.warmup": 1})
+    assert (config.learner.warmup, config.learner.refine_warmup) == (1, 9)
+
+
+def test_no_value_stands_for_another_one():
+    for preset in ("tiny", "cosmos-predict2-2b"):
+        config = new_config({"model.preset": preset})
+        for name, setting in SETTINGS.items():
+            if setting.follows:
+                assert value_of(config, name) not in (None, "auto", "", -1), name
+                assert isinstance(value_of(config, name), bool) or value_of(config, name) != 0 or name.endswith("_share"), name
+
+
+@pytest.mark.parametrize("told", [
+    {}, {"sim.task": "Door"}, {"sim.task": "Door", "sim.horizon": 300}, {"rollout.horizon": 120, "learner.warmup": 5},
+    {"model.preset": "cosmos-predict2-2b", "model.suite": "aloha", "rollout.execute": 25, "model.width": 64},
+    {"model.output": "velocity", "learner.refine_warmup": 0},
+], ids=str)  # fmt: skip
+def test_the_fewest_values_make_the_config_again(told):
+    config = new_config(told)
+    assert given(config) == told and new_config(given(config)) == config
 
 
 # ---------------------------------------------------------------- the folder of a run

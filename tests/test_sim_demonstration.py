@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.tasks import SPECS, NoiseMix
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim.demonstration import CLEAN, demonstrate
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.experts import check_expert, expert
-from cosmos_ray.sim.tasks import SPECS, NoiseMix
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.tasks import SPECS
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim.environment import SUCCESS_HOLD, Environment, start
-from cosmos_ray.sim.tasks import SPECS
 
 TASKS = tuple(SPECS)
 

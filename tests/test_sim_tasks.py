@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.tasks import SPECS
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim import gl, tasks
 
@@ -21,7 +20,7 @@ def refuse(**settings) -> str:
 
 
 def test_every_task_of_the_table_is_valid():
-    for name, spec in tasks.SPECS.items():
+    for name, spec in SPECS.items():
         assert tasks.validate(SimConfig(task=name)) == spec
 
 
@@ -75,12 +74,12 @@ def test_position_actions_need_a_cartesian_controller():
     assert "position" in refuse(controller="JOINT_POSITION", actions="position")
 
 
-def test_auto_action_space_follows_the_task_and_controller():
-    lift = tasks.spec("Lift")
-    config = SimConfig()
-    assert tasks.action_space(config, lift) == "position"
-    assert tasks.action_space(dataclasses.replace(config, actions="pose"), lift) == "pose"
-    assert tasks.action_space(dataclasses.replace(config, controller="JOINT_POSITION"), lift) == "pose"
+def test_action_space_and_horizon_follow_the_task_and_controller_unless_given():
+    assert (SimConfig().actions, SimConfig().horizon) == ("position", 96)
+    assert (SimConfig(actions="pose").actions, SimConfig(horizon=7).horizon) == ("pose", 7)
+    assert SimConfig(controller="JOINT_POSITION").actions == "pose"
+    assert (SimConfig(task="Door").actions, SimConfig(task="Door").horizon) == ("pose", 200)
+    assert (SimConfig(task="NutAssemblyRound").actions, SimConfig(task="NutAssemblyRound").horizon) == ("pose", 200)
 
 
 @pytest.mark.slow

@@ -1,20 +1,23 @@
 """The three released suites: layout, copies and settings of method 1.1, 1.3 and 5.3, and how they are laid over the defaults."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from cosmos_ray.config import ModelConfig, RunConfig, check
+from cosmos_ray.config.presets import LARGE, PRESETS, TINY, preset_settings
+from cosmos_ray.config.settings import SETTINGS, changed, new_config, parse_values, read_toml, value_of, values_of_tree
+from cosmos_ray.config.stored import stored_config
+from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.injection import extract, inject
+from cosmos_ray.model.layout import LatentLayout
 from cosmos_ray.model.sample_types import SampleType, clean_frames
 from cosmos_ray.model.spec import make_spec
-from cosmos_ray.model.suites import SUITES
 from cosmos_ray.planning.best_of_n import step_ladder
-from cosmos_ray.presets import LARGE, preset_settings
-from cosmos_ray.settings import FIELDS, make_config, stored_config
 
 LARGE_PRESET = "cosmos-predict2-2b"
 
@@ -30,7 +33,7 @@ NAMES = {  # method 1.1, column by column
 ])  # fmt: skip
 def test_layout_is_the_one_of_the_method(name, action, frames, pixel_frames, tokens):
     suite = SUITES[name]
-    layout = suite.layout
+    layout = LatentLayout(suite.cameras)
     assert [n.replace(" ", "_") for n in layout.names] == NAMES[name].split()
     assert (layout.action, layout.frames, layout.value) == (action, frames, frames - 1)
     assert layout.images == tuple(range(2, action)) and layout.future_images == tuple(range(action + 2, frames - 1))
@@ -69,7 +72,7 @@ def test_frames_go_through_jpeg_in_the_simulated_suites_alone(name, jpeg):
 
 
 @pytest.mark.parametrize("preset, augment, expected", [
-    (LARGE_PRESET, "auto", True), ("tiny", "auto", False), (LARGE_PRESET, "off", False), ("tiny", "on", True),
+    (LARGE_PRESET, None, True), ("tiny", None, False), (LARGE_PRESET, False, False), ("tiny", True, True),
 ])  # fmt: skip
 def test_augmentation_is_the_presets_unless_it_is_set(preset, augment, expected):
     for suite in ("", *SUITES):
@@ -79,22 +82,42 @@ def test_augmentation_is_the_presets_unless_it_is_set(preset, augment, expected)
 # ---------------------------------------------------------------- laid over the defaults
 
 
-def configured(*, base: RunConfig | None = None, file: str | None = None, new: bool = True, **flags: str) -> RunConfig:
-    """The config of a command with flags ``sim__task="Stack"``."""
-    return make_config(base or RunConfig(), file, {k.replace("__", "."): v for k, v in flags.items()}, new)
+def configured(*, file: str | None = None, **flags: str) -> RunConfig:
+    """The config of a new run with flags ``sim__task="Stack"``."""
+    path = Path(file or "")
+    values = values_of_tree(path, read_toml(path), {}) if file else {}
+    return new_config({**values, **parse_values({k.replace("__", "."): v for k, v in flags.items()})})
+
+
+def test_the_presets_are_complete_records_of_the_same_settings():
+    assert list(TINY) == list(LARGE) and TINY.keys() <= SETTINGS.keys()
+    spec = {name for name, setting in SETTINGS.items() if name.startswith("model.") and setting.follows}
+    assert {name for name in TINY if name.startswith("model.")} == spec
+    for name, value in TINY.items():  # the defaults are the tiny preset
+        assert value is None or value_of(RunConfig(), name) == value and type(value_of(RunConfig(), name)) is type(value), name
+
+
+def test_presets_and_suites_are_the_choices_of_their_settings():
+    assert SETTINGS["model.preset"].choices == tuple(PRESETS) and SETTINGS["model.suite"].choices == ("", *SUITES)
+
+
+def test_a_model_that_is_made_by_hand_has_its_presets_values():
+    for preset, record in PRESETS.items():
+        model = ModelConfig(preset=preset, width=48)
+        assert (model.width, model.layers, model.sigma_min) == (48, record["model.layers"], record["model.sigma_min"])
+    assert ModelConfig(suite="libero").jpeg and not ModelConfig().jpeg and not ModelConfig(output="velocity").residual
 
 
 @pytest.mark.parametrize("suite", ["", *SUITES])
 @pytest.mark.parametrize("preset", ["tiny", LARGE_PRESET])
 def test_every_preset_setting_exists_and_is_accepted(preset, suite):
     settings = preset_settings(preset, suite)
-    assert settings.keys() <= FIELDS.keys()
+    assert settings.keys() <= SETTINGS.keys()
     config = configured(model__preset=preset, model__suite=suite)
     check(config)
     for name, value in settings.items():
-        section, _, field = name.rpartition(".")
-        held = getattr(getattr(config, section) if section else config, field)
-        assert held == value and type(held) is type(value), name
+        held = value_of(config, name)
+        assert value is None or held == value and type(held) is type(value), name
 
 
 def test_the_large_preset_trains_and_plans_as_the_paper_does():
@@ -120,7 +143,7 @@ def test_a_suite_brings_its_chunk_discount_steps_and_schedule(suite, chunk, exec
 
 
 def test_the_defaults_are_untouched_without_preset_and_suite():
-    assert preset_settings("tiny", "") == {} and configured() == RunConfig()
+    assert preset_settings("tiny", "") == TINY and configured() == RunConfig()
 
 
 def test_a_suite_wins_over_the_preset_and_files_and_flags_over_both(tmp_path):
@@ -132,11 +155,6 @@ def test_a_suite_wins_over_the_preset_and_files_and_flags_over_both(tmp_path):
     assert (config.model.chunk, config.learner.weight_decay) == (50, 0.1)  # the rest of suite and preset stays
 
 
-def test_a_suite_in_the_base_config_counts_as_well():
-    base = RunConfig(model=ModelConfig(suite="robocasa"))
-    assert configured(base=base).model.chunk == 32 and configured(base=base, model__suite="").model.chunk == ModelConfig().chunk
-
-
 def test_a_stored_run_is_not_overlaid_again(tmp_path):
     """What a user changed in a run must not fall back to the suite's at its next stage."""
     first = configured(root=str(tmp_path), model__preset=LARGE_PRESET, model__suite="aloha", learner__lr="3e-5", rollout__execute="25",
@@ -144,11 +162,8 @@ def test_a_stored_run_is_not_overlaid_again(tmp_path):
     RunFolder(first).close()
     stored = stored_config(configured(root=str(tmp_path)))
     assert stored == first
-    later = configured(base=stored, new=False, demos="5")
-    assert later == dataclasses.replace(first, demos=5)
-    assert configured(base=stored, new=False, replay__gamma="0.9").replay.gamma == 0.9
-    overlaid = configured(base=stored, demos="5")
-    assert (overlaid.rollout.execute, overlaid.sim.image_size) == (50, 224)  # what laying them over again would have done
+    assert changed(stored, {"demos": 5}) == dataclasses.replace(first, demos=5)
+    assert changed(stored, {"replay.gamma": 0.9}).replay.gamma == 0.9
 
 
 def test_a_chunk_shorter_than_the_suite_executes_is_refused():

@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import logging
 import os
 import signal
 import sys
 import warnings
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cosmos_ray.config import DEMO, QUICK_COUNTS, RunConfig
+from cosmos_ray.commands.command import COMMANDS, REPLAY
+from cosmos_ray.commands.help import ShortHelp, command_list, full_help, metavar, usage
+from cosmos_ray.config import RunConfig
+from cosmos_ray.config.recipes import recipe, recipe_list, refuse_disagreement
+from cosmos_ray.config.settings import (
+    SETTINGS,
+    changed,
+    given,
+    new_config,
+    parse_values,
+    read_toml,
+    values_of_tree,
+    with_absolute_paths,
+)
+from cosmos_ray.config.stored import stored_config
+from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import ConfigError, CosmosRayError
-from cosmos_ray.settings import FIELDS, add_flags, make_config, stored_config, with_absolute_paths
-
-
-@dataclass(frozen=True)
-class Command:
-    """A stage as a command."""
-
-    help: str
-    needs_ray: bool = True
-    creates: bool = False  #: whether it may start a new run
-    options: tuple[tuple[str, dict], ...] = ()  #: flags of its own, as ``argparse`` takes them; handed to the stage
-
-
-COMMANDS = {
-    "demo": Command("run every stage and write the report, on Lift within 10 cm unless told a task, model or file", creates=True),
-    "collect": Command("record scripted demonstrations", creates=True),
-    "pretrain": Command("train the base policy on the demonstrations"),
-    "rollout": Command("run episodes of the base policy: successes and failures"),
-    "refine": Command("train on rollouts while acting, pushing new weights to the pool"),
-    "evaluate": Command("compare base, refined and planning on held-out initial states"),
-    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False),
-    "audit": Command("measure what planning could win and which learned part stands in the way", options=(
-        ("--checkpoint", {"choices": ("base", "refined"), "help": "which policy of the run [the newest]"}),
-        ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which candidates are judged in every way [24]"}),
-    )),
-    "report": Command("write report.html and report.json", needs_ray=False),
-    "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, options=(
-        ("--weights", {"required": True, "metavar": "PATH", "help": "public .pt, .safetensors, DCP folder or diffusers folder"}),
-        ("--statistics", {"required": True, "metavar": "FILE", "help": "dataset statistics JSON with actions_min, actions_max, "
-                                                                     "proprio_min and proprio_max"}),
-    )),
-    "export": Command("write a run's policy for other projects", needs_ray=False, options=(
-        ("--checkpoint", {"choices": ("initial", "base", "refined"), "help": "which policy of the run [the newest]"}),
-        ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
-        ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),
-        ("--overwrite", {"action": "store_true", "help": "replace what is there"}),
-    )),
-}
-
 
 INTERRUPTED = "interrupted; the same command continues where it stopped"
 
@@ -71,25 +47,42 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
     """The command line's parser; the verbs of `replay` come with the libraries that they need."""
-    parser = _Parser(prog="cosmos_ray", description="Closed-loop Cosmos Policy: collect, train, roll out, refine, plan.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = _Parser(prog="cosmos_ray", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help[0].upper() + command.help[1:] + ".", allow_abbrev=False)
-        sub.add_argument("--quiet", action="store_true", help="no progress lines")
+        defaults = new_config(recipe("demo")) if name == "demo" else RunConfig()
+        sub = commands.add_parser(name, usage=usage(name), description=command.help[0].upper() + command.help[1:] + ".",
+                                  allow_abbrev=False, add_help=False)
+        sub.add_argument("-h", "--help", action=ShortHelp, command=name, defaults=defaults)
+        sub.add_argument("--help-all", action="help", help="show every setting with all that is known of it")
+        sub.add_argument("--config", metavar="FILE", help="TOML file with settings; flags win over it")
+        sub.add_argument("--quiet", action="store_true", help="print no progress lines")
         if command.creates:
-            sub.add_argument("--fresh", action="store_true", help="move an existing run of this name aside and start anew")
+            sub.add_argument("--recipe", metavar="NAME", help="settings of a measured table; 'list' shows the recipes. --config and flags "
+                             "win over it")
+            sub.add_argument("--fresh", action="store_true", help="move a run of this name aside and start anew")
         for flag, keywords in command.options:
             sub.add_argument(flag, **keywords)
         if name == "demo":
-            sub.add_argument("--quick", action="store_true", help="every stage at small counts, about five minutes on two cores")
-        add_flags(sub, DEMO if name == "demo" else RunConfig())
-    text = "look at a replay store, check it, mend it, shrink it, exchange it"
-    replay = commands.add_parser("replay", help=text, description=text.capitalize() + ".")
+            sub.add_argument("--quick", action="store_true", help="every stage at small counts, five minutes on two cores")
+        _add_settings(sub, defaults, named=name == "demo")
+    replay = commands.add_parser("replay", description=REPLAY.capitalize() + ".")
     if with_verbs:
         from cosmos_ray.commands.replay import add_verbs
 
         add_verbs(replay, _Parser)
     return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, defaults: RunConfig, named: bool) -> None:
+    """A flag for every setting, grouped by section. ``named`` says whether the run's name has a default."""
+    groups: dict[str, Any] = {}
+    told = given(defaults)
+    for name, setting in SETTINGS.items():
+        group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
+        text = full_help(setting, defaults, name in told) if name != "name" or named else setting.help
+        group.add_argument(setting.flag, dest=name, default=None, metavar=metavar(setting), help=text.replace("%", "%%"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,13 +109,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         for level in ("command", "verb"):
-            if hasattr(options, level):
+            if getattr(options, level, None):
                 parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[getattr(options, level)]
         parser.error("unrecognized arguments: " + " ".join(unknown))
     return options
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command is None:
+        # Without --help the command was forgotten: a script that lost it must not go on as if all was well.
+        (sys.stdout if options.help else sys.stderr).write(command_list())
+        return 0 if options.help else 2
     if options.command == "replay":
         from cosmos_ray.commands.replay import run_verb
 
@@ -130,19 +127,11 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.write(text + "\n")
         return code
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
-    quick = getattr(options, "quick", False)
-    flags = {name: getattr(options, name) for name in FIELDS}
-    base = starting_point(options.command, options.config, flags)
-    if quick:
-        base = dataclasses.replace(base, name="quick", **QUICK_COUNTS)
+    if getattr(options, "recipe", None) == "list":
+        sys.stdout.write(recipe_list() + "\n")
+        return 0
     own = {flag.removeprefix("--"): getattr(options, flag.removeprefix("--")) for flag, _ in command.options}
-    config = make_config(base, options.config, flags)
-    if not fresh and (stored := stored_config(config)) is not None:
-        if quick:
-            stored = dataclasses.replace(stored, **QUICK_COUNTS)
-        config = make_config(stored, options.config, flags, new=False)  # a run keeps its settings from stage to stage
-
-    config = with_absolute_paths(config)
+    config = with_absolute_paths(configure(options))
 
     from cosmos_ray.commands.stage import run_stage
     from cosmos_ray.run import open_run
@@ -154,10 +143,38 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def starting_point(command: str, file: str | None, flags: dict[str, str | None]) -> RunConfig:
-    """The defaults of a new run: ``demo`` has a task of its own, unless it is told what to run."""
-    told = file or flags["sim.task"] or flags["model.preset"] or flags["model.suite"]
-    return DEMO if command == "demo" and not told else RunConfig()
+def configure(options: argparse.Namespace) -> RunConfig:
+    """The run's config that a command works with: the stored one with what the command line gives, or that of a new run.
+
+    ConfigError when the command needs a --name and has none, or has a recipe that an existing run disagrees with.
+    """
+    told: dict[str, Any] = {}
+    if options.config:
+        told.update(values_of_tree(Path(options.config), read_toml(Path(options.config)), OLD_NAMES))
+    told.update(parse_values({name: getattr(options, name) for name in SETTINGS}))
+    chosen = getattr(options, "recipe", None)
+    base = recipe(chosen) if chosen else {}
+    if options.command == "demo":
+        quick = recipe("quick") if options.quick else {}
+        if not chosen and not any(name in told for name in ("sim.task", "model.preset", "model.suite")) and not options.config:
+            base = recipe("demo")
+        base, told = {**base, **quick}, {**quick, **told}
+        told.setdefault("name", "quick" if quick else chosen or RunConfig().name)
+    if "name" not in told:
+        raise ConfigError(f"`{options.command}` needs the name of its run: give --name{_runs(told.get('root', RunConfig().root))}")
+    config = new_config({**base, **told})
+    stored = None if getattr(options, "fresh", False) else stored_config(config)
+    if stored is None:
+        return config
+    if chosen:
+        refuse_disagreement(chosen, {name: value for name, value in base.items() if name not in told}, stored)
+    return changed(stored, told)
+
+
+def _runs(root: str) -> str:
+    """The runs there are, to choose a --name from."""
+    names = sorted(file.parent.name for file in Path(root).expanduser().glob("*/config.json"))
+    return f"; {root} has {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}" if names else ""
 
 
 def _interrupt(*_: object) -> None:

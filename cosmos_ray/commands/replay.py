@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.progress import Progress
 from cosmos_ray.replay.format.episode import EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep import retention
-from cosmos_ray.settings import stored_config
 
 EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "parquet")
 IMPORTS = ("robomimic", "cosmos", "lerobot")
@@ -39,7 +39,7 @@ def add_verbs(parser: argparse.ArgumentParser, parser_class: type) -> None:
         sub = verbs.add_parser(name, help=verb.help, description=verb.help[0].upper() + verb.help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--store", metavar="PATH", help="the store: a folder, or an s3:// or gs:// URI [that of --root and --name]")
         sub.add_argument("--root", default="runs", help="folder that holds runs [runs]")
-        sub.add_argument("--name", default="demo", help="run whose store it is [demo]")
+        sub.add_argument("--name", help="run whose store it is; needed unless --store is given")
         sub.add_argument("--quiet", action="store_true", help="no progress lines")
         for flags, keywords in verb.options:
             sub.add_argument(*flags, **keywords)
@@ -56,6 +56,8 @@ def run_verb(options: argparse.Namespace) -> tuple[str, int]:
 def _root(options: argparse.Namespace) -> str:
     if options.store:
         return options.store
+    if not options.name:
+        raise ConfigError(f"`replay {options.verb}` needs a store: give --name of a run, or --store")
     run = stored_config(RunConfig(root=options.root, name=options.name))
     if run is None:
         raise ConfigError(f"there is no run {options.name!r} in {options.root}: give --store, or --root and --name of a run")

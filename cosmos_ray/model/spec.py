@@ -6,9 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from cosmos_ray.config import ModelConfig
-from cosmos_ray.errors import CheckpointError, ConfigError
+from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.layout import LatentLayout
-from cosmos_ray.model.suites import SUITES
 from cosmos_ray.model.tokenizer import CHANNELS, PATCH
 from cosmos_ray.model.transformer import TransformerConfig
 
@@ -71,29 +70,15 @@ class PolicySpec:
 
 
 def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, action_dim: int, proprio_dim: int) -> PolicySpec:
-    """Fill a preset, the given config overriding where it is not 0 or 'auto'."""
-    tiny = config.preset == "tiny"
-    if tiny:
-        base = TransformerConfig(width=128, heads=4, layers=4, patch=4, text_width=64, adaln_rank=64, rope_scale=(1.0, 1.0, 1.0))
-    else:
-        base = TransformerConfig()
-    output = config.output if config.output != "auto" else ("x0" if tiny else "velocity")
-    if config.residual == "on" and output != "x0":
-        raise ConfigError(f"model.residual = 'on' needs model.output = 'x0', not {output!r}")
-    chosen = {k: v for k, v in {"width": config.width, "heads": config.heads, "layers": config.layers, "patch": config.patch}.items() if v}
+    """The record of a network with the settings of ``config``, for these cameras (in latent order), square frames of ``image_size``
+    pixels, and actions and proprioception of so many numbers. ConfigError when the transformer's dimensions do not fit together."""
+    transformer = TransformerConfig(
+        width=config.width, heads=config.heads, layers=config.layers, patch=config.patch, text_width=config.text_width,
+        adaln_rank=config.adaln_rank, rope_scale=(config.rope_scale[0], config.rope_scale[1], config.rope_scale[2]))
     return PolicySpec(
-        preset=config.preset, cameras=cameras, image_size=image_size, chunk=config.chunk, action_dim=action_dim,
-        proprio_dim=proprio_dim, transformer=dataclasses.replace(base, **chosen),
-        output=output,
-        frame_scale=config.sigma_frame_scale == "on" or (config.sigma_frame_scale == "auto" and not tiny),
-        sigma_min=config.sigma_min or (1.0 if tiny else 4.0),
-        action_weight=config.action_weight or (4.0 if tiny else 1.0), value_weight=config.value_weight or (3.0 if tiny else 1.0),
-        world_weight=config.world_weight or (10.0 if tiny else 1.0),
-        loss_scale=1.0 if tiny else 10.0, text_tokens=16 if tiny else 512,
-        residual=config.residual == "on" or (config.residual == "auto" and tiny and output == "x0"),
-        imagined_share=config.imagined_share if config.imagined_share >= 0 else (0.5 if tiny else 0.0),
-        top_share=config.top_share if config.top_share >= 0 else (0.7 if tiny else 0.0),
-        uniform_share=config.uniform_share,
-        jpeg=config.suite != "" and SUITES[config.suite].jpeg,
-        augmented=config.augment == "on" or (config.augment == "auto" and not tiny),
+        preset=config.preset, cameras=cameras, image_size=image_size, chunk=config.chunk, action_dim=action_dim, proprio_dim=proprio_dim,
+        transformer=transformer, output=config.output, frame_scale=config.sigma_frame_scale, sigma_min=config.sigma_min,
+        action_weight=config.action_weight, value_weight=config.value_weight, world_weight=config.world_weight,
+        loss_scale=config.loss_scale, text_tokens=config.text_tokens, residual=config.residual, imagined_share=config.imagined_share,
+        top_share=config.top_share, uniform_share=config.uniform_share, jpeg=config.jpeg, augmented=config.augment,
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)

@@ -9,30 +9,27 @@ import shlex
 
 import cosmos_ray
 from cosmos_ray.config import RunConfig
-from cosmos_ray.settings import FIELDS, format_value, value_of
-from cosmos_ray.uri import without_credentials
+from cosmos_ray.config.settings import PER_COMMAND, SETTINGS, format_value, given, new_config, value_of
 
 PACKAGES = ("torch", "deepspeed", "ray", "robosuite", "mujoco", "numpy", "pyarrow")
 
 
 def settings_table(config: RunConfig) -> list[dict]:
-    """Every setting as {name, value, default, changed, help}, sections together."""
-    default, rows = RunConfig(), []
-    for name, (item, _) in FIELDS.items():
-        value, usual = (without_credentials(format_value(value_of(c, name))) for c in (config, default))
-        rows.append({"name": name, "value": value, "default": usual, "changed": value != usual, "help": item.metadata["help"]})
+    """Every setting as {name, value, default, changed, help}, sections together. ``default`` is what the run would have without it."""
+    own, rows = given(config), []
+    for name, setting in SETTINGS.items():
+        value = value_of(config, name)
+        usual = value_of(new_config({key: own[key] for key in own if key != name}), name) if name in own else value
+        rows.append({"name": name, "value": format_value(value), "default": format_value(usual), "changed": name in own,
+                     "help": setting.help})
     return rows
 
 
 def commands(config: RunConfig) -> list[dict]:
     """Command lines {what, command} that repeat the evaluation. They name every setting that is not the default."""
     flags = [f"--name {shlex.quote(config.name)}", f"--root {shlex.quote(config.root)}"]
-    left_out = ["name", "root", "repeat", "plan_seed", "address", "wandb"]
-    if without_credentials(config.replay.store) != config.replay.store:
-        left_out.append("replay.store")  # the run has it; without its credentials it would be another one
-    for row in settings_table(config):
-        if row["changed"] and row["name"] not in left_out:
-            flags.append(f"--{row['name'].replace('_', '-')} {shlex.quote(row['value'])}")
+    flags += [f"{SETTINGS[name].flag} {shlex.quote(format_value(value))}" for name, value in given(config).items()
+              if name not in PER_COMMAND]
     tail = " ".join(flags)
     lines = (("Count again from the stored episodes, running what is missing", "evaluate", ""),
              ("Repeat 5 stored episodes per arm and compare them bit by bit", "evaluate", " --repeat 5"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from cosmos_ray.config.tasks import NoiseMix
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.sim.experts import expert
-from cosmos_ray.sim.tasks import NoiseMix
 from cosmos_ray.sim.trajectory import Trajectory
 
 CLEAN = NoiseMix(level=0.0, kick_share=0.0)

@@ -60,8 +60,8 @@ class Environment:
         self.config = config
         self.task = config.task
         self.instruction = spec.instruction
-        self.horizon = config.horizon or spec.horizon
-        self.actions = tasks.action_space(config, spec)
+        self.horizon = config.horizon
+        self.actions = config.actions
         self.cameras = config.cameras
         self.sim_env = robosuite.make(
             config.task, robots=list(config.robots), controller_configs=_controllers(config), has_renderer=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_ray.config import SimConfig, check
+from cosmos_ray.config import SimConfig, check_ranges
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.sim.environment import Environment
@@ -142,7 +142,7 @@ def config_from_fingerprint(fingerprint: Mapping[str, str], name: str = "") -> S
         mesh_cell=_number(render[2], "render", name),
         fast_step=_entry(fingerprint, "stepping", "fused|stock", name)[0] == "fused",
     )
-    check(config, "sim.")
+    check_ranges(config, "sim.")
     return config
 
 

@@ -1,12 +1,15 @@
-"""The robosuite tasks: what the project knows about five of them, and checks that a configuration can run."""
+"""The robosuite tasks: checks that a configuration can run.
+
+What the project knows about five of them is in :mod:`cosmos_ray.config.tasks`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.tasks import SPECS, TaskSpec
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim import gl
 
@@ -19,53 +22,6 @@ ARENA_CAMERAS_BY_TASK = {
     "TwoArmTransport": (*ARENA_CAMERAS, "shouldercamera0", "shouldercamera1"),
 }
 """Cameras of robosuite 1.5.2's arenas, for tasks whose name starts with the key; the robots add their own."""
-
-
-@dataclass(frozen=True)
-class NoiseMix:
-    """How demonstrations are disturbed so that a policy also sees how to recover (DART, arXiv 1703.09327).
-
-    The executed action is the expert's plus an Ornstein-Uhlenbeck process on all but the gripper; the label stays clean.
-    Each episode draws its own noise level.
-    """
-
-    level: float = 0.1
-    """Stationary standard deviation at scale 1, in action units."""
-    scale: tuple[float, float] = (0.0, 1.5)
-    """Range of the per-episode multiplier of ``level``."""
-    correlation: float = 0.85
-    """Autocorrelation from one control step to the next."""
-    kick_share: float = 0.35
-    """Share of episodes that are pushed once."""
-    kick_steps: int = 5
-    kick_level: float = 0.4
-    """Standard deviation of the push, constant over ``kick_steps`` control steps, in action units."""
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What the project knows about a task beyond what robosuite says."""
-
-    name: str
-    instruction: str
-    horizon: int = 200
-    """Control steps before an episode times out."""
-    actions: str = "pose"
-    """Default action space: ``position`` (dx, dy, dz, gripper) or ``pose`` (with rotation)."""
-    noise: NoiseMix = field(default_factory=NoiseMix)
-    """Recommended disturbance of demonstrations."""
-
-
-SPECS = {
-    spec.name: spec
-    for spec in (
-        TaskSpec("Lift", "lift the red cube", horizon=96, actions="position", noise=NoiseMix(level=0.2)),
-        TaskSpec("Stack", "stack the red cube on the green cube", horizon=200),
-        TaskSpec("PickPlaceCan", "put the can into its bin", horizon=400),
-        TaskSpec("NutAssemblySquare", "put the square nut on the square peg", horizon=300),
-        TaskSpec("Door", "turn the handle and open the door", horizon=200),
-    )
-}
 
 
 def spec(name: str) -> TaskSpec:
@@ -112,8 +68,7 @@ def validate(config: SimConfig) -> TaskSpec:
         raise ConfigError(
             f"unsupported controller {config.controller!r} (sim.controller); choose one of {', '.join(CONTROLLERS)}"
         )
-    actions = action_space(config, task)
-    if actions == "position" and config.controller == "JOINT_POSITION":
+    if config.actions == "position" and config.controller == "JOINT_POSITION":
         raise ConfigError("sim.actions 'position' needs an OSC controller (sim.controller), not JOINT_POSITION")
     if not config.cameras:
         raise ConfigError("no camera is configured; name at least one in sim.wrist_cameras or sim.third_cameras")
@@ -138,13 +93,6 @@ def camera_names(task: str, robots: tuple[str, ...]) -> tuple[str, ...]:
     arena = next((cameras for key, cameras in ARENA_CAMERAS_BY_TASK.items() if task.startswith(key)), ARENA_CAMERAS)
     mounted = [camera for i, robot in enumerate(robots) for camera in create_robot(robot, idn=i).cameras]
     return (*arena, *mounted)
-
-
-def action_space(config: SimConfig, task: TaskSpec) -> str:
-    """``position`` or ``pose``, resolving ``auto`` by task; joint controllers always take their full vector."""
-    if config.actions != "auto":
-        return config.actions
-    return "pose" if config.controller == "JOINT_POSITION" else task.actions
 
 
 def _check_robots(config: SimConfig) -> None:

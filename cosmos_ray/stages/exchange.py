@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.checkpoint import copy_checkpoint, load_net, load_policy, read_description, save_policy
 from cosmos_ray.model.exchange import diffusers_config, write_weights
@@ -12,7 +13,6 @@ from cosmos_ray.model.exchange.statistics import Statistics, read_statistics, wr
 from cosmos_ray.model.exchange.text_embeddings import write_text_embeddings
 from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
-from cosmos_ray.model.suites import SUITES
 from cosmos_ray.model.text import T5Text
 from cosmos_ray.run import Run
 from cosmos_ray.sim import tasks

@@ -92,7 +92,7 @@ def train_planning_network(round: Round) -> None:
 
 def schedule(learner: LearnerConfig) -> LearnerConfig:
     """The settings with the warm-up and cycle of refinement."""
-    return dataclasses.replace(learner, warmup=learner.refine_warmup or learner.warmup, cycle=learner.refine_cycle or learner.cycle)
+    return dataclasses.replace(learner, warmup=learner.refine_warmup, cycle=learner.refine_cycle)
 
 
 def acted(run: Run) -> bool:

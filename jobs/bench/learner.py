@@ -23,6 +23,7 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 import torch  # noqa: E402
 
 from cosmos_ray.config import RunConfig, check  # noqa: E402
+from cosmos_ray.config.stored import stored_config  # noqa: E402
 from cosmos_ray.errors import CosmosRayError  # noqa: E402
 from cosmos_ray.learner.core import LearnerCore  # noqa: E402
 from cosmos_ray.learner.engine import free_port, rendezvous  # noqa: E402
@@ -30,7 +31,6 @@ from cosmos_ray.learner.mixture import BatchSource, Mixture  # noqa: E402
 from cosmos_ray.model.checkpoint import load_policy  # noqa: E402
 from cosmos_ray.replay.sampling.sampler import WindowSampler  # noqa: E402
 from cosmos_ray.replay.store import ReplayStore  # noqa: E402
-from cosmos_ray.settings import stored_config  # noqa: E402
 from jobs.bench.model import ratio  # noqa: E402
 
 PLAIN = {"accelerate": "none", "loader_threads": 0, "zero_stage": 1}

@@ -272,7 +272,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, dtype = options.device, torch.bfloat16 if options.device == "cuda" else torch.float32
-    config = ModelConfig(preset=options.preset, layers=options.layers)
+    config = ModelConfig(preset=options.preset, layers=options.layers or None)
     spec = make_spec(config, CAMERAS[options.frames[0]], 64 if options.preset == "tiny" else 224, 7, 9)
     net = Transformer(spec.transformer).to(device, dtype).eval()
     with torch.no_grad():

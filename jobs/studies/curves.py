@@ -1,11 +1,12 @@
-"""How success depends on one thing at a time, with what `jobs/studies/learning.py` has trained. One resumable command.
+"""How success depends on one thing at a time, on the runs of `jobs/studies/learning.py`. One command, which continues where it stopped.
 
     python jobs/studies/curves.py --task wide_lift --seed 0 --over candidates
     python jobs/studies/curves.py --task wide_lift --seed 0 --over rollouts
 
-A point with fewer rollouts than the study had (`--at 64`) needs its base policy alone, and trains it if there is none. `--over successes`
-is the ablation of what failures teach, `--over uniform` that of the paper's hybrid noise. Writes curves.json and one picture per curve
-under --to, where the points of other runs are kept. Every point is counted on the study's held-out initial states.
+A point with fewer rollouts than the study had (`--at 64`) needs the study's base policy alone, and the job trains that policy if there is
+none. `--over successes` shows what failures teach; `--over uniform` compares the paper's hybrid noise with others. The job writes
+curves.json and one picture per curve under --to and keeps the points of other runs there. Every point is counted on the study's held-out
+initial states.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 from matplotlib.figure import Figure  # noqa: E402
 
 from cosmos_ray.config import RunConfig  # noqa: E402
+from cosmos_ray.config.settings import changed  # noqa: E402
 from cosmos_ray.errors import ConfigError  # noqa: E402
 from cosmos_ray.evidence import wilson  # noqa: E402
 from cosmos_ray.replay.files.durable import replace  # noqa: E402
 from cosmos_ray.report import style  # noqa: E402
 from cosmos_ray.run import Run, open_run  # noqa: E402
-from cosmos_ray.settings import make_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
 from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
@@ -48,10 +49,10 @@ from jobs.studies.learning import (  # noqa: E402
 )
 from jobs.studies.results import by_seed, changing, differences, read_results, settings_of  # noqa: E402
 
-#: What a curve is over, and its usual points; over rollouts, as many as the study had is another.
+#: The usual points of each curve. A curve over rollouts also has a point with as many rollouts as the study had.
 POINTS = {"candidates": (1, 2, 4, 8, 16), "rollouts": (64, 100, 200, 500), "successes": (0.5, 1.0), "uniform": (0.0, 0.3, 1.0)}
-PLANNED = (FUTURE, ACTION)  #: the arms that plan, of which every point counts both
-FEW = 65  #: the most rollouts that are learned from as :func:`_few` says
+PLANNED = (FUTURE, ACTION)  #: the planning arms that every point counts
+FEW = 65  #: up to so many rollouts, the settings of :func:`_few` apply
 SHARES = {"successes": "share of successes among the rollout samples", "uniform": "share of U(1, 85) among the drawn training sigmas"}
 
 Point = dict[str, list[float]]  #: name of a line -> [x, successes, episodes]
@@ -59,20 +60,23 @@ Curve = dict[str, list[list[float]]]  #: name of a line -> its points, by x
 
 
 def over_candidates(main: RunConfig, n: int) -> Point:
-    """The study's refined network, planning by each value among ``n`` candidates; by none of them when there is but one."""
+    """The study's refined policy, planning by each value among ``n`` candidates. With one candidate no arm plans."""
     with open_run(main) as run:
         alone = evaluate(run, ["refined"])["arms"]["refined"] if n == 1 else None
         return {arm: _counts(n, alone or planned(run, candidates=n, rank_by=VALUES[arm])) for arm in PLANNED}
 
 
 def over_rollouts(main: RunConfig, n: int) -> Point:
-    """The study's base policy, refined with as many steps and rounds on ``n`` rollouts, all rounds together; with as many as the study
-    had, its own networks. Up to :data:`FEW` are collected, and learned from, as :func:`_few` says, whatever the study's settings."""
+    """The study's base policy, refined on ``n`` rollouts of all rounds together, with the study's steps and rounds.
+
+    With as many rollouts as the study had, the point uses the study's own networks. Up to :data:`FEW` rollouts, the settings of
+    :func:`_few` apply.
+    """
     return _refined(main, _with_rollouts(main, n), n)
 
 
 def _with_rollouts(main: RunConfig, n: int) -> RunConfig:
-    """The run of ``n`` rollouts. ConfigError when they do not divide into its rounds, or when it was begun with other settings."""
+    """The run with ``n`` rollouts. ConfigError when ``n`` does not divide into its rounds, or when the run began with other settings."""
     if n == _rollouts(main):
         return main
     like = _few(main) if n <= FEW else main
@@ -82,22 +86,21 @@ def _with_rollouts(main: RunConfig, n: int) -> RunConfig:
 
 
 def _few(main: RunConfig) -> RunConfig:
-    """How to learn from few rollouts: in one round, with little noise and twice the time for them to succeed in, and imitating fewer of
-    their failures, for a value that has seen so few episodes weighs them badly."""
-    flags = {"rounds": "1", "rollout.chunk_noise": "0.15", "rollout.horizon": str(2 * main.rollout.horizon),
-             "learner.self_imitation": "0.4", "replay.success_share": "0.7"}
-    return make_config(main, None, flags, new=False)
+    """The settings for few rollouts: one round, little noise, and twice the time for a rollout to succeed. The policy imitates fewer
+    failures, because a value that has seen few episodes weighs failures badly."""
+    return changed(main, {"rounds": 1, "rollout.chunk_noise": 0.15, "rollout.horizon": 2 * main.rollout.horizon,
+                          "learner.self_imitation": 0.4, "replay.success_share": 0.7})
 
 
 def over_successes(main: RunConfig, share: float) -> Point:
-    """The study's base policy, refined with a ``share`` of successes among the rollout samples; only 1 leaves the failures out."""
-    config = make_config(main, None, {"replay.success_share": str(share)}, new=False)
+    """The study's base policy, refined with a ``share`` of successes among the rollout samples; a share of 1 leaves all failures out."""
+    config = changed(main, {"replay.success_share": float(share)})
     return _refined(main, _variant(main, f"successes{share:g}", config), share)
 
 
 def over_uniform(main: RunConfig, share: float) -> Point:
-    """The base policy, trained with another ``share`` of uniform noise levels."""
-    config = make_config(main, None, {"model.uniform_share": str(share)}, new=False)
+    """The base policy, trained with a ``share`` of uniform noise levels."""
+    config = changed(main, {"model.uniform_share": float(share)})
     with open_run(_variant(main, f"uniform{share:g}", config)) as run:
         collect(run)
         pretrain(run)
@@ -105,8 +108,8 @@ def over_uniform(main: RunConfig, share: float) -> Point:
 
 
 def _variant(main: RunConfig, suffix: str, config: RunConfig) -> RunConfig:
-    """The run of other settings, under a name and with a store of its own, or ``main`` if they are its own. ConfigError when it was begun
-    with yet others."""
+    """The run with the settings of ``config``, under its own name and with its own store; ``main`` where the settings are the same.
+    ConfigError when that run exists and began with other settings."""
     if config == main:
         return main
     config = dataclasses.replace(config, name=f"{main.name}-{suffix}", replay=dataclasses.replace(config.replay, store=""))
@@ -115,7 +118,7 @@ def _variant(main: RunConfig, suffix: str, config: RunConfig) -> RunConfig:
 
 
 def _refined(main: RunConfig, config: RunConfig, x: float) -> Point:
-    """The point of ``config``, which refines the base policy of ``main`` if it is another run."""
+    """The point of the run ``config``. A run other than ``main`` refines the base policy of ``main``."""
     base = None if config is main else _base(main)
     with open_run(config) as run:
         if base:
@@ -128,12 +131,12 @@ def _refined(main: RunConfig, config: RunConfig, x: float) -> Point:
 
 
 def _rollouts(main: RunConfig) -> int:
-    """How many a study had, all rounds together."""
+    """The number of rollouts of a study, all rounds together."""
     return main.rounds * (main.rollouts + main.refine_rollouts)
 
 
 def _base(main: RunConfig) -> Path:
-    """The study's base policy, trained if there is none yet."""
+    """The checkpoint of the study's base policy; trains the policy if there is none yet."""
     base = Path(main.root) / main.name / "checkpoints" / "base"
     if not (base / "policy.json").exists():
         with open_run(main) as run:
@@ -143,7 +146,7 @@ def _base(main: RunConfig) -> Path:
 
 
 def _adopt(run: Run, base: Path) -> None:
-    """Begin from another run's base policy."""
+    """Make ``run`` begin from another run's base policy."""
     target = run.folder.checkpoint("base")
     target.parent.mkdir(exist_ok=True)
     if not target.is_symlink():
@@ -158,12 +161,12 @@ OVER = {"candidates": over_candidates, "rollouts": over_rollouts, "successes": o
 
 
 def with_point(curve: Curve, point: Point) -> Curve:
-    """The curve with another point, in place of what it had there."""
+    """The curve with ``point``, which replaces a point at the same x."""
     return {name: sorted([*(p for p in curve.get(name, []) if p[0] != counts[0]), counts]) for name, counts in point.items()}
 
 
 def joined(curves: list[Curve]) -> Curve:
-    """Counts of several training seeds, added up where all of them have a point: seeds differ more than neighbouring points."""
+    """Counts of several training seeds, added up where every seed has a point: seeds differ more than neighbouring points do."""
     lines: Curve = {}
     for name in curves[0]:
         points = [{point[0]: point for point in curve[name]} for curve in curves]
@@ -172,8 +175,8 @@ def joined(curves: list[Curve]) -> Curve:
 
 
 def draw(curves: dict[int, Curve], over: str, task: str) -> Figure:
-    """Success rates with Wilson intervals, one line per name: a panel for each training seed, and one for all of them together where
-    they have common points."""
+    """Success rates with Wilson intervals, one line per name. Each training seed has a panel; where all seeds have common points, a last
+    panel shows them together."""
     panels = {f"{task}, training seed {seed}": curve for seed, curve in curves.items()}
     if len(curves) > 1 and all((together := joined(list(curves.values()))).values()):
         panels[f"{task}, {len(curves)} training seeds together"] = together
@@ -196,8 +199,8 @@ def draw(curves: dict[int, Curve], over: str, task: str) -> Figure:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser(__doc__, "curves.json and the pictures")
     parser.add_argument("--over", action="append", choices=OVER,
-                        help="what changes: candidates of a decision, rollouts to refine on, the share of successes among the rollout "
-                             "samples, or that of uniform noise levels; may be given several times [candidates and rollouts]")
+                        help="what changes: the candidates of a decision, the rollouts to refine on, the share of successes among the "
+                             "rollout samples, or the share of uniform noise levels; may be given several times [candidates and rollouts]")
     parser.add_argument("--at", action="append", type=float, metavar="X",
                         help="only this point; may be given several times ["
                              + "; ".join(f"{over}: {', '.join(f'{x:g}' for x in points)}" for over, points in POINTS.items())
@@ -219,8 +222,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str, at: Sequence[float]) -> tuple[RunConfig, list[float]]:
-    """Settings of a study's run, and the points asked for, by default the usual. ConfigError when it was run with other settings, for
-    points that cannot be, and while it has not refined: a base policy's curve and points of fewer rollouts do without."""
+    """The settings of a study's run and the points to make, which are the usual points unless ``at`` names others.
+
+    ConfigError when the study was run with other settings, when a point cannot be made, or when the study has no refined policy. A curve
+    of base policies and points of fewer rollouts need no refined policy.
+    """
     main = Study(task, seed, root, flags).main
     points = sorted(set(at or (*POINTS[over], *([_rollouts(main)] if over == "rollouts" else []))))
     alone = over == "uniform" or over == "rollouts" and at and _rollouts(main) not in points
@@ -234,7 +240,7 @@ def _studied(task: str, seed: int, root: Path, flags: dict[str, str], over: str,
 
 
 def _settings(main: RunConfig, over: str) -> dict[str, str]:
-    """What a curve was made with: the study's settings, and how few rollouts are learned from."""
+    """The settings behind a curve: the study's, and those for few rollouts."""
     settings = settings_of(main)
     if over == "rollouts":
         settings |= {f"{name} (up to {FEW} rollouts)": value for name, (_, value) in differences(main, _few(main)).items()}
@@ -242,7 +248,7 @@ def _settings(main: RunConfig, over: str) -> dict[str, str]:
 
 
 def run_curves(options: argparse.Namespace) -> None:
-    """Every point asked for, one after another; results are written as each is done."""
+    """Make every point that the options name, one after another, and write the results after each."""
     file, seeds = options.to / "curves.json", options.seed or [0, 1]
     asked = [(task, over, *_studied(task, seed, options.root, dict(options.set), over, options.at or ()))
              for task in options.task or TASKS for over in options.over for seed in seeds]

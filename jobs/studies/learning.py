@@ -1,12 +1,14 @@
-"""Does a policy get better from its own experience, and what does each part of that cost or bring? One resumable command.
+"""What does refinement on own experience bring, and how much is each part's share? One command, which continues where it stopped.
 
     python jobs/studies/learning.py --task wide_lift --seed 0 --seed 1
 
-For every task and training seed: a base policy from demonstrations; the same compute again on demonstrations; behaviour cloning of
-demonstrations and successes; refinement, which weighs what was done by its advantage; best-of-N of the refined policy by V(s'), by
-Q(s, a) and by the mean of both, of the planning network. All arms meet the same held-out initial states, under the same noise. What is
-done already is not done again. Writes learning.json and learning.md under --to, and joins what is there of other training seeds: the
-studies of a task may run one after another, side by side, or on several machines that share --to.
+A task is a recipe (`--recipe list` of `python -m cosmos_ray collect` shows the recipes). Each task and training seed has seven arms:
+the base policy, trained on demonstrations; the same compute again on demonstrations; behaviour cloning of demonstrations and
+successes; the refined policy, whose rollouts are weighted by advantage; and best-of-N planning of the refined policy by V(s'), by
+Q(s, a) and by the mean of both. All arms meet the same held-out initial states under the same noise.
+
+The job writes learning.json and learning.md under --to and keeps the results of other training seeds there. So the studies of a task may
+run one after another, side by side, or on several machines that share --to.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 import numpy as np  # noqa: E402
 
 from cosmos_ray.commands.cli import INTERRUPTED  # noqa: E402
-from cosmos_ray.config import DEMO, RunConfig  # noqa: E402
+from cosmos_ray.config import RunConfig, check  # noqa: E402
+from cosmos_ray.config.recipes import recipe  # noqa: E402
+from cosmos_ray.config.settings import SETTINGS, new_config, parse_values  # noqa: E402
+from cosmos_ray.config.stored import stored_config  # noqa: E402
 from cosmos_ray.errors import ConfigError, CosmosRayError  # noqa: E402
 from cosmos_ray.evidence import paired_with_interval, wilson  # noqa: E402
 from cosmos_ray.replay.files.durable import replace  # noqa: E402
 from cosmos_ray.run import Run, open_run  # noqa: E402
-from cosmos_ray.settings import FIELDS, make_config, stored_config  # noqa: E402
 from cosmos_ray.stages.collect import collect  # noqa: E402
 from cosmos_ray.stages.evaluate import evaluate  # noqa: E402
 from cosmos_ray.stages.pretrain import pretrain  # noqa: E402
@@ -36,36 +40,27 @@ from cosmos_ray.stages.refine import refine  # noqa: E402
 from cosmos_ray.stages.rollout import rollout  # noqa: E402
 from jobs.studies.results import by_seed, changing, differences, read_results, settings_of  # noqa: E402
 
-#: What every task is studied with beyond the settings of the demo: the base policy is trained until more of the same brings nothing.
-COMMON = {"pretrain_steps": "1500", "rounds": "2", "planning_steps": "1500", "refine_steps": "1100", "refine_rollouts": "0",
-          "learner.planning_mix": "0,0.7,0.3", "learner.planning_world_weight": "40", "eval_episodes": "200"}
-#: What differs from task to task: base policies that fail often, not always.
-TASKS: dict[str, dict[str, str]] = {
-    "wide_lift": {"sim.task": "Lift", "demos": "20", "rollouts": "400"},
-    "wide_door": {"sim.task": "Door", "demos": "16", "pretrain_steps": "3000", "rollouts": "300", "rollout.chunk_noise": "0.15",
-                  "rollout.horizon": "300", "replay.gamma": "0.99"},
-    "can": {"sim.task": "PickPlaceCan", "sim.placement": "0.04", "sim.horizon": "200", "demos": "20", "pretrain_steps": "6000",
-            "rounds": "1", "rollouts": "300", "planning_steps": "1200", "refine_steps": "1500", "rollout.chunk_noise": "0.15",
-            "rollout.horizon": "260", "replay.gamma": "0.99"},
-}
+TASKS = ("wide_lift", "wide_door", "can")  #: the recipes that are studied: their base policies fail often, not always
 
 BASE, COMPUTE, CLONED = "base", "base + same compute on demonstrations", "filtered behaviour cloning"
 REFINED, FUTURE, ACTION, MEAN = "refined", "refined + V(s')", "refined + Q(s,a)", "refined + mean of V(s') and Q(s,a)"
 ARMS = (BASE, COMPUTE, CLONED, REFINED, FUTURE, ACTION, MEAN)
-VALUES = {FUTURE: "future", ACTION: "action", MEAN: "both"}  #: arms that plan -> `planner.rank_by`
-OWN = ("name", "root", "seed", "planner.rank_by")  #: settings of a run that the study gives it
+VALUES = {FUTURE: "future", ACTION: "action", MEAN: "both"}  #: `planner.rank_by` of each arm that plans
+OWN = ("name", "root", "seed", "planner.rank_by")  #: settings that the study chooses for its runs
 
 
 class Study:
-    """The runs of one task and training seed. They share the first one's store, so all see the same experience."""
+    """The runs of one task and training seed. All of them read the main run's store, so all learn from the same experience."""
 
     def __init__(self, task: str, seed: int, root: Path, flags: dict[str, str]):
-        where = {"name": f"{task}-{seed}", "root": str(root), "seed": str(seed)}
-        self.main = make_config(DEMO, None, {**COMMON, **TASKS[task], **flags, **where})
+        self.main = new_config({**recipe(task), **parse_values(flags), "name": f"{task}-{seed}", "root": str(root), "seed": seed})
+        check(self.main)
 
     def outcomes(self) -> dict[str, list[int]]:
-        """Run whatever is missing; success of every arm on every held-out initial state. ConfigError when there are runs of this
-        study with other settings: their results would be taken for these settings'."""
+        """Run what is missing, and return the outcome (0 or 1) of every arm on every held-out initial state.
+
+        ConfigError when a run of this study exists with other settings: its results would pass for results of these settings.
+        """
         main = self.main
         refuse_other_settings(main)
         with open_run(main) as run:
@@ -84,9 +79,9 @@ class Study:
         return out
 
     def _control(self, name: str, base: str, store: str, share: float) -> RunConfig:
-        """As many steps from the same base at the same rate, ``share`` of the policy samples from successful rollouts."""
+        """A control: as many steps from the same base policy at the same rate, a ``share`` of policy samples from successful rollouts."""
         main, learner = self.main, self.main.learner
-        learner = dataclasses.replace(learner, lr=learner.refine_lr, base_mix=learner.refine_mix or learner.base_mix, self_imitation=share,
+        learner = dataclasses.replace(learner, lr=learner.refine_lr, base_mix=learner.refine_mix, self_imitation=share,
                                       advantage_temperature=0.0)
         steps = main.rounds * (main.planning_steps + main.refine_steps)
         return dataclasses.replace(main, name=f"{main.name}-{name}", init=base, pretrain_steps=steps, planning_steps=0, learner=learner,
@@ -94,15 +89,18 @@ class Study:
 
 
 def planned(run: Run, **settings) -> dict:
-    """What :func:`evaluate` says of the refined policy planning with other ``settings`` of the planner, which the run does not keep."""
+    """What :func:`evaluate` counts for the refined policy with other ``settings`` of the planner. The run keeps its own settings."""
     config, arm = run.config, "refined + planning"
     config = dataclasses.replace(config, planner=dataclasses.replace(config.planner, **settings))
     return evaluate(dataclasses.replace(run, config=config), [arm])["arms"][arm]
 
 
 def refuse_other_settings(config: RunConfig) -> None:
-    """ConfigError when the run was begun with settings that give other results: they would be taken for these settings'. How it plans
-    aside, which evaluations know, and where its base and store are, for a study may be moved."""
+    """ConfigError when the run exists with settings that give other results: its results would pass for results of these settings.
+
+    The planner's settings may differ, because evaluations know them. So may the places of the base policy and the store, because a study
+    may be moved.
+    """
     before = stored_config(config)
     if before is None:
         return
@@ -116,7 +114,8 @@ def refuse_other_settings(config: RunConfig) -> None:
 def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
     """Counts of every arm over all training seeds, and paired differences: {"arms": {...}, "pairs": {"a over b": {...}}}.
 
-    Pairs are initial states of one training seed. Intervals are 95 % percentile bootstrap over the pairs, in points.
+    A pair is the same initial state of the same training seed under two arms. Intervals are 95 % percentile bootstrap over the pairs, in
+    points.
     """
     joined = {arm: np.concatenate([np.array(o[arm]) for o in outcomes]) for arm in ARMS if all(arm in o for o in outcomes)}
     arms = {}
@@ -134,7 +133,7 @@ def summarise(outcomes: list[dict[str, list[int]]]) -> dict:
 
 
 def table(task: str, result: dict) -> str:
-    """One task as Markdown."""
+    """The table of one task as Markdown."""
     lines = [f"### {task}", "", "| arm | successes (each training seed) | 95 % (Wilson) | over base, points (95 %) | won, lost |",
              "|---|---|---|---|---|"]
     for name, arm in result["arms"].items():
@@ -148,7 +147,7 @@ def table(task: str, result: dict) -> str:
 
 
 def study_parser(text: str, written: str) -> argparse.ArgumentParser:
-    """The flags that say which studies a job is about; ``text`` is its docstring, ``written`` what it leaves under --to."""
+    """The flags that choose the studies of a job. ``text`` is the job's docstring, ``written`` names what it writes under --to."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--task", action="append", choices=TASKS, help="task to study; may be given several times [all]")
     parser.add_argument("--seed", action="append", type=int, help="training seed; may be given several times [0 and 1]")
@@ -161,7 +160,7 @@ def study_parser(text: str, written: str) -> argparse.ArgumentParser:
 
 def _setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not equals or name not in FIELDS:
+    if not equals or name not in SETTINGS:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with the name of a setting, such as rollouts=200")
     if name in OWN:
         raise argparse.ArgumentTypeError(f"{text!r}: {name} is the study's own, from --task, --seed and --root or an arm's")
@@ -173,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def exit_code(job: str, work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Do ``work``; one line says what went wrong, or that it was interrupted."""
+    """Do ``work`` and return the exit code. An error or an interrupt is one line on stderr."""
     try:
         work(options)
     except CosmosRayError as error:
@@ -186,7 +185,7 @@ def exit_code(job: str, work: Callable[[argparse.Namespace], None], options: arg
 
 
 def run_studies(options: argparse.Namespace) -> None:
-    """Every task asked for, one training seed after another; results are written as each is done."""
+    """Run every study that the options name, one training seed after another, and write the results after each."""
     flags, file = dict(options.set), options.to / "learning.json"
     studies = {task: [Study(task, seed, options.root, flags) for seed in options.seed or [0, 1]] for task in options.task or TASKS}
     before = read_results(file)
@@ -204,8 +203,10 @@ def run_studies(options: argparse.Namespace) -> None:
 
 
 def entry(outcomes: dict[int, dict[str, str]], settings: dict[str, str]) -> dict:
-    """What learning.json says of a task, from the outcomes of every arm by training seed, a 0 or 1 for each initial state:
-    :func:`summarise`, the headline, and the outcomes themselves, to join other seeds with."""
+    """What learning.json holds for a task: :func:`summarise`, the headline, and the outcomes, which other seeds are joined with.
+
+    ``outcomes`` are by training seed and arm, a text with a 0 or 1 for each initial state.
+    """
     outcomes = {seed: outcomes[seed] for seed in sorted(outcomes)}
     summary = summarise([{arm: list(map(int, wins)) for arm, wins in arms.items()} for arms in outcomes.values()])
     headline = summary["pairs"][f"{FUTURE} over {BASE}"]

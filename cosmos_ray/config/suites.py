@@ -1,10 +1,8 @@
-"""The three suites with released weights: layout, dimensions and evaluation settings of each (method 1.1 to 1.3, 2.7, 5.3)."""
+"""The three suites with released weights: dimensions and evaluation settings of each (method 1.1 to 1.3, 2.7, 5.3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from cosmos_ray.model.layout import LatentLayout
 
 
 @dataclass(frozen=True)
@@ -14,7 +12,7 @@ class Suite:
     wrist_cameras: tuple[str, ...]  #: in latent order
     third_cameras: tuple[str, ...]
     chunk: int  #: actions per chunk K
-    open_loop: int  #: of them, how many are executed before the next query
+    open_loop: int  #: how many of them are executed before the next query
     action_dim: int
     proprio_dim: int
     gamma: float  #: discount per control step
@@ -29,10 +27,6 @@ class Suite:
     @property
     def cameras(self) -> tuple[str, ...]:
         return self.wrist_cameras + self.third_cameras
-
-    @property
-    def layout(self) -> LatentLayout:
-        return LatentLayout(self.cameras)
 
 
 SUITES = {

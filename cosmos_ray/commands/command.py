@@ -1,0 +1,62 @@
+"""The commands: what each does, the flags that only it has, and the settings that it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """A stage as a command."""
+
+    help: str
+    reads: tuple[str, ...]  #: sections and settings that ``--help`` shows, after the run's name and root
+    needs_ray: bool = True
+    creates: bool = False  #: whether it may start a new run
+    options: tuple[tuple[str, dict[str, Any]], ...] = ()  #: flags of its own, as ``argparse`` takes them; handed to the stage
+
+
+FLEET = ("rollout.workers", "rollout.envs_per_worker", "rollout.execute", "rollout.deadline_s")
+NEW_RUN = ("seed", "sim", "model.preset", "model.suite", "model.chunk", "model.tokenizer_path", "model.text_path")
+
+COMMANDS = {
+    "demo": Command("run every stage and write the report", creates=True, reads=(
+        "seed", "demos", "pretrain_steps", "rollouts", "rounds", "refine_steps", "planning_steps", "refine_rollouts", "eval_episodes",
+        "sim", "model.preset", "model.suite", "model.chunk", "replay.gamma", "learner.lr", "learner.refine_lr", "learner.self_imitation",
+        "learner.advantage_temperature", "inference.gpus", "rollout.workers", "rollout.chunk_noise", "rollout.horizon",
+        "planner.candidates", "planner.rank_by", "planner.spread")),
+    "collect": Command("record scripted demonstrations in a new run", creates=True, reads=(
+        "demos", *NEW_RUN, "replay.store", "replay.patience_s", *FLEET[:1])),
+    "pretrain": Command("train the base policy on the demonstrations", reads=(
+        "pretrain_steps", "init", "replay.gamma", "replay.success_share", "learner")),
+    "rollout": Command("run episodes of the base policy, successes and failures", reads=(
+        "rollouts", "replay.rollout_frame_stride", "replay.patience_s", "inference", "rollout")),
+    "refine": Command("train on rollouts while acting with the newest weights", reads=(
+        "rounds", "refine_steps", "planning_steps", "refine_rollouts", "publish_every", "learner", "replay.gamma", "replay.success_share",
+        "replay.samples_per_insert", "rollout.workers", "rollout.chunk_noise", "rollout.horizon", "rollout.planned", "inference.gpus",
+        "inference.steps")),
+    "evaluate": Command("compare base, refined and planning on held-out states", reads=(
+        "eval_episodes", "repeat", "planner", "inference", *FLEET)),
+    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, reads=(
+        "plan_seed", "planner", "inference")),
+    "audit": Command("measure what planning could win and which part limits it", reads=(
+        "eval_episodes", "planner", "inference", *FLEET[:1]), options=(
+        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
+        ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which every choice is compared [24]"}),
+    )),
+    "report": Command("write report.html and report.json", needs_ray=False, reads=("plan_seed", "inference.gpus", "inference.threads")),
+    "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, reads=NEW_RUN, options=(
+        ("--weights", {"required": True, "metavar": "PATH", "help": "public .pt, .safetensors, DCP folder or diffusers folder"}),
+        ("--statistics", {"required": True, "metavar": "FILE", "help": "dataset statistics JSON; it has actions_min, actions_max, "
+                                                                     "proprio_min and proprio_max"}),
+    )),
+    "export": Command("write a run's policy for other projects", needs_ray=False, reads=(), options=(
+        ("--checkpoint", {"choices": ("initial", "base", "refined"), "help": "policy of the run [the newest]"}),
+        ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
+        ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),
+        ("--overwrite", {"action": "store_true", "help": "replace a file that exists"}),
+    )),
+}
+
+REPLAY = "show, check, repair, shrink and exchange a replay store"

@@ -1,0 +1,66 @@
+"""Settings of what acts: inference, rollouts and planning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cosmos_ray.config.option import option
+from cosmos_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """The shared pool that answers every rollout worker."""
+
+    actors: int = option(1, "inference actors", low=1)
+    gpus: float = option(0.0, "GPUs per inference actor, 0 = run on the CPU", low=0)
+    max_batch: int = option(16, "most observation rows per forward pass", low=1)
+    wait_ms: float = option(2.0, "longest wait in ms for more requests to fill a batch", low=0, high=1000)
+    threads: int = option(1, "CPU threads per inference actor", low=1)
+    steps: int = option(5, "network evaluations per action chunk", low=1, high=100)
+    reference_steps: bool = option(False, "count steps as the public code does; its 2 steps are one evaluation", rare=True)
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "compute precision: 'auto', 'fp32', 'bf16'; auto is bf16 on a GPU and "
+                                                        "fp32 on a CPU")
+    accelerate: Literal["none", "compile", "graphs", "both"] = option(
+        "none", "'compile' the network, CUDA 'graphs', or 'both'; graphs capture the sampler and need a GPU")
+    timeout_s: float = option(60.0, "seconds a worker waits for an answer; retries included", low=1, rare=True)
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for settings of inference that do not go together."""
+        if self.accelerate in ("graphs", "both") and not self.gpus:
+            raise ConfigError(f"inference.accelerate = {self.accelerate!r} needs a GPU: give each inference actor one with inference.gpus, "
+                              "or take 'compile'")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The fleet that acts in the simulator. A :class:`RunConfig` fills in ``execute`` and ``horizon`` where they are not given."""
+
+    workers: int = option(2, "rollout workers, one Ray actor (one process) each", low=1)
+    envs_per_worker: int = option(6, "episodes that each worker runs at once", low=1)
+    execute: int = option(None, "actions of a chunk to execute before the next query", low=1, follows="model.chunk")
+    action_noise: float = option(0.0, "standard deviation of noise on executed actions; exploration", low=0, high=1)
+    chunk_noise: float = option(0.0, "standard deviation of an offset on whole chunks; exploration: half of the chunks get an offset, "
+                                "which moves the hand and stays the same for the chunk. For end-effector actions", low=0, high=1)
+    horizon: int = option(None, "control steps before a rollout times out; evaluation uses sim.horizon. A longer rollout also sees how a "
+                          "policy that went astray comes back", low=1, follows="sim.horizon")
+    planned: bool = option(False, "plan the rollouts from the second round on; best-of-N then chooses every chunk of the rollouts that "
+                           "come before training, and the policy learns from what planning found")
+    deadline_s: float = option(180.0, "seconds without an answer before a worker is replaced", low=5, rare=True)
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """Best-of-N planning (paper section on test-time planning)."""
+
+    candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
+    rank_by: Literal["future", "action", "both"] = option("future", "value that ranks candidates: 'future', 'action', 'both'; V(s') of "
+                                                          "imagined futures, Q(s, a), or the mean of the two")
+    spread: float = option(0.0, "standard deviation of an offset on every second candidate; the offset moves the hand. Give rollouts at "
+                           "least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
+    futures: int = option(1, "imagined futures per candidate", low=1, high=64)
+    future_steps: int = option(1, "network evaluations of the longest imagined future", low=1, high=100)
+    value_samples: int = option(1, "value samples per imagined future", low=1, high=64)
+    value_steps: int = option(1, "network evaluations of the longest value sample", low=1, high=100)
+    aggregate: Literal["average", "lcb", "success_vote", "majority_mean"] = option("average", "how value samples become one score")

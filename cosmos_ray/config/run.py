@@ -1,0 +1,80 @@
+"""All settings of a run, and the checks of settings of two sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cosmos_ray.config.acting import InferenceConfig, PlannerConfig, RolloutConfig
+from cosmos_ray.config.learner import LearnerConfig
+from cosmos_ray.config.model import ModelConfig
+from cosmos_ray.config.option import check_ranges, filled, option
+from cosmos_ray.config.replay import ReplayConfig
+from cosmos_ray.config.sim import SimConfig
+from cosmos_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: where it lives, how much it does, and the settings of every part.
+
+    Every value is the one that acts: what was not given has the value of what it follows.
+    """
+
+    name: str = option("demo", "name of the run, a folder under --root")
+    root: str = option("runs", "folder that holds runs")
+    seed: int = option(0, "seed of everything random in the run", low=0, high=10**6)
+    init: str = option("", "weights that `pretrain` starts from; a checkpoint of ours or any format that `import` reads; empty = random "
+                       "weights")
+    demos: int = option(120, "demonstrations in the store after `collect`", low=1, high=500_000)
+    pretrain_steps: int = option(600, "learner steps of `pretrain`", low=1)
+    rollouts: int = option(80, "rollout episodes in the store after `rollout`", low=0, high=500_000)
+    rounds: int = option(1, "rounds of `refine`; each round after the first collects as many rollouts with the newest policy and trains "
+                         "as many steps from it", low=1, high=1000)
+    refine_steps: int = option(600, "learner steps of `refine`, each round", low=1)
+    planning_steps: int = option(0, "steps to train a separate planning network, 0 = none; each round trains it for so many steps, the "
+                                 "first round from the base policy. Without it the refined network plans. The network's world model and "
+                                 "value rank candidates, and its value weighs rollouts for learner.advantage_temperature", low=0)
+    refine_rollouts: int = option(60, "rollout episodes collected during `refine`, each round", low=0, high=500_000)
+    publish_every: int = option(50, "learner steps between weight pushes in `refine`", low=1)
+    eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)
+    repeat: int = option(0, "stored episodes per arm that `evaluate` repeats; it compares them step by step", low=0)
+    plan_seed: int = option(0, "number of the held-out initial state of `plan`", low=0)
+    address: str = option("", "Ray cluster to join, host:port or auto; empty = $RAY_ADDRESS if set, else a local Ray", rare=True)
+    wandb: Literal["off", "offline", "online"] = option("off", "Weights & Biases mode: 'off', 'offline', 'online'", rare=True)
+    sim: SimConfig = field(default_factory=SimConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+
+    def __post_init__(self):
+        rollout = filled(self.rollout, {"execute": self.model.chunk, "horizon": self.sim.horizon})
+        object.__setattr__(self, "rollout", rollout)
+        object.__setattr__(self, "learner", filled(self.learner, {"planning_world_weight": self.model.world_weight}))
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for settings of two sections that do not go together."""
+        learner, planner = self.learner, self.planner
+        if learner.value_mode not in (planner.rank_by, "both"):
+            raise ConfigError(f"planner.rank_by = {planner.rank_by!r} ranks by what learner.value_mode = {learner.value_mode!r} does not "
+                              "train: set learner.value_mode to it or to 'both'")
+        if learner.advantage_temperature and not self.planning_steps:
+            raise ConfigError("learner.advantage_temperature weighs by the value of the planning network: set planning_steps, as many as "
+                              "refine_steps, or learner.advantage_temperature to 0")
+        if self.rollout.horizon < self.sim.horizon:
+            raise ConfigError(f"rollout.horizon = {self.rollout.horizon} is shorter than sim.horizon = {self.sim.horizon}: rollouts would "
+                              f"never see the end of an episode; set it to {self.sim.horizon} or more")
+        if self.rollout.execute > self.model.chunk:
+            raise ConfigError(f"rollout.execute = {self.rollout.execute} is longer than the chunk, model.chunk = {self.model.chunk}")
+        if not self.name or any(c in self.name for c in "/\\\0") or self.name in (".", ".."):
+            raise ConfigError(f"name = {self.name!r} is not a folder name: use letters, digits, '-' and '_'")
+
+
+def check(config: RunConfig) -> None:
+    """Raise :class:`ConfigError` for the first setting that is out of its range or choices, then for settings that do not go together."""
+    check_ranges(config)
+    for part in (config.learner, config.inference, config.sim, config.model, config.replay, config):
+        part.check()

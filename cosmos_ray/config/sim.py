@@ -1,0 +1,51 @@
+"""Settings of the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cosmos_ray.config.option import fill, option
+from cosmos_ray.config.tasks import SPECS, ActionSpace, TaskSpec
+from cosmos_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SimConfig:
+    """Which robosuite environment runs, and what is seen of it.
+
+    ``horizon`` and ``actions`` are the task's own unless they are given. ``dataclasses.replace`` keeps both when it changes the task:
+    make a new object instead.
+    """
+
+    task: str = option("Lift", "robosuite task; Lift, Stack, PickPlaceCan, NutAssemblySquare and Door have a scripted expert")
+    robots: tuple[str, ...] = option(("Panda",), "robot arms by robosuite name; two-arm tasks need two", rare=True)
+    controller: str = option("OSC_POSE", "robosuite part controller of the arms", rare=True)
+    wrist_cameras: tuple[str, ...] = option(("robot0_eye_in_hand",), "wrist cameras; their order is that of the latent frames")
+    third_cameras: tuple[str, ...] = option(("agentview",), "third-person cameras; their order is that of the latent frames")
+    image_size: int = option(64, "height and width of a frame in pixels", low=16, high=1024)
+    actions: ActionSpace = option(None, "action space, 'position' or 'pose'; 'position' is (dx, dy, dz, gripper), 'pose' adds the "
+                                  "rotation", follows="sim.task")
+    horizon: int = option(None, "control steps before an episode times out", low=1, follows="sim.task")
+    control_freq: int = option(20, "control steps per simulated second", low=1, high=500, rare=True)
+    placement: float = option(0.0, "half-width of object placement in m, 0 = robosuite's; the initial place of an object is drawn "
+                              "within it", low=0, high=0.3)
+    mesh_cell: float = option(0.008, "vertex-clustering cell of rendered meshes in m, 0 = none; larger cells render faster",
+                              low=0, high=0.05, rare=True)
+    fast_step: bool = option(True, "fuse the substeps of OSC; about 3x faster, and robosuite's own steps where the fused ones are not "
+                             "valid", rare=True)
+
+    def __post_init__(self):
+        own = SPECS.get(self.task, TaskSpec(self.task, ""))
+        fill(self, {"horizon": own.horizon, "actions": "pose" if self.controller == "JOINT_POSITION" else own.actions})
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Every camera in latent-frame order: wrist cameras, then third-person cameras."""
+        return tuple(self.wrist_cameras) + tuple(self.third_cameras)
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for settings of the simulator that do not go together."""
+        if not self.cameras:
+            raise ConfigError("sim.wrist_cameras and sim.third_cameras are both empty: the policy needs at least one camera")
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ConfigError(f"sim.wrist_cameras and sim.third_cameras name a camera twice: {', '.join(self.cameras)}")

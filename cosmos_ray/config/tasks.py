@@ -1,0 +1,56 @@
+"""What the project knows about five robosuite tasks, as plain data. To add a task, add a line to :data:`SPECS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ActionSpace = Literal["position", "pose"]
+"""Numbers of an action: ``position`` (dx, dy, dz, gripper), or ``pose``, which also has a rotation."""
+
+
+@dataclass(frozen=True)
+class NoiseMix:
+    """How demonstrations are disturbed so that a policy also sees how to recover (DART, arXiv 1703.09327).
+
+    The executed action is the expert's plus an Ornstein-Uhlenbeck process on all but the gripper; the label stays clean.
+    Each episode draws its own noise level.
+    """
+
+    level: float = 0.1
+    """Stationary standard deviation at scale 1, in action units."""
+    scale: tuple[float, float] = (0.0, 1.5)
+    """Range of the per-episode multiplier of ``level``."""
+    correlation: float = 0.85
+    """Autocorrelation from one control step to the next."""
+    kick_share: float = 0.35
+    """Share of episodes that are pushed once."""
+    kick_steps: int = 5
+    kick_level: float = 0.4
+    """Standard deviation of the push, constant over ``kick_steps`` control steps, in action units."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What the project knows about a task beyond what robosuite says. The defaults serve a task that has no entry."""
+
+    name: str
+    instruction: str
+    horizon: int = 200
+    """Control steps before an episode times out."""
+    actions: ActionSpace = "pose"
+    """Default action space of an OSC controller; a joint controller always takes its full vector."""
+    noise: NoiseMix = field(default_factory=NoiseMix)
+    """Recommended disturbance of demonstrations."""
+
+
+SPECS = {
+    spec.name: spec
+    for spec in (
+        TaskSpec("Lift", "lift the red cube", horizon=96, actions="position", noise=NoiseMix(level=0.2)),
+        TaskSpec("Stack", "stack the red cube on the green cube", horizon=200),
+        TaskSpec("PickPlaceCan", "put the can into its bin", horizon=400),
+        TaskSpec("NutAssemblySquare", "put the square nut on the square peg", horizon=300),
+        TaskSpec("Door", "turn the handle and open the door", horizon=200),
+    )
+}

@@ -1,0 +1,128 @@
+"""Runs that earlier versions made: their settings mean what they meant then.
+
+``data/config_before`` holds config.json files that the version before format 2 wrote, each with what that version did with it.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from cosmos_ray.config import RunConfig, SimConfig, check
+from cosmos_ray.config.settings import SETTINGS, changed, new_config, value_of
+from cosmos_ray.config.stored import stored_config
+from cosmos_ray.config.upgrade import BEFORE, FORMAT, NEW, OLD_NAMES, STOOD_FOR, is_before, read_config, values_before
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.folder import RunFolder
+from cosmos_ray.learner.mixture import Mixture
+from cosmos_ray.model.spec import make_spec
+from cosmos_ray.stages.refine import schedule
+
+FILES = sorted((Path(__file__).parent / "data" / "config_before").glob("*.json"))
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def before(request, tmp_path):
+    """(folder of a run with the file of before, its tree, what that version did with it)."""
+    data = json.loads(request.param.read_text())
+    folder = tmp_path / data["config"]["name"]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(data["config"]))
+    return folder, data["config"], data["acted"]
+
+
+def stored(folder: Path) -> RunConfig:
+    return stored_config(RunConfig(root=str(folder.parent), name=folder.name))
+
+
+def test_a_run_of_before_acts_as_it_did(before):
+    folder, _, acted = before
+    config = stored(folder)
+    check(config)
+    assert json.loads(json.dumps(make_spec(config.model, config.sim.cameras, config.sim.image_size, 7, 9).to_json())) == acted["spec"]
+    assert (config.sim.horizon, config.sim.actions) == (acted["horizon"], acted["actions"])
+    assert (config.rollout.horizon, config.rollout.execute) == (acted["rollout_horizon"], acted["execute"])
+    refine = schedule(config.learner)
+    assert (refine.warmup, refine.cycle) == (acted["refine_warmup"], acted["refine_cycle"])
+    assert list(config.learner.refine_mix) == acted["refine_mix"]
+    base = Mixture.base(config.learner, config.replay)
+    kinds = next(value for value in vars(base).values() if isinstance(value, tuple))
+    assert [int(kind) for kind in kinds] == acted["base_value_kinds"]
+    assert config.learner.planning_world_weight == acted["planning_world_weight"]
+
+
+def test_what_was_given_is_kept_under_its_present_name(before):
+    folder, tree, _ = before
+    config = stored(folder)
+    for name, setting in SETTINGS.items():
+        old = next((then for then, now in OLD_NAMES.items() if now == name), name)
+        section, _, field = old.rpartition(".")
+        if name in NEW or name in STOOD_FOR or name in ("root", "name", "address", "wandb", "repeat", "plan_seed"):
+            continue
+        theirs = (tree[section] if section else tree)[field]
+        assert value_of(config, name) == (tuple(theirs) if isinstance(theirs, list) else theirs), setting.name
+
+
+def test_the_file_of_before_is_kept_beside_the_new_one(before):
+    folder, tree, _ = before
+    for _ in range(2):
+        RunFolder(stored(folder)).close()
+        assert json.loads((folder / BEFORE).read_text()) == tree and is_before(tree)
+        now = json.loads((folder / "config.json").read_text())
+        assert now["format"] == FORMAT and not is_before(now)
+    assert stored(folder) == read_config(folder / "config.json", now)
+
+
+def test_a_run_of_before_refuses_another_simulator_and_model(before):
+    folder, tree, _ = before
+    config = stored(folder)
+    for name, value in (("sim.horizon", config.sim.horizon + 1), ("model.sigma_min", config.model.sigma_min + 1)):
+        with pytest.raises(ConfigError, match=f"was made with {name} = "):
+            RunFolder(changed(config, {name: value}))
+    assert json.loads((folder / "config.json").read_text()) == tree and not (folder / BEFORE).exists()
+
+
+def test_the_values_of_before_are_there_raw(before):
+    _, tree, _ = before
+    values = values_before(tree)
+    flat = {f"{section}.{name}": value for section, fields in tree.items() if isinstance(fields, dict) for name, value in fields.items()}
+    assert values == flat | {name: value for name, value in tree.items() if not isinstance(value, dict)}
+    assert {values[name] for name in ("planner.value", "sim.controller")} and "planner.rank_by" not in values
+
+
+def test_the_values_of_before_have_the_defaults_of_then():
+    values = values_before({"name": "x", "sim": {"task": "Door"}})
+    assert (values["sim.task"], values["sim.horizon"], values["sim.actions"], values["sim.robots"]) == ("Door", 0, "auto", ["Panda"])
+    assert (values["planner.values"], values["rollout.execute"], values["model.top_share"], values["verify"]) == (1, 0, -1.0, 0)
+
+
+def test_a_run_from_before_a_setting_came_has_its_default(tmp_path):
+    file = tmp_path / "config.json"
+    tree = json.loads(FILES[0].read_text())["config"]  # the 2B preset
+    whole = read_config(file, tree)
+    del tree["model"]["uniform_share"], tree["model"]["top_share"], tree["learner"]["refine_mix"], tree["planner"]["spread"]
+    assert read_config(file, tree) == whole and whole.learner.refine_mix == (0.1, 0.45, 0.45)
+
+
+@pytest.mark.parametrize("change, complaint", [
+    ({"format": FORMAT + 1}, f"is of format {FORMAT + 1}, this version reads up to {FORMAT}"),
+    ({"planer": {"spread": 1}}, "unknown setting 'planer.spread'; did you mean 'planner.spread'"),
+    ({"demos": "many"}, "demos = 'many' must be of type int"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, change, complaint):
+    RunFolder(RunConfig(root=str(tmp_path))).close()
+    file = tmp_path / "demo" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        stored_config(RunConfig(root=str(tmp_path)))
+    assert str(file) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_stored_is_what_acts(tmp_path):
+    config = new_config({"root": str(tmp_path), "sim.task": "Door", "model.chunk": 4})
+    RunFolder(config).close()
+    tree = json.loads((tmp_path / "demo" / "config.json").read_text())
+    assert (tree["sim"]["horizon"], tree["sim"]["actions"], tree["rollout"]["execute"], tree["model"]["layers"]) == (200, "pose", 4, 4)
+    assert {key: value for key, value in tree.items() if key != "format"} == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert stored_config(config) == config and config.sim == SimConfig(task="Door")
