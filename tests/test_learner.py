@@ -28,7 +28,7 @@ from tests.test_replay_episode import make_episode
 FUTURE = (SampleType.VALUE_FUTURE,)
 CONFIG = LearnerConfig(batch_size=8, warmup=2)
 BASE = Mixture.base(CONFIG, ReplayConfig())
-REFINEMENT = Mixture.refinement(CONFIG, ReplayConfig(), "cosmos-predict2-2b")
+REFINEMENT = Mixture.refinement(dataclasses.replace(CONFIG, refine_mix=(0.1, 0.45, 0.45)), ReplayConfig())
 
 
 def fill(root, demos=3, successes=3, failures=3) -> ReplayStore:

@@ -72,7 +72,7 @@ def test_no_count_is_ever_negative_or_a_whole_sample_off(store, shares, batch_si
 ])  # fmt: skip
 def test_the_value_mode_chooses_the_type_of_value_samples(mode, sample_types):
     config = LearnerConfig(value_mode=mode)
-    for mixture in (Mixture.base(config, ReplayConfig()), Mixture.refinement(config, ReplayConfig(), "tiny")):
+    for mixture in (Mixture.base(config, ReplayConfig()), Mixture.refinement(config, ReplayConfig())):
         assert mixture.value_types == sample_types
 
 
@@ -91,7 +91,7 @@ def test_policy_samples_imitate_labels_and_the_others_are_about_executed_actions
 def test_self_imitation_reaches_both_mixtures_and_waits_for_a_success(tmp_path):
     config = LearnerConfig(self_imitation=0.5)
     assert Mixture.base(config, ReplayConfig()).self_imitation == 0.5
-    mixture = Mixture.refinement(config, ReplayConfig(), "tiny")
+    mixture = Mixture.refinement(config, ReplayConfig())
     store = fill(tmp_path / "replay", demos=1, successes=0, failures=1)
     ledger = Ledger(source(store, dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0), 10)).run(2)
     assert ledger.strata == {"demo": 20}  # failures are never imitated
@@ -111,7 +111,7 @@ def test_weighted_imitation_takes_failures_too_and_what_was_executed(store, tmp_
     config = LearnerConfig(self_imitation=0.5, advantage_temperature=0.1)
     for earlier in (Mixture.base, Mixture.for_planning_network):  # there is no planning network yet
         assert not earlier(config, ReplayConfig()).weighted
-    mixture = Mixture.refinement(config, ReplayConfig(), "tiny")
+    mixture = Mixture.refinement(config, ReplayConfig())
     mixture = dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0)
     drawn = source(store, mixture, 12)
     assert Ledger(drawn).run(2).strata == {"demo": 12, "success": 6, "failure": 6}

@@ -16,9 +16,6 @@ from cosmos_ray.replay.sampling.sampler import Empty, Picks, Unusable, WindowSam
 VALUE_TYPES = {"full": (SampleType.VALUE_FULL,), "future": (SampleType.VALUE_FUTURE,), "action": (SampleType.VALUE_ACTION,),
                "both": (SampleType.VALUE_FUTURE, SampleType.VALUE_ACTION)}
 
-#: Refinement mixture of each preset: the paper's for the real model; the tiny one, 1.5 M parameters, forgets its policy at 10 %.
-REFINE_MIX = {"cosmos-predict2-2b": (0.1, 0.45, 0.45), "tiny": (0.5, 0.25, 0.25)}
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -37,13 +34,13 @@ class Mixture:
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
         """The mixture of training on demonstrations, 50/25/25 by default."""
         policy, world, value = learner.base_mix
-        return cls(policy, world, value, VALUE_TYPES[learner.base_value_mode or learner.value_mode], replay.success_share, True,
+        return cls(policy, world, value, VALUE_TYPES[learner.base_value_mode], replay.success_share, True,
                    0.0 if learner.advantage_temperature else learner.self_imitation)
 
     @classmethod
-    def refinement(cls, learner: LearnerConfig, replay: ReplayConfig, preset: str) -> Mixture:
-        """The mixture of refining on rollouts, by default the model preset's."""
-        policy, world, value = learner.refine_mix or REFINE_MIX[preset]
+    def refinement(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
+        """The mixture of refining on rollouts."""
+        policy, world, value = learner.refine_mix
         return cls(policy, world, value, VALUE_TYPES[learner.value_mode], replay.success_share, False,
                    learner.self_imitation, learner.advantage_temperature > 0)
 

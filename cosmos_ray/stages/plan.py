@@ -34,7 +34,7 @@ def plan_episode(run: Run) -> EpisodeTrace:
             reply = _decide(client, config, trajectory, decision_noise_seed(evaluation_noise_seed(seed), trajectory.length))
             trace.steps.append(trajectory.length)
             trace.observed.append(trajectory.frames[trajectory.length])
-            env.execute(np.clip(reply.actions[0][: config.rollout.execute or None], -1, 1), trajectory)
+            env.execute(np.clip(reply.actions[0][: config.rollout.execute], -1, 1), trajectory)
             trace.imagined.append(reply.futures[0])
             trace.happened.append(trajectory.frames[trajectory.length])
             trace.scores.append(reply.scores[0].tolist())

@@ -55,7 +55,7 @@ def _refine_round(round: Round) -> dict:
     stored = own_rollouts(store, run.folder.identity.key, config.sim.task)
     if not acted(run) and not config.refine_rollouts:
         raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
-    mixture = Mixture.refinement(config.learner, config.replay, config.model.preset)
+    mixture = Mixture.refinement(config.learner, config.replay)
     with acting_fleet(run, start, beside=config.learner.world_size) as (pool, fleet):
         learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
                                 config.refine_steps, actors_beside=config.rollout.workers + config.inference.actors,
