@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -199,6 +200,39 @@ def test_a_save_that_was_killed_half_way_leaves_the_one_before(alone, store, sav
         return core.load(folder), core.step_count
 
     assert alone(run, store.root, folder) == (True, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MiB."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", mounted]).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield mounted
+    subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_the_state_of_before_is_resumed_from(alone, store, small_disk):
+    def run(root, disk):
+        core = core_on(root)
+        core.step()
+        core.save(disk / "state")
+        room = shutil.disk_usage(disk).free
+        (disk / "filler").write_bytes(bytes(room - 200_000))
+        core.step()
+        with pytest.raises(CheckpointError) as error:
+            core.save(disk / "state")
+        again = core_on(root)
+        resumed = again.load(disk / "state"), again.step_count, sorted(p.name for p in (disk / "state").glob("step_*"))
+        (disk / "filler").unlink()
+        core.step()
+        core.save(disk / "state")
+        return str(error.value), resumed, core_on(root).load(disk / "state")
+
+    message, resumed, after = alone(run, store.root, small_disk)
+    assert "learner state cannot be written to" in message and "make room there and run the same command again" in message
+    assert "\n" not in message and resumed == (True, 1, ["step_00000001"]) and after
 
 
 def test_only_the_last_two_states_are_kept(alone, store, tmp_path):

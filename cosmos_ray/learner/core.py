@@ -159,13 +159,26 @@ class LearnerCore:
     def save(self, folder: str | Path) -> None:
         """Write resumable state: DeepSpeed's own shards, the weight average, random states. Visible only when complete.
 
-        DeepSpeed's shards are pickles, so resume only from folders this run wrote; policies travel as safetensors.
+        DeepSpeed's shards are pickles, so resume only from folders this run wrote; policies travel as safetensors. CheckpointError when
+        the folder cannot be written: the state of before stays what a resume begins from.
         """
         folder = Path(folder)
         tag = f"step_{self.step_count:08d}"
         if (folder / "latest").exists() and (folder / "latest").read_text().strip() == tag:
             return  # never write over the state that would be resumed from
         self.encoder.flush()
+        try:
+            self._write_state(folder, tag)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            shutil.rmtree(folder / tag, ignore_errors=True)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"learner state cannot be written to {folder / tag}: {reason}; make room there and run the same command "
+                                  "again") from error
+        if self.rank == 0:
+            for old in sorted(path for path in folder.glob("step_*") if path.name != tag)[:-1]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _write_state(self, folder: Path, tag: str) -> None:
         self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=bool(self.config.lora_rank))
         source = self.source.state_dict(self.loader.snapshot() if self.loader else None)
         own = {"step": self.step_count, "world_size": self.config.world_size, "zero_stage": self.config.zero_stage, "source": source,
@@ -178,8 +191,6 @@ class LearnerCore:
             temporary = folder / "latest.tmp"
             temporary.write_text(tag)
             os.replace(temporary, folder / "latest")
-            for old in sorted(path for path in folder.glob("step_*") if path.name != tag)[:-1]:
-                shutil.rmtree(old, ignore_errors=True)
 
     def load(self, folder: str | Path) -> bool:
         """Continue from :meth:`save`; False when there is nothing to continue from.
