@@ -1,4 +1,4 @@
-"""What does refinement on own experience bring, and how much is each part's share? One command, which continues where it stopped.
+"""What does refinement on a policy's own experience bring, and which part brings it? One command, which continues where it stopped.
 
     python jobs/studies/learning.py --task wide_lift --seed 0 --seed 1
 
