@@ -17,7 +17,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.identity import RunIdentity
 from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.uri import is_uri, without_credentials
+from cosmos_ray.uri import is_uri
 
 
 class RunFolder:
@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def replay(self) -> Path | str:
-        """The replay store: a folder, or the URI of an object store, credentials included."""
+        """The replay store: a folder, or the URI of an object store."""
         if is_uri(self._elsewhere):
             return self._elsewhere
         return Path(self._elsewhere).expanduser().resolve() if self._elsewhere else self.path / "replay"
@@ -95,12 +95,10 @@ class RunFolder:
                 out.append(row)
         return out
 
-    def write_json(self, name: str, data: Any, mode: int = 0o666) -> None:
-        """Replace a JSON file of the run, whole or not at all. ``mode`` are its permissions, less what the umask takes."""
+    def write_json(self, name: str, data: Any) -> None:
+        """Replace a JSON file of the run, whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "x", opener=lambda path, flags: os.open(path, flags, mode)) as file:
-            file.write(json.dumps(data, indent=1))
+        temporary.write_text(json.dumps(data, indent=1))
         os.replace(temporary, self.path / name)
 
     def read_json(self, name: str) -> Any | None:
@@ -146,7 +144,7 @@ class RunFolder:
     def _check_store_moves_too(self) -> None:
         before = self.read_json("config.json").get("replay", {}).get("store")
         if before and before == self._elsewhere:
-            raise ConfigError(f"--fresh cannot move the replay store {without_credentials(before)} aside, and the new run would go on "
+            raise ConfigError(f"--fresh cannot move the replay store {before} aside, and the new run would go on "
                               "with its episodes: give another --replay.store")
 
     def _move_aside(self) -> None:
@@ -169,8 +167,7 @@ class RunFolder:
                                   "give another --name, or --fresh to move it aside")
         if before and is_before(before) and not (self.path / BEFORE).exists():
             self.write_json(BEFORE, before)
-        secret = without_credentials(config.replay.store) != config.replay.store
-        self.write_json("config.json", config_tree(config), mode=0o600 if secret else 0o666)
+        self.write_json("config.json", config_tree(config))
 
 
 def _version(description: Path) -> int:

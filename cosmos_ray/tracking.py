@@ -10,7 +10,6 @@ from typing import Any
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.uri import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +27,10 @@ class Tracker:
             return
         import wandb
 
-        replay = dataclasses.replace(config.replay, store=without_credentials(config.replay.store))
-        shown = dataclasses.asdict(dataclasses.replace(config, replay=replay))
         try:
             os.environ.setdefault("WANDB_SILENT", "true")
             self._run = wandb.init(project="cosmos_ray", name=config.name, dir=str(folder.path), mode=config.wandb,
-                                   config=shown, settings=wandb.Settings(init_timeout=30))
+                                   config=dataclasses.asdict(config), settings=wandb.Settings(init_timeout=30))
         except (wandb.errors.Error, OSError) as error:
             logger.warning("wandb is not available (%s): metrics are kept in %s only", error, folder.path / "metrics.jsonl")
 

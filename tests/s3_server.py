@@ -1,5 +1,6 @@
 """A real S3 server in this process, which counts what it is asked, can go away and come back, and can be told to refuse."""
 
+import contextlib
 import threading
 import uuid
 
@@ -7,17 +8,28 @@ import boto3
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from cosmos_ray.replay import ReplayStore
+from tests.test_replay_episode import make_episode
+
 
 class _Quiet(WSGIRequestHandler):
     def log(self, *arguments):
         pass
 
 
+#: What a client of the server has in its environment.
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
 class S3Server:
-    """``requests`` are those since it was last cleared, as "METHOD key?query"; ``refuse`` is the S3 error code of every answer."""
+    """``requests`` are those since it was last cleared, as "METHOD key?query"; ``refuse`` is the S3 error code of every answer.
+
+    Its library checks ``If-None-Match`` and writes without a lock; real servers do both at once. So one PUT runs at a time.
+    """
 
     def __init__(self):
         self.requests, self.refuse, self.port = [], "", 0
+        self._putting = threading.Lock()
         self._application = DomainDispatcherApplication(create_backend_app)
         self.start()
         self._client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.port}", region_name="us-east-1",
@@ -38,9 +50,9 @@ class S3Server:
         self._client.create_bucket(Bucket=bucket)
         return bucket
 
-    def uri(self, path, credentials="key:secret"):
+    def uri(self, path):
         """``bucket/prefix`` as a URI."""
-        return f"s3://{credentials}@{path}?scheme=http&endpoint_override=127.0.0.1:{self.port}&region=us-east-1"
+        return f"s3://{path}?scheme=http&endpoint_override=127.0.0.1:{self.port}&region=us-east-1"
 
     def _answer(self, environ, start_response):
         method, query = environ["REQUEST_METHOD"], environ.get("QUERY_STRING", "")
@@ -49,4 +61,39 @@ class S3Server:
             body = f"<?xml version='1.0'?><Error><Code>{self.refuse}</Code><Message>no</Message></Error>".encode()
             start_response("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [b"" if method == "HEAD" else body]
-        return self._application(environ, start_response)
+        with self._putting if method == "PUT" else contextlib.nullcontext():
+            return self._application(environ, start_response)
+
+
+NAMES = [make_episode(seed).key.name for seed in range(10)]
+
+
+def running_server():
+    """For a fixture of a module."""
+    made = S3Server()
+    yield made
+    made.stop()
+
+
+def fresh_uri(server, tmp_path, monkeypatch):
+    """For a fixture: a fresh bucket, and a fresh local cache."""
+    for name, value in {**CREDENTIALS, "COSMOS_RAY_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    uri = server.uri(f"{server.new_bucket()}/runs/replay")
+    server.requests.clear()
+    return uri
+
+
+def fill(store, seeds=range(4)):
+    for seed in seeds:
+        assert store.commit(make_episode(seed)) is True
+
+
+def opened(uri):
+    store = ReplayStore(uri, create=False)
+    store.refresh()
+    return store
+
+
+def episode_objects(store):
+    return store.storage._list("episodes")

@@ -281,9 +281,9 @@ def test_an_imported_policy_acts_is_refined_and_goes_back_to_its_format(files, r
         assert said in run_command(stage, root, *flags, name="lib").stdout
     store = ReplayStore(root / "lib" / "replay", create=False)
     store.refresh()
-    assert [s.stratum for s in store.summaries()].count("demo") == 3
+    assert [s.episode_class for s in store.summaries()].count("demo") == 3
     run = json.loads((root / "lib" / "identity.json").read_text())["key"]
-    assert len([s for s in store.summaries() if s.stratum != "demo" and s.key.run == run]) == 2 + 2  # besides those of the expert
+    assert len([s for s in store.summaries() if s.episode_class != "demo" and s.key.run == run]) == 2 + 2  # besides those of the expert
     rates = [row["lr"] / 1e-4 for row in metrics(root / "lib", "refine")]
     whole = [1e-6, 0.5, 0.65, 0.475, 0.06, 0.06]  # warm-up of 2 steps, cycle of 4
     assert sum(rates) / len(rates) == pytest.approx(sum(whole) / 6, rel=1e-3)

@@ -65,7 +65,7 @@ def start_refine(folder: Path, *flags: str) -> subprocess.Popen:
 
 
 def test_demo_runs_every_stage(finished_run):
-    sources = Counter((s.source, s.stratum == "demo") for s in stored(finished_run))
+    sources = Counter((s.source, s.episode_class == "demo") for s in stored(finished_run))
     assert sources[("demo", True)] == 6 and sources[("eval", False)] == 3 * (2 + 1)
     assert sum(s.source == "rollout" and s.policy_version >= 1 for s in stored(finished_run)) >= 4 + 1
     assert {row["name"] for row in metrics(finished_run, "demo")} == {"collect", "pretrain", "rollout", "refine", "evaluate"}

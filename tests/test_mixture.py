@@ -1,4 +1,4 @@
-"""The sample mixture of the learner: counts of sample types and strata, stand-ins, and a stream that resumes."""
+"""The sample mixture of the learner: counts of sample types and classes, stand-ins, and a stream that resumes."""
 
 import dataclasses
 import json
@@ -17,15 +17,15 @@ __all__ = ["store"]  # a fixture
 
 
 class Ledger:
-    """What a source drew: a pass-through around its sampler that counts windows per stratum."""
+    """What a source drew: a pass-through around its sampler that counts windows per class."""
 
     def __init__(self, source: BatchSource):
-        self.source, self.strata, self.sample_types = source, Counter(), Counter()
+        self.source, self.classes, self.sample_types = source, Counter(), Counter()
         pick = source.sampler.pick
 
-        def counted(n, stratum):
-            self.strata[stratum] += n
-            return pick(n, stratum)
+        def counted(n, name):
+            self.classes[name] += n
+            return pick(n, name)
 
         source.sampler.pick = counted
 
@@ -37,7 +37,7 @@ class Ledger:
         return self
 
 
-@pytest.mark.parametrize("mixture, batch_size, sample_types, strata", [
+@pytest.mark.parametrize("mixture, batch_size, sample_types, classes", [
     (BASE, 16, (8, 4, 4), {"demo": 8 + 4, "failure": 4}),  # base training replays demonstrations as successes
     (REFINEMENT, 20, (2, 9, 9), {"demo": 2, "success": 9, "failure": 9}),
     (REFINEMENT, 10, (1, 4.5, 4.5), {"demo": 1, "success": 4.5, "failure": 4.5}),
@@ -45,11 +45,11 @@ class Ledger:
     (dataclasses.replace(BASE, success_share=0.9), 4, (2, 1, 1), {"demo": 2 + 1.8, "failure": 0.2}),
     (dataclasses.replace(BASE, self_imitation=0.25), 16, (8, 4, 4), {"demo": 6 + 4, "success": 2, "failure": 4}),
 ], ids=["50/25/25", "10/45/45", "halves", "one at a time", "rare failures", "self-imitation"])  # fmt: skip
-def test_counts_follow_the_shares_exactly_over_many_batches(store, mixture, batch_size, sample_types, strata):
+def test_counts_follow_the_shares_exactly_over_many_batches(store, mixture, batch_size, sample_types, classes):
     ledger = Ledger(source(store, mixture, batch_size)).run(40)
     names = (SampleType.POLICY, SampleType.WORLD_MODEL, *FUTURE)
     assert ledger.sample_types == Counter({int(name): round(40 * n) for name, n in zip(names, sample_types, strict=True)})
-    assert ledger.strata == Counter({name: round(40 * n) for name, n in strata.items()})
+    assert ledger.classes == Counter({name: round(40 * n) for name, n in classes.items()})
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.25, 0.25), (0.1, 0.45, 0.45), (0.98, 0.01, 0.01), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
@@ -78,10 +78,10 @@ def test_the_value_mode_chooses_the_type_of_value_samples(mode, sample_types):
 
 def test_policy_samples_imitate_labels_and_the_others_are_about_executed_actions(store):
     drawn = source(store, BASE, 16)
-    plan = drawn.plan()
-    windows = drawn.sampler.build(plan.picks)
+    picks = drawn.pick()
+    windows = drawn.sampler.build(picks.windows)
     labels, actions = windows.labels, windows.actions.copy()
-    batch = drawn.build(plan)
+    batch = drawn.build(picks)
     policy = batch.sample_types == SampleType.POLICY
     assert not np.array_equal(labels[policy], actions[policy])
     assert np.array_equal(batch.actions[policy], labels[policy])
@@ -94,10 +94,10 @@ def test_self_imitation_reaches_both_mixtures_and_waits_for_a_success(tmp_path):
     mixture = Mixture.refinement(config, ReplayConfig())
     store = fill(tmp_path / "replay", demos=1, successes=0, failures=1)
     ledger = Ledger(source(store, dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0), 10)).run(2)
-    assert ledger.strata == {"demo": 20}  # failures are never imitated
+    assert ledger.classes == {"demo": 20}  # failures are never imitated
     fill(tmp_path / "replay", demos=0, successes=1, failures=0)
     ledger.source.sampler.refresh()
-    assert ledger.run(2).strata == {"demo": 30, "success": 10}
+    assert ledger.run(2).classes == {"demo": 30, "success": 10}
 
 
 def test_a_stream_of_another_mixture_begins_owing_nothing(store):
@@ -114,17 +114,17 @@ def test_weighted_imitation_takes_failures_too_and_what_was_executed(store, tmp_
     mixture = Mixture.refinement(config, ReplayConfig())
     mixture = dataclasses.replace(mixture, policy=1.0, world=0.0, value=0.0)
     drawn = source(store, mixture, 12)
-    assert Ledger(drawn).run(2).strata == {"demo": 12, "success": 6, "failure": 6}
-    plan = drawn.plan()
-    windows = drawn.sampler.build(plan.picks)
+    assert Ledger(drawn).run(2).classes == {"demo": 12, "success": 6, "failure": 6}
+    picks = drawn.pick()
+    windows = drawn.sampler.build(picks.windows)
     labels, actions = windows.labels.copy(), windows.actions.copy()
-    batch, own = drawn.build(plan), np.array(windows.sources) == "rollout"
+    batch, own = drawn.build(picks), np.array(windows.sources) == "rollout"
     assert np.array_equal(batch.own, own) and own.sum() == 6
     assert np.array_equal(batch.actions[own], actions[own]) and np.array_equal(batch.actions[~own], labels[~own])
     alone = source(fill(tmp_path / "replay", demos=1, successes=0, failures=0), mixture, 4).draw()
     assert not alone.own.any()  # demonstrations stand in, and weigh as ever
     unweighted = source(store, dataclasses.replace(mixture, weighted=False), 12)
-    assert Ledger(unweighted).run(2).strata == {"demo": 12, "success": 12} and not unweighted.draw().own.any()
+    assert Ledger(unweighted).run(2).classes == {"demo": 12, "success": 12} and not unweighted.draw().own.any()
 
 
 @pytest.mark.parametrize("have, expected", [
@@ -132,19 +132,19 @@ def test_weighted_imitation_takes_failures_too_and_what_was_executed(store, tmp_
     ({"failures": 0}, {"demo": 1, "success": 9}),
     ({"successes": 0, "failures": 0}, {"demo": 10}),
 ])  # fmt: skip
-def test_an_empty_stratum_is_replaced(tmp_path, have, expected):
+def test_an_empty_class_is_replaced(tmp_path, have, expected):
     store = fill(tmp_path / "replay", **{"demos": 1, "successes": 1, "failures": 1, **have})
     ledger = Ledger(source(store, REFINEMENT, 10)).run(10)
-    assert ledger.strata == Counter({name: 10 * n for name, n in expected.items()})
+    assert ledger.classes == Counter({name: 10 * n for name, n in expected.items()})
 
 
-def test_a_stratum_that_fills_up_is_used_from_then_on(tmp_path):
+def test_a_class_that_fills_up_is_used_from_then_on(tmp_path):
     store = fill(tmp_path / "replay", demos=1, successes=1, failures=0)
     ledger = Ledger(source(store, REFINEMENT, 10)).run(5)
-    assert ledger.strata["failure"] == 0
+    assert ledger.classes["failure"] == 0
     fill(tmp_path / "replay", demos=0, successes=0, failures=1)
     ledger.source.sampler.refresh()
-    assert ledger.run(5).strata["failure"] > 0
+    assert ledger.run(5).classes["failure"] > 0
 
 
 def test_an_empty_store_is_a_store_error(tmp_path):

@@ -42,17 +42,17 @@ def name_of(seed, **options):
 def test_ls_lists_oldest_first_and_selects(replay):
     code, lines, _ = replay("ls")
     assert code == 0 and len(lines) == 1 + 9 and lines[1].startswith(name_of(0))
-    _, lines, _ = replay("ls", "--kind", "failure", "--last", "1")
+    _, lines, _ = replay("ls", "--class", "failure", "--last", "1")
     assert len(lines) == 2 and lines[1].split()[:2] == [name_of(15, source="rollout"), "failure"]
-    _, lines, _ = replay("ls", "--kind", "demo", "success", "--json")
+    _, lines, _ = replay("ls", "--class", "demo", "success", "--json")
     rows = [json.loads(line) for line in lines]
     assert [row["seed"] for row in rows] == [0, 1, 2, 10, 12, 14]
-    assert rows[3]["kind"] == "success" and rows[3]["frames"] == 4 and Path(rows[3]["path"]).exists()
+    assert rows[3]["class"] == "success" and rows[3]["frames"] == 4 and Path(rows[3]["path"]).exists()
 
 
 def test_ls_of_what_is_not_there_names_what_is(replay):
-    code, _, errors = replay("ls", "--kind", "eval")
-    assert code == 1 and len(errors) == 1 and "there are kinds demo, failure, success and tasks Lift" in errors[0]
+    code, _, errors = replay("ls", "--class", "evaluation")
+    assert code == 1 and len(errors) == 1 and "there are classes demo, failure, success and tasks Lift" in errors[0]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".mp4"])
@@ -70,11 +70,11 @@ def test_show_wants_one_episode_that_is_there(replay):
     assert code == 1 and len(errors) == 1 and "`replay ls` lists them" in errors[0]
 
 
-def test_stats_counts_by_task_and_kind(replay):
+def test_stats_counts_by_task_and_class(replay):
     _, lines, _ = replay("stats", "--json")
     stats = json.loads(lines[0])
-    assert stats["episodes"] == 9 and stats["packed"] == 0 and stats["versions"] == list(range(10, 16))
-    counts = {row["kind"]: (row["episodes"], row["steps"], row["frames"]) for row in stats["by_task_and_kind"]}
+    assert stats["episodes"] == 9 and stats["versions"] == list(range(10, 16))
+    counts = {row["class"]: (row["episodes"], row["steps"], row["frames"]) for row in stats["by_task_and_class"]}
     assert counts == {"demo": (3, 36, 39), "success": (3, 36, 12), "failure": (3, 36, 12)}
     assert replay("stats")[1][-1].startswith("9 episodes, ")
 
@@ -99,15 +99,12 @@ def test_verify_names_damage_and_repair_mends_it(replay, root):
     assert json.loads(replay("stats", "--json")[1][0])["episodes"] == 8
 
 
-def test_evict_and_compact_shrink_the_store(replay, root):
+def test_evict_shrinks_the_store(replay, root):
     code, lines, _ = replay("evict", "--newest", "2", "--dry-run")
     assert code == 0 and lines[:-1] == [name_of(seed, source="rollout") for seed in (10, 11, 12, 13)]
     assert json.loads(replay("stats", "--json")[1][0])["episodes"] == 9
     assert replay("evict", "--newest", "2")[1][0].startswith("4 of 9 episodes")
-    code, lines, _ = replay("compact")
-    assert code == 0 and lines[0].startswith("5 episodes in 2 new packs, 5 files deleted")
-    stats = json.loads(replay("stats", "--json")[1][0])
-    assert (stats["episodes"], stats["packed"]) == (5, 5)
+    assert json.loads(replay("stats", "--json")[1][0])["episodes"] == 5 and len(list(root.rglob("*.arrow"))) == 5
     assert replay("verify", "--decode")[0] == 0
     assert ReplayStore(root).commit(make_episode(10, source="rollout", chunk=5)) is False  # an evicted key stays taken
     code, _, errors = replay("show", name_of(10, source="rollout"))
@@ -117,7 +114,7 @@ def test_evict_and_compact_shrink_the_store(replay, root):
 @pytest.mark.parametrize("format, back", [("lerobot", "lerobot"), ("cosmos", "cosmos"), ("cosmos-demos", "robomimic"), ("parquet", None)])
 def test_export_and_import_again(replay, tmp_path, format, back):
     out, other = tmp_path / "out", tmp_path / "other"
-    code, lines, _ = replay("export", "--format", format, "--kind", "demo", "--frames", "image", "--to", str(out))
+    code, lines, _ = replay("export", "--format", format, "--class", "demo", "--frames", "image", "--to", str(out))
     assert code == 0 and lines == [f"3 of 3 episodes written to {out}"]
     code, _, errors = replay("export", "--format", format, "--to", str(out))
     assert code == 1 and "exists: give another path" in errors[0]
@@ -167,7 +164,7 @@ def test_the_run_finds_its_store(finished_run, capsys):
     where = ["--root", str(finished_run.parent), "--name", finished_run.name, "--quiet"]
     assert main(["replay", "verify", *where]) == 0
     capsys.readouterr()
-    assert main(["replay", "ls", "--kind", "eval", "--last", "1", "--json", *where]) == 0
+    assert main(["replay", "ls", "--class", "eval", "--last", "1", "--json", *where]) == 0
     episode = json.loads(capsys.readouterr().out)
     assert main(["replay", "replay-episode", episode["name"], *where]) == 0
     assert "identical" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
-from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.format.episode import CLASS_NUMBERS, CLASSES, SOURCES, Episode, EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.sampling.returns import value_targets
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
@@ -142,17 +142,20 @@ def test_scores_outside_of_their_range_are_refused(score):
     "source, success, invalid, expected",
     [
         ("demo", True, "", "demo"),
-        ("demo", False, "", ""),
+        ("demo", False, "", "invalid"),
         ("rollout", True, "", "success"),
         ("rollout", False, "", "failure"),
-        ("rollout", False, "non-finite action", ""),
-        ("eval", True, "", ""),
+        ("rollout", False, "non-finite action", "invalid"),
+        ("eval", True, "", "evaluation"),
+        ("eval", False, "non-finite action", "evaluation"),
     ],
 )
-def test_strata(source, success, invalid, expected):
+def test_classes(source, success, invalid, expected):
     key = EpisodeKey("run", "Lift", source, 0)
     summary = EpisodeSummary(key, key.name, "", success, float(success), 0.0, 5, False, invalid, 0, np.zeros(0, np.int32))
-    assert summary.stratum == expected
+    assert summary.episode_class == expected
+    number = CLASS_NUMBERS[SOURCES.index(source), int(success), int(bool(invalid))]
+    assert CLASSES[number] == expected  # as an index has it for many
 
 
 @pytest.mark.parametrize(

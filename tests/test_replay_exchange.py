@@ -196,7 +196,7 @@ def test_cosmos_policy_files_come_back_as_they_went_out(tmp_path, store):
         assert episode.length == last and np.array_equal(episode.actions, original.actions[:last])
         assert np.array_equal(episode.proprio, original.proprio[:-1]) and episode.cameras == CAMERAS
         assert [episode.frames[t] for t in range(last + 1)] == [original.frames[t] for t in range(last + 1)]
-        assert episode.success and summary.stratum == "success" and episode.instruction == original.instruction
+        assert episode.success and summary.episode_class == "success" and episode.instruction == original.instruction
 
 
 def test_parquet_has_every_step_and_small_row_groups(tmp_path, store):

@@ -335,7 +335,7 @@ def test_tensors_are_made_of_a_batch_without_a_copy(filled):
     torch = pytest.importorskip("torch")
     with PrefetchLoader(stream_of(filled), threads=2, depth=2) as loader:
         batch = next(loader)
-    for name in ("images", "future_images", "proprio", "future_proprio", "actions", "labels", "value", "value_now", "offsets"):
+    for name in ("images", "future_images", "proprio", "future_proprio", "actions", "labels", "value", "offsets"):
         array = getattr(batch, name)
         tensor = torch.from_numpy(array)
         assert tensor.data_ptr() == array.ctypes.data and tuple(tensor.shape) == array.shape, name

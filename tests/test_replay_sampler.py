@@ -1,4 +1,4 @@
-"""Windows, targets, strata, reproducibility and statistics, against a plain computation from the episodes."""
+"""Windows, targets, classes, reproducibility and statistics, against a plain computation from the episodes."""
 
 import json
 import os
@@ -55,10 +55,10 @@ def filled(tmp_path_factory):
     return fill(tmp_path_factory.mktemp("store") / "store")
 
 
-@pytest.mark.parametrize("stratum", ["demo", "success", "failure", "rollout"])
+@pytest.mark.parametrize("word", ["demo", "success", "failure", "rollout"])
 @pytest.mark.parametrize("cache", [0, 1 << 30])
-def test_windows_match_a_plain_computation(filled, stratum, cache):
-    batch = sampler_of(filled, frame_cache_bytes=cache).draw(200, stratum)
+def test_windows_match_a_plain_computation(filled, word, cache):
+    batch = sampler_of(filled, frame_cache_bytes=cache).draw(200, word)
     episodes = {episode.key.name: episode for episode in EPISODES}
     assert len(batch) == 200
     for row, (name, t) in enumerate(zip(batch.episodes, batch.offsets, strict=True)):
@@ -73,12 +73,11 @@ def test_windows_match_a_plain_computation(filled, stratum, cache):
         assert np.array_equal(batch.future_proprio[row], episode.proprio[future])
         assert np.array_equal(batch.actions[row], np.stack([episode.actions[step] for step in steps]))
         assert np.array_equal(batch.labels[row], np.stack([episode.labels[step] for step in steps]))
-        for values, step in ((batch.value, future), (batch.value_now, t)):
-            assert values[row] == np.float32(2 * GAMMA ** (end - step) - 1 if episode.success else -1)
+        assert batch.value[row] == np.float32(2 * GAMMA ** (end - future) - 1 if episode.success else -1)
         assert batch.instructions[row] == episode.instruction
-        assert batch.sources[row] == episode.key.source == ("demo" if stratum == "demo" else "rollout")
+        assert batch.sources[row] == episode.key.source == ("demo" if word == "demo" else "rollout")
         assert batch.policy_versions[row] == episode.step_versions[t]
-        assert stratum in ("demo", "rollout") or episode.success == (stratum == "success")
+        assert word in ("demo", "rollout") or episode.success == (word == "success")
     assert batch.images.shape == (200, 2, 16, 16, 3) and batch.images.dtype == np.uint8
     assert all(array.dtype == np.float32 for array in (batch.actions, batch.labels, batch.proprio, batch.value))
 
@@ -89,7 +88,7 @@ def test_last_window_of_a_success_has_value_one_and_repeats_the_last_action(fill
     last = [row for row in range(300) if batch.offsets[row] == lengths[batch.episodes[row]] - 1]
     assert last
     for row in last:
-        assert batch.value[row] == 1.0 and batch.value_now[row] == np.float32(2 * GAMMA - 1)
+        assert batch.value[row] == 1.0
         assert np.array_equal(batch.actions[row], np.tile(batch.actions[row, 0], (CHUNK, 1)))
 
 
@@ -98,9 +97,8 @@ def test_partial_score_of_a_failure_gives_partial_values(tmp_path):
     graded = make_episode(0, source="rollout", chunk=CHUNK, length=10, success=False, score=0.2)
     batch = sampler_of(fill(tmp_path / "store", [graded])).draw(20, "failure")
     assert set(batch.offsets) == {0, 5}
-    for now, value, value_now in zip(batch.offsets, batch.value, batch.value_now, strict=True):
+    for now, value in zip(batch.offsets, batch.value, strict=True):
         assert value == np.float32(2 * GAMMA ** (5 - now) * 0.2 - 1)
-        assert value_now == np.float32(2 * GAMMA ** (10 - now) * 0.2 - 1)
 
 
 def test_counts_are_the_windows_there_are(filled):
@@ -108,9 +106,9 @@ def test_counts_are_the_windows_there_are(filled):
     plain = {name: [0, 0] for name in ("demo", "success", "failure", "rollout")}
     for episode in EPISODES[:9]:
         name = "demo" if episode.key.source == "demo" else "success" if episode.success else "failure"
-        for stratum in {name, name if name == "demo" else "rollout"}:
-            plain[stratum][0] += 1
-            plain[stratum][1] += len(windows_of(episode))
+        for word in {name, name if name == "demo" else "rollout"}:
+            plain[word][0] += 1
+            plain[word][1] += len(windows_of(episode))
     assert {name: list(count) for name, count in sampler.counts().items()} == plain
     assert sampler.excluded == 3  # invalid, evaluation, failed demonstration
 
@@ -137,7 +135,7 @@ def test_rollout_draws_mix_successes_and_failures(filled, share):
 
 
 @pytest.mark.parametrize("present", ["success", "failure"])
-def test_rollout_falls_back_to_the_other_stratum_and_counts(tmp_path, present):
+def test_rollout_falls_back_to_the_other_class_and_counts(tmp_path, present):
     store = fill(tmp_path / "store", [e for e in EPISODES[4:9] if e.success == (present == "success")])
     sampler = sampler_of(store)
     assert set(sampler.draw(50, "rollout").episodes) == set(store.keys())
@@ -147,11 +145,11 @@ def test_rollout_falls_back_to_the_other_stratum_and_counts(tmp_path, present):
         sampler.draw(1, missing)
 
 
-def test_empty_or_unknown_stratum_is_refused(tmp_path):
+def test_empty_or_unknown_class_is_refused(tmp_path):
     sampler = sampler_of(ReplayStore(tmp_path / "store"))
-    for stratum in ("demo", "rollout"):
+    for word in ("demo", "rollout"):
         with pytest.raises(StoreError, match="collect episodes and refresh first"):
-            sampler.draw(1, stratum)
+            sampler.draw(1, word)
     with pytest.raises(StoreError, match="unknown: use one of demo, success, failure, rollout"):
         sampler.draw(1, "expert")
 
@@ -159,21 +157,21 @@ def test_empty_or_unknown_stratum_is_refused(tmp_path):
 def test_same_seed_draws_the_same_whatever_the_order_of_commits(filled, tmp_path):
     other = fill(tmp_path / "store", EPISODES[::-1])
     one, two, different = sampler_of(filled), sampler_of(other), sampler_of(filled, seed=1)
-    for stratum in ("demo", "rollout", "success"):
-        drawn = one.draw(20, stratum)
-        assert_batches_equal(drawn, two.draw(20, stratum))
-        assert drawn.offsets.tolist() != different.draw(20, stratum).offsets.tolist()
+    for word in ("demo", "rollout", "success"):
+        drawn = one.draw(20, word)
+        assert_batches_equal(drawn, two.draw(20, word))
+        assert drawn.offsets.tolist() != different.draw(20, word).offsets.tolist()
 
 
 def test_resume_continues_mid_stream(filled):
     sampler = sampler_of(filled)
     sampler.draw(7, "rollout")
     state = json.loads(json.dumps(sampler.state_dict()))
-    expected = [sampler.draw(9, stratum) for stratum in ("demo", "rollout", "failure")]
+    expected = [sampler.draw(9, word) for word in ("demo", "rollout", "failure")]
     resumed = sampler_of(ReplayStore(filled.root), seed=99)
     resumed.load_state_dict(state)
-    for batch, stratum in zip(expected, ("demo", "rollout", "failure"), strict=True):
-        assert_batches_equal(resumed.draw(9, stratum), batch)
+    for batch, word in zip(expected, ("demo", "rollout", "failure"), strict=True):
+        assert_batches_equal(resumed.draw(9, word), batch)
 
 
 def test_refresh_sees_episodes_of_other_writers(tmp_path):

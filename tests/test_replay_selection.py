@@ -12,7 +12,7 @@ from cosmos_ray.replay import index as index_module
 from cosmos_ray.replay.format import schema
 from cosmos_ray.replay.index import EpisodeIndex
 from cosmos_ray.replay.sampling.sampler import WindowSampler
-from cosmos_ray.replay.sampling.windows import Selection, Windows, window_offsets
+from cosmos_ray.replay.sampling.windows import Selection, Windows
 from cosmos_ray.replay.store import ReplayStore
 from tests.test_replay_episode import make_episode
 from tests.test_replay_sampler import assert_batches_equal
@@ -20,14 +20,14 @@ from tests.test_replay_sampler import assert_batches_equal
 CHUNK = 5
 TASKS = ("Lift", "Stack", "Door")
 
-#: Two episodes of every stratum and task, of different lengths; rollouts have the policy version of their seed.
+#: Two episodes of every class and task, of different lengths; rollouts have the policy version of their seed.
 EPISODES = [
-    make_episode(100 * number + 10 * kind + i, source, length=8 + 5 * i + 3 * number, success=success, task=task, size=8)
+    make_episode(100 * number + 10 * third + i, source, length=8 + 5 * i + 3 * number, success=success, task=task, size=8)
     for number, task in enumerate(TASKS)
-    for kind, (source, success) in enumerate([("demo", True), ("rollout", True), ("rollout", False)])
+    for third, (source, success) in enumerate([("demo", True), ("rollout", True), ("rollout", False)])
     for i in range(2)
 ]
-STRATUM = {e.key.name: "demo" if e.key.source == "demo" else "success" if e.success else "failure" for e in EPISODES}
+CLASS_OF = {e.key.name: "demo" if e.key.source == "demo" else "success" if e.success else "failure" for e in EPISODES}
 
 
 def fill(root, episodes=EPISODES) -> ReplayStore:
@@ -58,14 +58,14 @@ def assert_drawn_as(sampler, selection, weights: dict[str, float], n=12_000):
     assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
 
 
-def by_share(strata: dict[str, float], tasks: dict[str, float]) -> dict[str, float]:
+def by_share(classes: dict[str, float], tasks: dict[str, float]) -> dict[str, float]:
     """Weight of a window of each episode: its cell's share over the cell's windows."""
     cells = {}
     for episode in EPISODES:
-        cells.setdefault((STRATUM[episode.key.name], episode.key.task), []).append(episode)
+        cells.setdefault((CLASS_OF[episode.key.name], episode.key.task), []).append(episode)
     weights = {}
-    for (stratum, task), episodes in cells.items():
-        share = strata.get(stratum, 0) * tasks.get(task, 0)
+    for (name_of_class, task), episodes in cells.items():
+        share = classes.get(name_of_class, 0) * tasks.get(task, 0)
         weights.update({e.key.name: share / sum(other.length for other in episodes) for e in episodes})
     return weights
 
@@ -83,16 +83,16 @@ def test_no_shares_draw_every_window_alike(filled):
     assert_drawn_as(sampler_of(filled), Selection(), {e.key.name: 1.0 for e in EPISODES})
 
 
-def test_strata_get_their_shares_and_their_windows_are_alike(filled):
-    strata = {"demo": 2, "success": 5, "failure": 3}
+def test_classes_get_their_shares_and_their_windows_are_alike(filled):
+    classes = {"demo": 2, "success": 5, "failure": 3}
     windows = Counter()
     for episode in EPISODES:
-        windows[STRATUM[episode.key.name]] += episode.length
-    weights = {name: strata[stratum] / windows[stratum] for name, stratum in STRATUM.items()}
-    assert_drawn_as(sampler_of(filled), Selection(strata), weights)
+        windows[CLASS_OF[episode.key.name]] += episode.length
+    weights = {name: classes[name_of_class] / windows[name_of_class] for name, name_of_class in CLASS_OF.items()}
+    assert_drawn_as(sampler_of(filled), Selection(classes), weights)
 
 
-def test_tasks_get_their_shares_whatever_the_stratum(filled):
+def test_tasks_get_their_shares_whatever_the_class(filled):
     tasks = {"Lift": 0.7, "Stack": 0.1, "Door": 0.2}
     windows = Counter()
     for episode in EPISODES:
@@ -101,23 +101,23 @@ def test_tasks_get_their_shares_whatever_the_stratum(filled):
     assert_drawn_as(sampler_of(filled), Selection(tasks=tasks), weights)
 
 
-def test_a_stratum_of_a_task_gets_the_product(filled):
-    strata, tasks = {"success": 0.25, "failure": 0.75}, {"Lift": 3.0, "Door": 1.0}
-    assert_drawn_as(sampler_of(filled), Selection(strata, tasks), by_share(strata, tasks))
+def test_a_class_of_a_task_gets_the_product(filled):
+    classes, tasks = {"success": 0.25, "failure": 0.75}, {"Lift": 3.0, "Door": 1.0}
+    assert_drawn_as(sampler_of(filled), Selection(classes, tasks), by_share(classes, tasks))
 
 
 def test_what_is_missing_leaves_its_share_to_the_others(tmp_path):
     """No failure of Lift and no success of Door: four cells are wanted, two are there."""
     gone = {("failure", "Lift"), ("success", "Door")}
-    store = fill(tmp_path / "store", [e for e in EPISODES if (STRATUM[e.key.name], e.key.task) not in gone])
-    strata, tasks = {"success": 0.5, "failure": 0.5}, {"Lift": 0.8, "Door": 0.2}
-    weights = {name: weight for name, weight in by_share(strata, tasks).items() if name in store}
-    assert_drawn_as(sampler_of(store), Selection(strata, tasks), weights)
+    store = fill(tmp_path / "store", [e for e in EPISODES if (CLASS_OF[e.key.name], e.key.task) not in gone])
+    classes, tasks = {"success": 0.5, "failure": 0.5}, {"Lift": 0.8, "Door": 0.2}
+    weights = {name: weight for name, weight in by_share(classes, tasks).items() if name in store}
+    assert_drawn_as(sampler_of(store), Selection(classes, tasks), weights)
 
 
 def test_a_share_of_nothing_draws_nothing(filled):
     sampler = sampler_of(filled)
-    assert {STRATUM[name] for name in names_of(sampler, sampler.pick(500, Selection({"demo": 0.0, "failure": 1.0})))} == {"failure"}
+    assert {CLASS_OF[name] for name in names_of(sampler, sampler.pick(500, Selection({"demo": 0.0, "failure": 1.0})))} == {"failure"}
     with pytest.raises(StoreError, match="has no window") as caught:
         only = fill(filled.root.parent / "demos", [e for e in EPISODES if e.key.source == "demo"])
         sampler_of(only).pick(1, Selection({"demo": 0.0, "failure": 1.0}))
@@ -126,9 +126,9 @@ def test_a_share_of_nothing_draws_nothing(filled):
 
 def test_another_selection_takes_effect_at_once(filled):
     sampler = sampler_of(filled)
-    for stratum, task in [("demo", "Lift"), ("failure", "Door"), ("demo", "Lift"), ("success", "Stack")]:
-        drawn = names_of(sampler, sampler.pick(50, Selection({stratum: 1.0}, {task: 1.0})))
-        assert {(STRATUM[name], name.split("-")[1]) for name in drawn} == {(stratum, task)}
+    for name_of_class, task in [("demo", "Lift"), ("failure", "Door"), ("demo", "Lift"), ("success", "Stack")]:
+        drawn = names_of(sampler, sampler.pick(50, Selection({name_of_class: 1.0}, {task: 1.0})))
+        assert {(CLASS_OF[name], name.split("-")[1]) for name in drawn} == {(name_of_class, task)}
 
 
 def test_the_order_in_which_shares_are_written_does_not_matter(filled):
@@ -142,10 +142,10 @@ def test_the_order_in_which_shares_are_written_does_not_matter(filled):
 
 @pytest.mark.parametrize("half_life", [0.5, 2.0, 100.0])
 def test_recent_episodes_weigh_more_by_the_half_life(filled, half_life):
-    """Committed in the order of EPISODES, so that the last of a stratum is its newest."""
+    """Committed in the order of EPISODES, so that the last of a class is its newest."""
     weights = {}
-    for stratum, share in (("success", 0.5), ("failure", 0.5)):
-        names = [name for name, of in STRATUM.items() if of == stratum][::-1]
+    for name_of_class, share in (("success", 0.5), ("failure", 0.5)):
+        names = [name for name, of in CLASS_OF.items() if of == name_of_class][::-1]
         raw = {name: 0.5 ** (age / half_life) for age, name in enumerate(names)}
         total = sum(weight * next(e.length for e in EPISODES if e.key.name == name) for name, weight in raw.items())
         weights.update({name: share * weight / total for name, weight in raw.items()})
@@ -190,16 +190,16 @@ def test_versions_of_what_is_never_drawn_do_not_move_the_window(tmp_path):
 @pytest.mark.parametrize(
     "bad, message",
     [
-        ({"strata": {"demo": float("nan")}}, "must be numbers of at least 0"),
-        ({"strata": {"demo": 1.0, "success": float("nan")}}, "must be numbers of at least 0"),
+        ({"classes": {"demo": float("nan")}}, "must be numbers of at least 0"),
+        ({"classes": {"demo": 1.0, "success": float("nan")}}, "must be numbers of at least 0"),
         ({"tasks": {"Lift": -0.5, "Door": 1.0}}, "must be numbers of at least 0"),
         ({"tasks": {"Lift": float("inf")}}, "must be numbers of at least 0"),
-        ({"strata": {"demo": 0.0, "failure": 0.0}}, "one of them positive"),
-        ({"strata": {}}, "one of them positive"),
+        ({"classes": {"demo": 0.0, "failure": 0.0}}, "one of them positive"),
+        ({"classes": {}}, "one of them positive"),
         ({"tasks": {"Lift": "much"}}, "must be numbers of at least 0"),
         ({"tasks": {"Lift": None}}, "must be numbers of at least 0"),
         ({"tasks": ["Lift"]}, "by name"),
-        ({"strata": {"demos": 1.0}}, "stratum 'demos' is unknown: use demo, success, failure"),
+        ({"classes": {"demos": 1.0}}, "episode class 'demos' is not trained on: use demo, success, failure"),
         ({"max_staleness": -1}, "at least 0"),
         ({"max_staleness": float("nan")}, "at least 0"),
         ({"max_staleness": "3"}, "at least 0"),
@@ -241,7 +241,7 @@ def test_a_known_task_whose_episodes_are_gone_leaves_its_share(tmp_path):
 
 SELECTIONS = {
     "all": "all",
-    "strata": Selection({"demo": 0.3, "success": 0.3, "failure": 0.4}),
+    "classes": Selection({"demo": 0.3, "success": 0.3, "failure": 0.4}),
     "tasks": Selection(tasks={"Lift": 0.3, "Door": 0.7}),
     "both, not stale": Selection({"demo": 0.5, "success": 0.5}, {"Lift": 0.5, "Stack": 0.5}, max_staleness=150),
 }
@@ -293,7 +293,7 @@ def summary_of(episode):
 
 
 def test_a_stream_of_selections_resumes_in_its_middle(filled):
-    wanted = [SELECTIONS["strata"], SELECTIONS["tasks"], "rollout", replace(SELECTIONS["strata"], half_life=3.0)]
+    wanted = [SELECTIONS["classes"], SELECTIONS["tasks"], "rollout", replace(SELECTIONS["classes"], half_life=3.0)]
     first = sampler_of(filled, seed=5)
     for what in wanted:
         first.draw(13, what)
@@ -302,82 +302,6 @@ def test_a_stream_of_selections_resumes_in_its_middle(filled):
     resumed.load_state_dict(state)
     for what in wanted * 2:
         assert_batches_equal(first.draw(13, what), resumed.draw(13, what))
-
-
-# ---------------------------------------------------------------- windows of an index
-
-
-@pytest.mark.parametrize(
-    "frames, length, chunk, expected",
-    [
-        ([0, 1], 1, 1, [0]),  # the shortest episode
-        ([0, 1], 1, 10**12, [0]),  # a chunk far beyond the end
-        ([0], 1, 1, []),  # no frame at the end
-        ([1], 1, 1, []),  # nor at the start
-        (range(5), 4, 4, [0, 1, 2, 3]),  # exactly a chunk: all lead to the end
-        ([0, 4, 7, 8], 8, 4, [0, 4, 7]),  # 7 is no chunk end, but leads to the end
-        ([3, 6], 9, 3, [3]),  # 6 would lead to 9, which has none
-    ],
-)
-def test_window_offsets_at_the_edges(frames, length, chunk, expected):
-    offsets = window_offsets(np.array(list(frames), np.int32), length, chunk)
-    assert offsets.tolist() == expected and offsets.dtype == np.int32
-
-
-def test_windows_are_everywhere_where_frames_can_be_made(tmp_path):
-    episodes = [make_episode(0, length=7, size=8), make_episode(1, "rollout", chunk=CHUNK, length=13, size=8)]
-    index = fill(tmp_path / "store", episodes).index
-    stored, everywhere = Windows(index, CHUNK), Windows(index, CHUNK, everywhere=True)
-    assert stored.update() == everywhere.update() == (2, 0)
-    assert (stored.count("demo"), stored.count("success")) == ((1, 7), (1, 3))
-    assert (everywhere.count("demo"), everywhere.count("success")) == ((1, 7), (1, 13))
-    assert stored.offsets(1).tolist() == [0, 5, 10] and everywhere.offsets(1).tolist() == list(range(13))
-
-
-def test_episodes_without_a_window_are_counted_once_and_never_drawn(tmp_path):
-    barren = make_episode(1, "rollout", chunk=4, length=13, size=8)  # frames at 0, 4, 8, 12 and 13
-    barren.frames = {step: barren.frames[step] for step in (0, 4, 8)}
-    windows = Windows(fill(tmp_path / "store", [barren, make_episode(2, "rollout", size=8)]).index, CHUNK)
-    assert windows.update() == (2, 1) and windows.update() == (0, 0)
-    assert windows.count("success") == (2, 12)
-    assert windows.cell("success", None, Selection()).rows.tolist() == [1]
-    everywhere = Windows(windows.index, CHUNK, everywhere=True)
-    assert everywhere.update() == (2, 0) and everywhere.count("success") == (2, 25)
-
-
-def test_removals_are_taken_in_with_and_without_new_episodes(tmp_path):
-    store = fill(tmp_path / "store", [*EPISODES, make_episode(1, "eval"), make_episode(2, "eval")])
-    windows = Windows(store.index, CHUNK)
-    assert windows.update() == (len(EPISODES) + 2, 0) and windows.excluded == 2
-    store.evict([EPISODES[0].key.name, make_episode(1, "eval").key.name], "test")
-    assert windows.count("demo") == (6, sum(e.length for e in EPISODES if e.key.source == "demo"))  # not before update()
-    assert windows.update() == (0, 0) and windows.excluded == 1
-    assert windows.count("demo") == (5, sum(e.length for e in EPISODES[1:] if e.key.source == "demo"))
-    assert 0 not in windows.cell("demo", None, Selection()).rows and 0 not in windows.names()
-    # One comes and goes between two updates, another one only comes.
-    late = [make_episode(seed, size=8, length=6) for seed in (700, 701)]
-    for episode in late:
-        store.commit(episode)
-    store.evict([late[0].key.name], "test")
-    assert windows.update() == (1, 0) and windows.count("demo")[0] == 6
-    names = {store.index.names[row] for row in windows.cell("demo", None, Selection()).rows}
-    assert names == {e.key.name for e in (*EPISODES[1:], late[1]) if e.key.source == "demo"}
-
-
-def test_many_rows_at_once_count_as_one_by_one():
-    """Episodes of the same frames and length are counted together: lengths and frames must not be mixed up."""
-    rng, index = np.random.default_rng(0), EpisodeIndex()
-    first, summaries = summary_of(EPISODES[0]), []
-    for seed in range(300):
-        length = int(rng.integers(1, 12))
-        steps = sorted(rng.choice(length + 1, size=int(rng.integers(0, length + 2)), replace=False).tolist())
-        ranges = tuple((step, step + 1, 1) for step in steps)
-        name = f"demo-Lift-{seed:08d}-a0-{seed:08x}"
-        summaries.append(replace(first, key=replace(first.key, seed=seed), name=name, length=length, frame_ranges=ranges))
-        index.add(summaries[-1])
-    windows = Windows(index, 3)
-    windows.update()
-    assert windows.counts.tolist() == [len(window_offsets(s.frame_steps, s.length, 3)) for s in summaries]
 
 
 def test_shares_of_any_size_multiply(filled):

@@ -220,7 +220,7 @@ def test_a_successful_demonstration_is_stored_once(tmp_path):
     done = core.record(key)
     assert done.success and done.new and done.name == key.name and done.policy_version == -1
     summary = core.store.summaries()[0]
-    assert (summary.source, summary.stratum, summary.policy_version) == ("demo", "demo", -1)
+    assert (summary.source, summary.episode_class, summary.policy_version) == ("demo", "demo", -1)
     episode = core.store.read(key.name)
     assert sorted(episode.frames) == list(range(episode.length + 1))
     again = core.record(key)
@@ -236,7 +236,7 @@ def test_a_failed_demonstration_becomes_a_rollout_of_version_minus_one(tmp_path)
     assert not done.success and done.new and not again.new and done.name == again.name == failure_key(key).name
     assert done.seconds > 0 and again.seconds == 0.0  # found in the store, not run a second time
     (summary,) = core.store.summaries()
-    assert (summary.source, summary.stratum, summary.policy_version, summary.key.seed) == ("rollout", "failure", -1, key.seed)
+    assert (summary.source, summary.episode_class, summary.policy_version, summary.key.seed) == ("rollout", "failure", -1, key.seed)
     core.env.close()
 
 

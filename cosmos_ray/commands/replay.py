@@ -1,4 +1,4 @@
-"""``python -m cosmos_ray replay VERB``: look at a replay store, check it, mend it, shrink it, and exchange it."""
+"""``python -m cosmos_ray replay VERB``: list, verify, repair and shrink a replay store, and exchange its episodes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.progress import Progress
-from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.format.episode import CLASSES, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep import retention
 
@@ -34,7 +35,7 @@ class Verb:
 
 def add_verbs(parser: argparse.ArgumentParser, parser_class: type) -> None:
     """The verbs, as parsers below ``parser``."""
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=parser_class)
+    verbs: Any = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=parser_class)
     for name, verb in VERBS.items():
         sub = verbs.add_parser(name, help=verb.help, description=verb.help[0].upper() + verb.help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--store", metavar="PATH", help="the store: a folder, or an s3:// or gs:// URI [that of --root and --name]")
@@ -84,13 +85,14 @@ def _find(store: ReplayStore, text: str) -> str:
 
 
 def _chosen(store: ReplayStore, options: argparse.Namespace) -> list[EpisodeSummary]:
-    """The episodes that --kind and --task select, oldest first."""
-    episodes = [s for s in store.summaries() if (not options.kind or retention.kind_of(s) in options.kind)
+    """The episodes that --class and --task select, oldest first."""
+    known = store.summaries()
+    episodes = [s for s in known if (not options.classes or s.episode_class in options.classes)
                 and (not options.task or s.task == options.task)]  # fmt: skip
     if not episodes:
-        kinds, tasks = (sorted(set(map(what, store.summaries()))) for what in (retention.kind_of, lambda s: s.task))
-        raise StoreError(f"no episode of {store.root} is of the kind and task asked for; there are kinds "
-                         f"{', '.join(kinds) or '(none)'} and tasks {', '.join(tasks) or '(none)'}")
+        classes, tasks = sorted({s.episode_class for s in known}), sorted({s.task for s in known})
+        raise StoreError(f"no episode of {store.root} has the class and task asked for; there are classes "
+                         f"{', '.join(classes) or '(none)'} and tasks {', '.join(tasks) or '(none)'}")
     return sorted(episodes, key=lambda s: (s.created, s.name))
 
 
@@ -115,17 +117,17 @@ def _ls(options: argparse.Namespace) -> tuple[str, int]:
     if options.json:
         return "\n".join(json.dumps(_described(s)) for s in episodes), 0
     width = max(len(s.name) for s in episodes)
-    lines = [f"{'episode':<{width}}  {'kind':<8} {'steps':>5} {'frames':>6} {'score':>5} {'version':>7} {'MB':>7}  committed"]
+    lines = [f"{'episode':<{width}}  {'class':<10} {'steps':>5} {'frames':>6} {'score':>5} {'version':>7} {'MB':>7}  committed"]
     for s in episodes:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(s.created)) if s.created else "?"
-        lines.append(f"{s.name:<{width}}  {retention.kind_of(s):<8} {s.length:5d} {len(s.frame_steps):6d} {s.score:5.2f} "
+        lines.append(f"{s.name:<{width}}  {s.episode_class:<10} {s.length:5d} {len(s.frame_steps):6d} {s.score:5.2f} "
                      f"{s.policy_version:7d} {s.size / 1e6:7.2f}  {when}")
     return "\n".join(lines), 0
 
 
 def _described(s: EpisodeSummary) -> dict:
     plain = {k: v for k, v in asdict(s).items() if k not in ("key", "frame_ranges")}
-    return {**asdict(s.key), **plain, "kind": retention.kind_of(s), "frames": len(s.frame_steps)}
+    return {**asdict(s.key), **plain, "class": s.episode_class, "frames": len(s.frame_steps)}
 
 
 def _show(options: argparse.Namespace) -> tuple[str, int]:
@@ -156,19 +158,18 @@ def _stats(options: argparse.Namespace) -> tuple[str, int]:
     episodes = store.summaries()
     rows: dict[tuple[str, str], Counter] = {}
     for s in episodes:
-        row = rows.setdefault((s.task, retention.kind_of(s)), Counter())
+        row = rows.setdefault((s.task, s.episode_class), Counter())
         row.update(episodes=1, steps=s.length, frames=len(s.frame_steps), bytes=s.size)
-    packed = sum(store.index.place(s.name) is not None for s in episodes)
     versions = sorted({s.policy_version for s in episodes if s.source == "rollout"})
-    total = {"episodes": len(episodes), "steps": sum(s.length for s in episodes), "bytes": sum(s.size for s in episodes), "packed": packed,
+    total: dict[str, Any] = {"episodes": len(episodes), "steps": sum(s.length for s in episodes), "bytes": sum(s.size for s in episodes),
              "quarantined": len(store.quarantine.entries()), "versions": versions}
     if options.json:
-        return json.dumps({**total, "by_task_and_kind": [{"task": t, "kind": k, **row} for (t, k), row in sorted(rows.items())]}), 0
-    lines = [f"{'task':<20} {'kind':<8} {'episodes':>8} {'steps':>9} {'frames':>9} {'MB':>10}"]
-    lines += [f"{task:<20} {kind:<8} {row['episodes']:8d} {row['steps']:9d} {row['frames']:9d} {row['bytes'] / 1e6:10.1f}"
-              for (task, kind), row in sorted(rows.items())]
+        return json.dumps({**total, "by_task_and_class": [{"task": t, "class": c, **row} for (t, c), row in sorted(rows.items())]}), 0
+    lines = [f"{'task':<20} {'class':<10} {'episodes':>8} {'steps':>9} {'frames':>9} {'MB':>10}"]
+    lines += [f"{task:<20} {name:<10} {row['episodes']:8d} {row['steps']:9d} {row['frames']:9d} {row['bytes'] / 1e6:10.1f}"
+              for (task, name), row in sorted(rows.items())]
     span = f"policy versions {versions[0]} to {versions[-1]}" if versions else "no rollouts"
-    return "\n".join([*lines, f"{len(episodes)} episodes, {total['bytes'] / 1e6:.1f} MB, {packed} of them in packs; {span}; "
+    return "\n".join([*lines, f"{len(episodes)} episodes, {total['bytes'] / 1e6:.1f} MB; {span}; "
                               f"{total['quarantined']} files were quarantined so far"]), 0
 
 
@@ -177,9 +178,9 @@ def _verify(options: argparse.Namespace) -> tuple[str, int]:
 
     store = ReplayStore(_root(options), create=False)
     found = verify(store, decode=options.decode, threads=options.threads, progress=_progress(options, "verify", "files"))
-    lines = [f"{p.kind}: {p.path}: {p.reason}" for p in found.problems]
+    lines = [f"{p.fault}: {p.path}: {p.reason}" for p in found.problems]
     lines.append(f"{found.episodes} episodes, {found.size / 1e6:.1f} MB read, {len(found.problems)} problems"
-                 + (": `replay repair` mends what can be mended" if found.problems else "") + f"; {found.quarantined} files in quarantine")
+                 + (": `replay repair` repairs what it can" if found.problems else "") + f"; {found.quarantined} files in quarantine")
     return "\n".join(lines), 1 if found.problems else 0
 
 
@@ -191,17 +192,8 @@ def _repair(options: argparse.Namespace) -> tuple[str, int]:
     lines += [f"restored {name}" for name in done.restored]
     lines += [f"salvaged {name} without the frames of {steps} steps" for name, steps in done.salvaged.items()]
     lines.append(f"{len(done.quarantined)} quarantined, {len(done.restored)} restored, {len(done.salvaged)} salvaged, "
-                 f"{done.doubles} superfluous copies deleted")
+                 f"{done.leftovers} files of evicted episodes deleted")
     return "\n".join(lines), 0
-
-
-def _compact(options: argparse.Namespace) -> tuple[str, int]:
-    from cosmos_ray.replay.upkeep.compaction import compact
-
-    done = compact(_open(options), pack_bytes=int(options.pack_mb * 1e6), min_age_s=options.min_age_s,
-                   progress=_progress(options, "compact", "episodes"))
-    text = f"{done.packed} episodes in {done.packs} new packs, {done.removed} files deleted"
-    return text + (f"; damaged, now in quarantine: {', '.join(done.damaged)}" if done.damaged else ""), 0
 
 
 def _evict(options: argparse.Namespace) -> tuple[str, int]:
@@ -274,32 +266,29 @@ def _resimulate(options: argparse.Namespace) -> tuple[str, int]:
 
 
 _CHOOSE = (
-    (("--kind",), {"nargs": "+", "choices": retention.KINDS, "help": "only these kinds of episodes"}),
+    (("--class",), {"nargs": "+", "dest": "classes", "choices": CLASSES, "help": "only episodes of these classes"}),
     (("--task",), {"help": "only episodes of this task"}),
 )
-_THREADS = (("--threads",), {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "threads that read [the machine's]"})
+_THREADS = (("--threads",), {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "threads that read [one per core]"})
 _JSON = (("--json",), {"action": "store_true", "help": "machine-readable"})
-_EPISODE = (("episode",), {"metavar": "EPISODE", "help": "name of the episode, or a part of it that no other has"})
+_EPISODE = (("episode",), {"metavar": "EPISODE", "help": "name of the episode, or a part of the name that no other episode has"})
 
 VERBS = {
     "ls": Verb("list episodes, oldest first", _ls,
                (*_CHOOSE, _JSON, (("--last",), {"type": int, "default": 0, "metavar": "N", "help": "only the newest N"}))),
     "show": Verb("describe an episode and draw it as a filmstrip or a video", _show, (
         _EPISODE, (("--to",), {"metavar": "FILE", "help": ".png for a filmstrip, .mp4 for a video [EPISODE.png]"}))),
-    "stats": Verb("count episodes, steps and bytes by task and kind", _stats, (_JSON,)),
-    "verify": Verb("read every byte and report what is damaged, doubled, misplaced or left behind; changes nothing", _verify, (
+    "stats": Verb("count episodes, steps and bytes by task and class", _stats, (_JSON,)),
+    "verify": Verb("read every byte and report damaged, misplaced, foreign and left-behind files; changes nothing", _verify, (
         (("--decode",), {"action": "store_true", "help": "decode every JPEG as well"}), _THREADS)),
-    "repair": Verb("quarantine what is damaged, bring back what can be read, rewrite the manifest", _repair, (_THREADS,)),
-    "compact": Verb("pack small files into large ones and give back the space of evicted episodes", _compact, (
-        (("--pack-mb",), {"type": float, "default": 256.0, "metavar": "MB", "help": "size of a pack [256]"}),
-        (("--min-age-s",), {"type": float, "default": 0.0, "metavar": "S", "help": "leave younger episodes as they are [0]"}))),
+    "repair": Verb("quarantine damaged files, bring back the episodes that can be read, rewrite the manifest", _repair, (_THREADS,)),
     "evict": Verb("delete episodes by a retention policy; their keys stay taken", _evict, (
-        (("--keep",), {"nargs": "*", "default": ("demo", "eval"), "choices": retention.KINDS,
-                       "help": "kinds that stay for ever [demo eval]"}),
-        (("--newest",), {"type": int, "metavar": "M", "help": "of the others keep the newest M"}),
-        (("--max-staleness",), {"type": int, "metavar": "V", "help": "of the others keep those at most V policy versions old"}),
-        (("--max-gb",), {"type": float, "metavar": "GB", "help": "of the others keep, newest first, what fits"}),
-        (("--dry-run",), {"action": "store_true", "help": "only list them"}))),
+        (("--keep",), {"nargs": "*", "default": ("demo", "evaluation"), "choices": CLASSES,
+                       "help": "classes of episodes that stay for ever [demo evaluation]"}),
+        (("--newest",), {"type": int, "metavar": "M", "help": "keep the newest M of the other episodes"}),
+        (("--max-staleness",), {"type": int, "metavar": "V", "help": "keep the others that are at most V policy versions old"}),
+        (("--max-gb",), {"type": float, "metavar": "GB", "help": "keep the newest of the others, as many as fit into GB"}),
+        (("--dry-run",), {"action": "store_true", "help": "only list the episodes that would be deleted"}))),
     "export": Verb("write episodes in another project's format", _export, (
         (("--format",), {"required": True, "choices": EXPORTS, 
                          "help": "LeRobot v3, rollouts or demonstrations (HDF5) for cosmos-policy, or Parquet"}),
@@ -315,5 +304,5 @@ VERBS = {
         (("--instruction",), {"default": "", "help": "robomimic: instruction [as the file says]"}),
         (("--flip",), {"default": "auto", "choices": ("auto", "yes", "no"),
                        "help": "robomimic: turn pictures upside down [as the file says]"}))),
-    "replay-episode": Verb("simulate an episode again and compare it bit for bit", _resimulate, (_EPISODE,)),
+    "replay-episode": Verb("simulate an episode again and compare the states bit by bit", _resimulate, (_EPISODE,)),
 }

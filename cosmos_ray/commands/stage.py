@@ -15,7 +15,6 @@ from cosmos_ray.stages.pretrain import pretrain
 from cosmos_ray.stages.refine import refine
 from cosmos_ray.stages.report import report
 from cosmos_ray.stages.rollout import rollout
-from cosmos_ray.uri import without_credentials
 
 
 def run_stage(name: str, run: Run, options: dict | None = None) -> str:
@@ -26,8 +25,7 @@ def run_stage(name: str, run: Run, options: dict | None = None) -> str:
 
 def _collect(run: Run) -> str:
     done = collect(run)
-    where = without_credentials(str(run.folder.replay))
-    return f"{done['demonstrations']} demonstrations in {where} ({done['new']} new, {done['failed']} attempts failed)"
+    return f"{done['demonstrations']} demonstrations in {run.folder.replay} ({done['new']} new, {done['failed']} attempts failed)"
 
 
 def _pretrain(run: Run) -> str:

@@ -20,6 +20,8 @@ class ReplayConfig:
                                        "always stored", low=0)
     patience_s: float = option(120.0, "seconds a worker waits for a store it cannot write; it keeps finished episodes in memory and tries "
                                "again", low=0, high=86400, rare=True)
+    keep_newest: int = option(0, "rollouts of the run to keep, 0 = all; the run deletes older ones after each collection", low=0)
+    keep_failures: bool = option(True, "keep all failed rollouts too; acts with keep_newest", rare=True)
     samples_per_insert: float = option(0.0, "windows per collected step, 0 = end together; `refine` trains on so many windows per "
                                        "collected control step, or at the ratio with which training and collecting end together",
                                        low=0, rare=True)

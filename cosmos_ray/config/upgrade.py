@@ -37,8 +37,9 @@ STOOD_FOR = {
 #: Settings that were "on" or "off".
 SWITCHES = ("model.sigma_frame_scale", "model.residual", "model.augment")
 
-#: Settings that format 1 did not have: the preset or the suite fixed them.
-NEW = ("model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens", "model.loss_scale", "model.jpeg")
+#: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
+NEW = ("model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens", "model.loss_scale", "model.jpeg",
+       "replay.keep_newest", "replay.keep_failures")
 
 
 def is_before(tree: dict[str, Any]) -> bool:

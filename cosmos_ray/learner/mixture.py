@@ -51,17 +51,17 @@ class Mixture:
         return cls(policy, world, value, VALUE_TYPES[learner.value_mode], replay.success_share, False)
 
 
-class Plan(NamedTuple):
-    """A batch that is decided on but not read yet."""
+class BatchPicks(NamedTuple):
+    """The windows of a batch and the type of each sample, decided on but not read yet."""
 
-    picks: Picks
+    windows: Picks
     sample_types: np.ndarray  #: (B,) int, a SampleType each
 
 
 class BatchSource:
     """Draws the batches of a :class:`Mixture` from a :class:`WindowSampler`.
 
-    Counts follow the shares exactly over time: the next batch owes the fraction of a sample that one batch cannot give. Another stratum
+    Counts follow the shares exactly over time: the next batch owes the fraction of a sample that one batch cannot give. Another class
     replaces an empty one: successes and failures replace each other, and demonstrations replace both. Only demonstrations replace
     rollouts that the policy imitates.
     """
@@ -85,19 +85,19 @@ class BatchSource:
         """The next batch of ``batch_size`` samples. StoreError when the store holds no demonstration."""
         return draw_from(self)
 
-    def plan(self) -> Plan:
+    def pick(self) -> BatchPicks:
         """Decide on the next batch's windows and sample types."""
         picks, sample_types = [], []
-        for (stratum, sample_type, _), count in zip(self._cells, self._counts(), strict=True):
+        for (name, sample_type, _), count in zip(self._cells, self._counts(), strict=True):
             if count:
-                picks.append(self.sampler.pick(int(count), self._filled(stratum, sample_type)))
+                picks.append(self.sampler.pick(int(count), self._filled(name, sample_type)))
                 sample_types += [int(sample_type)] * int(count)
-        return Plan(Picks(*(np.concatenate(parts) for parts in zip(*picks, strict=True))), np.array(sample_types))
+        return BatchPicks(Picks(*(np.concatenate(parts) for parts in zip(*picks, strict=True))), np.array(sample_types))
 
-    def build(self, plan: Plan, empty: Empty = np.empty) -> TrainingBatch:
-        """Read what was planned; see :meth:`WindowSampler.build`."""
-        windows = self.sampler.build(plan.picks, empty)
-        policy = plan.sample_types == SampleType.POLICY
+    def build(self, picks: BatchPicks, empty: Empty = np.empty) -> TrainingBatch:
+        """Read the picked windows; see :meth:`WindowSampler.build`."""
+        windows = self.sampler.build(picks.windows, empty)
+        policy = picks.sample_types == SampleType.POLICY
         own = policy & (np.array(windows.sources) != "demo") & self.mixture.weighted
         windows.actions[policy & ~own] = windows.labels[policy & ~own]
         # With the version: an episode that was lost and run again may differ under the same name.
@@ -105,7 +105,7 @@ class BatchSource:
                  for episode, t, version in zip(windows.episodes, windows.offsets, windows.policy_versions, strict=True)]
         return TrainingBatch(images=windows.images, future_images=windows.future_images, proprio=windows.proprio,
                              future_proprio=windows.future_proprio, value=windows.value, actions=windows.actions,
-                             instructions=windows.instructions, sample_types=plan.sample_types, windows=names, own=own)
+                             instructions=windows.instructions, sample_types=picks.sample_types, windows=names, own=own)
 
     def forget(self, unusable: Unusable) -> None:
         self.sampler.forget(unusable)
@@ -121,13 +121,13 @@ class BatchSource:
             counts[cell] += 1
         return counts
 
-    def _filled(self, stratum: str, sample_type: SampleType) -> str:
-        """``stratum``, or its replacement while it is empty."""
-        if stratum == "demo":
+    def _filled(self, name: str, sample_type: SampleType) -> str:
+        """The class ``name``, or its replacement while it is empty."""
+        if name == "demo":
             return "demo"
         counts = self.sampler.counts()
         others = () if sample_type == SampleType.POLICY else ("success", "failure")
-        return next((name for name in (stratum, *others) if counts[name].windows), "demo")
+        return next((other for other in (name, *others) if counts[other].windows), "demo")
 
     def snapshot(self) -> dict:
         """The state of the stream alone."""

@@ -1,8 +1,7 @@
-"""Every known episode as a row of columns, so that a hundred thousand of them are arrays and not objects."""
+"""The known episodes as rows of columns: arrays instead of one object per episode."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cosmos_ray.replay.format.episode import SOURCES, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.format.episode import CLASS_NUMBERS, SOURCES, EpisodeKey, EpisodeSummary
 
 #: Column -> dtype. Text is kept once in a table; the column holds its number there.
 COLUMNS: dict[str, type] = {
@@ -31,10 +30,8 @@ COLUMNS: dict[str, type] = {
     "created": np.float64,
     "size": np.int64,
     "order": np.uint64,  # see sort_key
-    "place": np.int32,  # the pack that holds it, 0 for a file of its own
-    "slot": np.int32,  # its number in that pack
 }
-TABLES = ("task", "run", "initial_state", "invalid", "frames", "place")
+TABLES = ("task", "run", "initial_state", "invalid", "frames")
 
 
 class Table:
@@ -60,7 +57,7 @@ class EpisodeIndex:
         self.tables = {name: Table([()] if name == "frames" else [""]) for name in TABLES}
         self.removed = 0  # how often an episode was removed
         self._rows: dict[str, int] = {}
-        self._columns = {name: np.zeros(64, dtype) for name, dtype in COLUMNS.items()}
+        self._columns: dict[str, np.ndarray] = {name: np.zeros(64, dtype) for name, dtype in COLUMNS.items()}
         self._alive = np.zeros(64, bool)
 
     def __len__(self) -> int:
@@ -86,15 +83,12 @@ class EpisodeIndex:
         """The row of an episode that is there."""
         return self._rows.get(name)
 
-    def add(self, summary: EpisodeSummary, place: str = "", slot: int = 0) -> bool:
-        """Take in an episode, in the pack ``place`` or in a file of its own; a known one only moves there. True if it is new."""
-        row = self._rows.get(summary.name)
-        new = row is None
-        if row is None:
-            row = self._append(summary)
-        self._columns["place"][row], self._columns["slot"][row] = self.tables["place"].number(place), slot
-        self._columns["size"][row] = summary.size  # of version 1, a file of its own counts with its footer
-        return new
+    def add(self, summary: EpisodeSummary) -> bool:
+        """Take in an episode. False, and no change, if it is known."""
+        if summary.name in self._rows:
+            return False
+        self._append(summary)
+        return True
 
     def remove(self, name: str) -> None:
         """Forget an episode if it is known."""
@@ -103,15 +97,12 @@ class EpisodeIndex:
             self._alive[row] = False
             self.removed += 1
 
-    def place(self, name: str) -> tuple[str, int] | None:
-        """The pack that holds an episode and its number there, None where it has a file of its own or is not known."""
-        row = self._rows.get(name)
-        if row is None or not (number := self._columns["place"][row]):
-            return None
-        return self.tables["place"].values[number], int(self._columns["slot"][row])
+    def classes(self, rows: slice) -> np.ndarray:
+        """(n,) int8: the class of each episode, as a number in ``CLASSES``."""
+        return CLASS_NUMBERS[self["source"][rows], self["success"][rows].astype(np.int8), (self["invalid"][rows] != 0).astype(np.int8)]
 
-    def summaries(self, rows: np.ndarray, where: Callable[[str, str], str]) -> list[EpisodeSummary]:
-        """The summaries of ``(n,)`` rows; ``where`` tells the file of an episode from its name and the pack that holds it."""
+    def summaries(self, rows: np.ndarray, where: Callable[[str], str]) -> list[EpisodeSummary]:
+        """The summaries of ``(n,)`` rows; ``where`` tells the file of an episode from its name."""
         c = {name: self._columns[name][rows].tolist() for name in COLUMNS}  # plain numbers, much faster than one by one
         text = {name: [self.tables[name].values[number] for number in c[name]] for name in TABLES}
         out = []
@@ -119,14 +110,14 @@ class EpisodeIndex:
             source, state = SOURCES[c["source"][i]], text["initial_state"][i]
             key = EpisodeKey(text["run"][i], text["task"][i], source, c["seed"][i], c["attempt"][i], state)
             out.append(EpisodeSummary(
-                key=key, name=self.names[row], path=where(self.names[row], text["place"][i]), success=c["success"][i], score=c["score"][i],
+                key=key, name=self.names[row], path=where(self.names[row]), success=c["success"][i], score=c["score"][i],
                 episode_return=c["episode_return"][i], length=c["length"][i], timed_out=c["timed_out"][i], invalid=text["invalid"][i],
                 policy_version=c["policy_version"][i], frame_ranges=text["frames"][i], created=c["created"][i], size=c["size"][i],
             ))  # fmt: skip
         return out
 
     def load(self, names: pa.StringArray, columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
-        """Become an index of these episodes, all there. ValueError or TypeError, and no change, if that is no index."""
+        """Replace the content by these episodes. ValueError or TypeError, and no change, if the parts do not form an index."""
         known = names.to_pylist()
         _check(known, columns, tables)
         _check_names(names, columns)
@@ -176,7 +167,6 @@ def numbers(array: pa.Array, dtype: type) -> np.ndarray:
 
 
 _NAME = r"^(?P<source>[a-z]+)-[A-Za-z0-9_]*-(?P<seed>[0-9]{8,19})-a(?P<attempt>[0-9]{1,19})-(?P<digest>[0-9a-f]{8})$"
-_PLACE = re.compile(r"packs(?:/(?!\.\.?(?:/|$))[^/\0]+)+")  # no part is . or ..
 
 
 def _check(names: list[str], columns: dict[str, np.ndarray], tables: dict[str, list]) -> None:
@@ -187,14 +177,12 @@ def _check(names: list[str], columns: dict[str, np.ndarray], tables: dict[str, l
         values, empty = tables[name], () if name == "frames" else ""
         if not values or values[0] != empty or any(type(v) is not type(empty) for v in values) or len(set(values)) != len(values):
             raise ValueError(f"the table of {name} is none")
-    if not all(map(_PLACE.fullmatch, tables["place"][1:])):
-        raise ValueError("a pack outside of the store")
     if not names:
         return
     for name, most in {"source": len(SOURCES), **{name: len(tables[name]) for name in TABLES}}.items():
         if not 0 <= columns[name].min() <= columns[name].max() < most:
             raise ValueError(f"{name} outside of its table")
-    if columns["length"].min() < 1 or columns["slot"].min() < 0:
+    if columns["length"].min() < 1:
         raise ValueError("impossible values")
     if not ((columns["score"] >= 0) & (columns["score"] <= 1)).all():
         raise ValueError("scores outside of [0, 1]")

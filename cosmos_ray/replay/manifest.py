@@ -1,4 +1,4 @@
-"""The index of a store as a file, so that opening it again need not open every episode. Only a cache: deleting it costs time."""
+"""The index of a store as a file. With this cache, opening a store opens no episode; deleting the cache costs time, not data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cosmos_ray.replay.index import COLUMNS, TABLES, EpisodeIndex, numbers
 logger = logging.getLogger(__name__)
 
 FILE = "manifest.arrow"
-VERSION = 2
+VERSION = 3
 
 _HEADER = b"cosmos_ray.manifest"
 
 
 def save_manifest(storage: Storage, store_id: str, index: EpisodeIndex, scanned: dict[str, dict[str, Any]]) -> None:
-    """Write the episodes of ``index`` and the states of the scans that found them. OSError where that cannot be done."""
+    """Write the episodes of ``index`` and the states of the scans that found them. OSError if the file cannot be written."""
     rows = np.flatnonzero(index.alive)
     names = [index.names[row] for row in rows]
     columns = {name: index[name][rows] for name in COLUMNS}

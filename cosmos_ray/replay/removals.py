@@ -1,8 +1,7 @@
-"""What was taken out of a store, and why: episodes that were evicted, and damaged ones inside of packs.
+"""The record of the episodes that were evicted from a store.
 
-The key of an evicted episode stays taken: it was collected once, and a retried commit or a resumed collection must not bring
-it back. The key of a damaged one is free again. Each call of :meth:`Removals.add` writes one file ``removed/<time>-...jsonl``,
-whole or not at all, before anything is deleted.
+The key of an evicted episode stays taken, so that neither a retried commit nor a resumed collection brings the episode back.
+Each call of :meth:`Removals.add` writes one file ``removed/<time>-...jsonl``, whole or not at all, before anything is deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from cosmos_ray.replay.format.episode import EpisodeSummary
 logger = logging.getLogger(__name__)
 
 FOLDER = "removed"
-EVICTED, DAMAGED = "evicted", "damaged"
 
 
 class Removals:
@@ -29,13 +27,12 @@ class Removals:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.evicted: dict[str, dict] = {}  # name -> what the record says of the episode
-        self.damaged: set[tuple[str, str]] = set()  # pack, name
         self._read: set[str] = set()
 
-    def add(self, summaries: Iterable[EpisodeSummary], kind: str, reason: str, pack: str = "") -> None:
-        """Record, durably, that ``summaries`` are gone. OSError, and nothing recorded, where that cannot be written."""
+    def add(self, summaries: Iterable[EpisodeSummary], reason: str) -> None:
+        """Record, durably, that ``summaries`` are evicted. OSError, and nothing recorded, where that cannot be written."""
         records = [
-            {"name": s.name, "kind": kind, "reason": reason, "time": time.time(), "pack": pack, "success": s.success, "length": s.length,
+            {"name": s.name, "kind": "evicted", "reason": reason, "time": time.time(), "success": s.success, "length": s.length,
              "invalid": s.invalid, "policy_version": s.policy_version, "source": s.source}
             for s in summaries
         ]  # fmt: skip
@@ -48,7 +45,7 @@ class Removals:
         self._take(records)
 
     def take_in(self, listing: Listing) -> list[dict]:
-        """Read the files of a listing that were not read before; their records. Lines that are none are left out, with a warning."""
+        """Read the files of a listing that were not read before; their records. A damaged line is left out, with a warning."""
         records = []
         for name in sorted(set(listing.files) - self._read):
             path = f"{listing.folder}/{name}"
@@ -64,11 +61,7 @@ class Removals:
         return records
 
     def _take(self, records: list[dict]) -> None:
-        for record in records:
-            if record["kind"] == EVICTED:
-                self.evicted[record["name"]] = record
-            else:
-                self.damaged.add((record["pack"], record["name"]))
+        self.evicted.update((record["name"], record) for record in records)
 
 
 def read_records(data: bytes) -> tuple[list[dict], int]:
@@ -78,13 +71,13 @@ def read_records(data: bytes) -> tuple[list[dict], int]:
     return records, len(lines) - 1 - len(records) + bool(lines[-1])
 
 
-_FIELDS = {"name": str, "kind": str, "pack": str, "success": bool, "length": int, "invalid": str, "policy_version": int}
+_FIELDS = {"name": str, "kind": str, "success": bool, "length": int, "invalid": str, "policy_version": int}
 
 
 def _record(line: str) -> dict | None:
     try:
         record = json.loads(line)
-        whole = all(type(record[name]) is kind for name, kind in _FIELDS.items()) and record["kind"] in (EVICTED, DAMAGED)
+        whole = all(type(record[name]) is of for name, of in _FIELDS.items()) and record["kind"] == "evicted"
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return record if whole else None

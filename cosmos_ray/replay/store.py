@@ -1,8 +1,8 @@
 """The replay store: immutable episode files in a directory or an object store that any number of processes write and read.
 
 Layout: ``<root>/store.json`` marks the store, ``<root>/episodes/<source>-<task>/<hh>/<name>.arrow`` are the episodes (``hh``
-are two hex digits of the name's digest, so 256 directories share a task's episodes), ``<root>/packs/`` holds what compaction
-made of small files, ``<root>/removed/`` says what was taken out, and ``<root>/quarantine/`` takes what cannot be read.
+are two hex digits of the name's digest, so 256 directories share a task's episodes), ``<root>/removed/`` says what was evicted,
+and ``<root>/quarantine/`` takes what cannot be read.
 
 There is no lock and no index to keep consistent: a committed episode is a file with its final name. ``manifest.arrow`` is a
 cache of what opening all of them would tell.
@@ -51,6 +51,7 @@ class ReplayStore:
         self.stray_seconds = stray_seconds
         self.quarantine = Quarantine(self.storage)
         self.marker = Marker(self.storage, create)
+        self._refuse_packs()
         self._open: LeastRecentlyUsed[str, EpisodeView] = LeastRecentlyUsed(open_limit or _open_limit())
         self.catalog = Catalog(self.storage, self.marker, self.quarantine, stray_seconds, self._open.drop)
         self.index = self.catalog.index
@@ -72,9 +73,9 @@ class ReplayStore:
             summary = schema.summarise(header, batch.num_rows, batch.nbytes, self.storage.where(path))
             note = batch.schema.metadata[schema.HEADER_FIELD]
             self.marker.check_present()
-            if self.storage.mapped:  # elsewhere the look takes requests, and the one below is what counts
-                catalog.look_for_packs()
-            if name in catalog.removals.evicted or self._is_packed(episode):
+            if self.storage.mapped:  # elsewhere the look takes a request, and the one below is what counts
+                catalog.look_for_removals()
+            if name in catalog.removals.evicted:
                 return False
             written = self.storage.publish(path, lambda file: schema.write(batch, file), note)
             if not written:
@@ -85,9 +86,9 @@ class ReplayStore:
                 elif existing.key != episode.key:
                     raise StoreError(f"{existing.path} holds another episode whose name is the same: {existing.key}")
             self.marker.check_present()  # else it went below the mount point
-            catalog.look_for_packs()
-            if name in catalog.removals.evicted or self._is_packed(episode):
-                # It was packed or evicted between the look and the write: that counts.
+            catalog.look_for_removals()
+            if name in catalog.removals.evicted:
+                # It was evicted between the look and the write: that counts.
                 if written:
                     self.storage.remove(path)
                 return False
@@ -98,11 +99,11 @@ class ReplayStore:
         return written
 
     def refresh(self) -> list[EpisodeSummary]:
-        """Look for new files; summaries of the episodes that became known since the last call, this one's included.
+        """Look for new files. Returns the summaries of the episodes that became known since the last call.
 
-        Only places that changed are listed and only new files opened. Files that are torn, foreign or of another
-        schema, and temporary files older than ``stray_seconds``, are moved to quarantine with a logged warning. Files
-        of a newer schema version stay and are left out. Episodes whose file is gone are forgotten.
+        The store lists only directories that changed and opens only new files. It moves torn and foreign files, files of another
+        schema, and temporary files older than ``stray_seconds`` to quarantine and logs a warning. It leaves files of a newer
+        schema version where they are and does not read them. It forgets episodes whose file is gone.
         """
         self.update()
         fresh, self._reported = self.since(self._reported)
@@ -139,20 +140,15 @@ class ReplayStore:
             if name in self.index or self.storage.exists(self.path(name)):
                 return True
             self.marker.check_present()
-            self.catalog.look_for_packs()
-            return name in self.index or name in self.catalog.removals.evicted
+            self.catalog.look_for_removals()
+            return name in self.catalog.removals.evicted
 
     def evicted(self, name: str) -> dict | None:
-        """What was recorded of an episode that any process has evicted (``success``, ``length``, ``invalid``,
-        ``policy_version``), else None."""
+        """The record of an evicted episode (``success``, ``length``, ``invalid``, ``policy_version``); None if no process has evicted
+        the episode."""
         with self._lock, explained("look into", self.storage.where(removals.FOLDER)):
             self.catalog.look_for_removals()
         return self.catalog.removals.evicted.get(name)
-
-    def look_for_packs(self) -> None:
-        """Learn where compaction has put episodes, without looking for other new ones."""
-        with self._lock, explained("list", self.storage.name):
-            self.catalog.look_for_packs()
 
     def read(self, name: str) -> Episode:
         """A copy of the whole episode, every byte checked; StoreError if it is missing, damaged or newer."""
@@ -177,24 +173,24 @@ class ReplayStore:
         return view
 
     def discard(self, name: str, reason: str) -> bool:
-        """Move a damaged episode to quarantine and forget it. False, and it stays, if only a copy of its file on this machine
-        was damaged, which was fetched again."""
+        """Move a damaged episode to quarantine and forget it. False, and the episode stays, if only this machine's copy of its file
+        was damaged; the copy is then fetched again."""
         with self._lock, explained("discard an episode of", self.storage.name):
             return self.catalog.discard(name, reason)
 
     def evict(self, names: Iterable[str], reason: str) -> int:
         """Delete episodes for good; returns how many. Their keys stay taken: committing one of them again is a no-op.
 
-        The record of it is durable before anything is deleted. An episode in a pack is gone to readers at once, its bytes
-        once the pack is compacted. Names that are not known are passed over. StoreError if the store cannot be written.
+        The record of it is durable before anything is deleted. Names that are not known are passed over. StoreError if the
+        store cannot be written.
         """
         with self._lock, explained("evict episodes of", self.storage.name):
             rows = [row for name in dict.fromkeys(names) if (row := self.index.row(name)) is not None]
             if not rows:
                 return 0
-            self.marker.upgrade()
+            self.marker.check_present()
             summaries = self.catalog.summaries(np.array(rows))
-            self.catalog.removals.add(summaries, removals.EVICTED, reason)
+            self.catalog.removals.add(summaries, reason)
             for summary in summaries:
                 self.catalog.forget(summary.name)
                 self.storage.remove(self.path(summary.name))
@@ -207,33 +203,26 @@ class ReplayStore:
             self.catalog.save_manifest()
 
     def path(self, name: str) -> str:
-        """Where the episode ``name`` lies unless it is packed, relative to the root; a function of the name alone."""
+        """Where the episode ``name`` lies, relative to the root; a function of the name alone."""
         return episode_path(name)
 
-    def _is_packed(self, episode: Episode) -> bool:
-        """Whether the episode is in a pack. StoreError if another one of the same name is."""
-        if self.index.place(episode.key.name) is None:
-            return False
-        summary = self.catalog.summary(self.index.row(episode.key.name))
-        if summary.key != episode.key:
-            raise StoreError(f"{summary.path} holds another episode whose name is the same: {summary.key}")
-        return True
+    def _refuse_packs(self) -> None:
+        """StoreError if the store holds packs, which earlier code wrote: their episodes must not go missing without a word."""
+        with explained("open", self.storage.name):
+            if any(listing.files for listing in self.storage.scan("packs", {}, float("inf"))):
+                raise StoreError(f"{self.storage.where('packs')} holds packed episodes, which this version of cosmos_ray does not read: "
+                                 "move it away to go on without them")
 
     def _opened(self, name: str) -> EpisodeView:
-        """The episode, freshly opened: where it was known to be, or in the pack it has moved to since."""
-        for _ in range(3):
-            place = self.index.place(name)
-            try:
-                return self.catalog.open(name)
-            except FileNotFoundError:
-                with self._lock:
-                    self.marker.check_present()
-                    self.catalog.look_for_packs()
-                    if self.index.place(name) == place:
-                        self.catalog.doubt(place[0] if place else "")
-                    if self.index.place(name) == place:
-                        raise
-        raise FileNotFoundError(self.path(name))
+        """The episode, freshly opened."""
+        try:
+            return self.catalog.open(name)
+        except FileNotFoundError:
+            with self._lock:
+                self.marker.check_present()
+                self.catalog.look_for_removals()
+                self.catalog.doubt()
+            raise
 
 
 def open_storage(root: str | Path) -> Storage:

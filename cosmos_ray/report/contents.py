@@ -7,33 +7,34 @@ from typing import Any
 
 from cosmos_ray.evidence import wilson
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.replay.format.episode import EpisodeSummary
+from cosmos_ray.replay.format.episode import EpisodeClass, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 
 CURVES = ("loss", "action", "future", "value", "grad_norm", "lr")
 MAX_POINTS = 400  #: kept of a training curve
 
-KINDS = {
+CLASSES: dict[EpisodeClass, str] = {
     "demo": "demonstrations of the scripted expert",
     "success": "rollouts that succeeded",
     "failure": "rollouts that failed, failed demonstrations included",
     "evaluation": "held-out evaluation, never trained on",
-    "invalid": "simulation broke, never trained on",
+    "invalid": "simulation broke or a demonstration failed, never trained on",
 }
 
 
 def store_contents(store: ReplayStore) -> dict:
-    """Episodes, control steps, rendered steps and megabytes per kind of :data:`KINDS`, and the number of quarantined files."""
-    table = {kind: {"kind": kind, "what": what, "episodes": 0, "steps": 0, "frames": 0, "mb": 0.0} for kind, what in KINDS.items()}
+    """Episodes, control steps, rendered steps and megabytes per class of :data:`CLASSES`, and the number of quarantined files."""
+    table: dict[EpisodeClass, dict] = {
+        name: {"class": name, "what": what, "episodes": 0, "steps": 0, "frames": 0, "mb": 0.0} for name, what in CLASSES.items()}
     for summary in store.summaries():
-        row = table[summary.stratum or ("evaluation" if summary.source == "eval" and not summary.invalid else "invalid")]
+        row = table[summary.episode_class]
         row["episodes"] += 1
         row["steps"] += summary.length
         row["frames"] += len(summary.frame_steps)
         row["mb"] += summary.size / 1e6
     rows = [row for row in table.values() if row["episodes"]]
     total = {key: sum(row[key] for row in rows) for key in ("episodes", "steps", "frames", "mb")}
-    return {"strata": rows, "total": total, "quarantined": len(store.quarantine.entries())}
+    return {"classes": rows, "total": total, "quarantined": len(store.quarantine.entries())}
 
 
 def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:

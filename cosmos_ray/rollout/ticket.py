@@ -90,4 +90,4 @@ def stored_result(store: ReplayStore, name: str) -> Finished | None:
 
 def own_rollouts(store: ReplayStore, run: str, task: str) -> list[EpisodeSummary]:
     """Summaries of the policy's rollouts of a task in the store, without failed demonstrations. ``run`` is the run's identity."""
-    return [s for s in store.summaries() if s.source == "rollout" and s.policy_version >= 0 and s.key.run == run and s.task == task]
+    return [s for s in store.summaries() if s.of_policy and s.key.run == run and s.task == task]

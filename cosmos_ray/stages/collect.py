@@ -16,7 +16,7 @@ def collect(run: Run) -> dict:
     """Record demonstrations until the store holds ``config.demos`` successes. Continues where an earlier call stopped."""
     config, store = run.config, run.folder.store()
     task = config.sim.task
-    have = sum(s.stratum == "demo" and s.task == task for s in store.summaries())
+    have = sum(s.episode_class == "demo" and s.task == task for s in store.summaries())
     started, tried, failed = have, 0, 0
     if have >= config.demos:
         return {"demonstrations": have, "new": 0, "failed": 0}

@@ -162,7 +162,7 @@ def _hash_file(file: Path, changed: int) -> str:
 def check_held_out(run: Run, store: ReplayStore) -> None:
     """Refuse to evaluate on an initial state that anything in the store was collected from."""
     held_out = {state_seed("eval", run.config.seed, i) for i in range(run.config.eval_episodes)}
-    seen = {s.key.seed for s in store.summaries() if s.source != "eval"}
+    seen = {s.key.seed for s in store.summaries() if s.episode_class != "evaluation"}
     if held_out & seen:
         raise StoreError(f"initial state {min(held_out & seen)} is held out for evaluation but the store has a training episode of it: "
                          "evaluate with another --seed, or remove that episode")

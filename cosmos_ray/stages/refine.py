@@ -21,7 +21,7 @@ from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import acting_fleet
-from cosmos_ray.stages.rollout import act
+from cosmos_ray.stages.rollout import act, forget_old_rollouts
 from cosmos_ray.stages.round import Round
 from cosmos_ray.stages.training import start_learner, train_alone
 
@@ -71,6 +71,7 @@ def _refine_round(round: Round) -> dict:
         finally:
             learner.close()
     run.tracker.log("refine_result", round=round.number, **result)
+    forget_old_rollouts(run)
     return result
 
 
@@ -98,7 +99,7 @@ def schedule(learner: LearnerConfig) -> LearnerConfig:
 def acted(run: Run) -> bool:
     """Whether the store holds a policy's rollout on the run's task."""
     task = run.config.sim.task
-    return any(s.source == "rollout" and s.policy_version >= 0 and s.task == task for s in run.folder.store().summaries())
+    return any(s.of_policy and s.task == task for s in run.folder.store().summaries())
 
 
 class _RefineLoop:

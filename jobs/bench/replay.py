@@ -13,8 +13,6 @@ cache of decoded frames, everything in the page cache: storage formats and decod
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import platform
 import shutil
@@ -22,8 +20,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -32,50 +28,18 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
 
-from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore, WindowBatch, WindowSampler  # noqa: E402
-from cosmos_ray.replay.format import schema  # noqa: E402
+from cosmos_ray.replay import Episode, ReplayStore, WindowBatch, WindowSampler  # noqa: E402
 from cosmos_ray.replay.format.codec import decode_into, decode_jpeg  # noqa: E402
 from cosmos_ray.replay.sampling.loader import PrefetchLoader  # noqa: E402
 from cosmos_ray.replay.sampling.sampler import Picks, WindowStream, draw_from  # noqa: E402
 from jobs.bench import replay_formats as formats  # noqa: E402
-from jobs.bench.replay_formats import CHUNK, GAMMA, Batch, Window, write_durable, write_fsync  # noqa: E402
+from jobs.bench.replay_commits import bench_commit, bench_writers, file_of, renamed  # noqa: E402
+from jobs.bench.replay_episodes import CHUNK, GAMMA, Batch, Vectors, Window, find_grain, make_episode  # noqa: E402
+from jobs.bench.replay_timing import Report, in_turn, pace, progress  # noqa: E402
 
-Call = Callable[[], object]
-MISSING = "not run: pip install -r jobs/bench/requirements.txt"
-WRITERS, SHARDS = 8, 256
 SETTLE_SECONDS = 11  # directories that changed in the last ten are not yet trusted to stay as they are
 PSNR_FLOOR = 24.0  #: dB against the JPEG frames; below it a video reader returns other frames than the ones asked for
-
-#: What the ratios should be: "<" at most, ">" at least.
-WANTED = {"vs_hdf5_episode_jpeg": ">5", "vs_h5py_frame_jpeg": ">1.5", "vs_lance": ">1.5", "vs_lerobot_v3": ">10",
-          "over_jpeg_decode": "<1.3", "commit_over_write_fsync": "<1.3", "eight_writers_of_fsync": ">0.8",
-          "open_100000_episodes_s": "<2"}  # fmt: skip
-
-
-def progress(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
-
-
-class Report:
-    """Prints each result as it comes and keeps the medians."""
-
-    def __init__(self, path: str | None) -> None:
-        self.path = path
-        self.results: dict[str, float] = {}
-
-    def add(self, key: str, above: list[float], below: list[float], detail: str = "") -> None:
-        """A ratio of seconds, one of each per round."""
-        values = [a / b for a, b in zip(above, below, strict=True)]
-        self.results[key] = statistics.median(values)
-        wanted = WANTED.get(key, "").replace("<", "at most ").replace(">", "at least ")
-        print(f"{key:<28} {self.results[key]:9.3f}  [{min(values):.3f}, {max(values):.3f}]  {wanted:<13}  {detail}", flush=True)
-        if self.path:
-            Path(self.path).write_text(json.dumps(self.results, indent=1))
-
-    def missing(self, key: str) -> None:
-        print(f"{key:<28} {MISSING}", flush=True)
 
 
 # ---------------------------------------------------------------- our side
@@ -94,39 +58,6 @@ def stream(sampler: WindowSampler, n: int, threads: int) -> PrefetchLoader:
 def windows_of(batch: WindowBatch) -> list[Window]:
     """Which windows those are: a synthetic episode's seed is its number."""
     return [(int(name.rsplit("-", 3)[1]), int(t)) for name, t in zip(batch.episodes, batch.offsets, strict=True)]
-
-
-# ---------------------------------------------------------------- timing
-
-
-def in_turn(first: list[Call], second: list[Call], options, before: Call = lambda: None) -> tuple[list[float], list[float]]:
-    """Seconds that all calls of each side take in every round: the sum over calls of the fastest of ``options.passes``.
-
-    ``before`` runs, untimed, before each pass.
-    """
-    sides = first, second
-    rounds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(options.rounds):
-        fastest = [np.full(len(calls), np.inf) for calls in sides]
-        for number in range(options.passes):
-            before()
-            for side in (0, 1) if number % 2 == 0 else (1, 0):
-                for i, call in enumerate(sides[side]):
-                    began = time.perf_counter()
-                    call()
-                    fastest[side][i] = min(fastest[side][i], time.perf_counter() - began)
-        for times, calls in zip(rounds, fastest, strict=True):
-            times.append(float(calls.sum()))
-    return rounds
-
-
-def pace(call: Call, seconds: float) -> float:
-    """Seconds a call takes on average, over as many as fill ``seconds``."""
-    began, calls = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < seconds or not calls:
-        call()
-        calls += 1
-    return passed / calls
 
 
 # ---------------------------------------------------------------- samples
@@ -153,15 +84,15 @@ class Again(WindowStream):
         super().__init__(sampler, len(picks.rows), "demo")
         self._picks = picks
 
-    def plan(self) -> Picks:
-        super().plan()
+    def pick(self) -> Picks:
+        super().pick()
         return self._picks
 
 
 class Reopened:
     """A reader that can be opened anew: what its library kept of the windows of a pass must not answer the next one."""
 
-    def __init__(self, kind, folder: Path, vectors: formats.Vectors) -> None:
+    def __init__(self, kind, folder: Path, vectors: Vectors) -> None:
         self._make = lambda: kind(folder, vectors)
         self.reader = self._make()
 
@@ -172,7 +103,7 @@ class Reopened:
 
 def bench_samples(options, report: Report, folder: Path, episodes: list[Episode], size: int, suffix: str) -> None:
     """Ours against every format that is there, and against decoding alone."""
-    sampler, vectors, n = sampler_of(folder / "store"), formats.Vectors(episodes, size), options.batch
+    sampler, vectors, n = sampler_of(folder / "store"), Vectors(episodes, size), options.batch
     picks = [sampler.pick(n, "demo") for _ in range(options.batches)]
     windows = [windows_of(sampler.build(p)) for p in picks]
     ours, count = [partial(draw_from, Again(sampler, p)) for p in picks], n * len(picks)
@@ -214,127 +145,6 @@ def per_sample(times: list[float], count: int) -> str:
     return f"{statistics.median(times) / count * 1e6:.0f}"
 
 
-# ---------------------------------------------------------------- commits
-
-
-def renamed(episode: Episode, run: str, seed: int, **values) -> Episode:
-    """The same episode under another key."""
-    return replace(episode, key=EpisodeKey(run, episode.key.task, episode.key.source, seed), **values)
-
-
-def file_of(episode: Episode) -> bytes:
-    """What a commit of ``episode`` writes."""
-    sink = pa.BufferOutputStream()
-    schema.write(schema.encode(episode)[0], sink)
-    return sink.getvalue().to_pybytes()
-
-
-def settled_store(root: Path, episode: Episode) -> ReplayStore:
-    """A store whose directories are there, as after its first thousand episodes; those it holds are short."""
-    store, short, seen, seed = ReplayStore(root), formats.make_episode(0, 16, 2, 0.0), set(), 0
-    while len(seen) < SHARDS:
-        shard = store.path(EpisodeKey("settle", episode.key.task, episode.key.source, seed).name).split("/")[-2]
-        if shard not in seen:
-            seen.add(shard)
-            store.commit(renamed(short, "settle", seed))
-        seed += 1
-    return store
-
-
-def bench_commit(options, report: Report, folder: Path, episodes: list[Episode], suffix: str) -> None:
-    """Episode by episode: our commit, and the same bytes written to a new file. Of each, the fastest pass counts here too."""
-    progress("commit")
-    store, plain = settled_store(folder / "commits", episodes[0]), folder / "plain"
-    plain.mkdir()
-    times: dict[str, list[float]] = {"commit": [], "write_fsync": [], "durable_write": []}
-    rotation, seed = list(times), 0
-    for _ in range(options.rounds):
-        fastest = {name: np.full(options.commits, np.inf) for name in times}
-        for turn in range(options.passes * options.commits):
-            seed += 1
-            number = turn % options.commits
-            episode = renamed(episodes[number % len(episodes)], "commit", seed)
-            data = file_of(episode)
-            for name in rotation[turn % 3 :] + rotation[: turn % 3]:
-                began = time.perf_counter()
-                if name == "commit":
-                    store.commit(episode)
-                elif name == "write_fsync":
-                    write_fsync(data, plain / f"{seed}.fsync")
-                else:
-                    write_durable(data, plain / f"{seed}.durable")
-                fastest[name][number] = min(fastest[name][number], time.perf_counter() - began)
-            for path in plain.iterdir():
-                path.unlink()
-        for name, seconds in fastest.items():
-            times[name].append(float(seconds.sum()))
-    committed = statistics.median(times["commit"]) / options.commits
-    for name in ("write_fsync", "durable_write"):
-        report.add(f"commit_over_{name}{suffix}", times["commit"], times[name], f"{committed * 1e3:.1f} over "
-                   f"{statistics.median(times[name]) / options.commits * 1e3:.1f} ms, {len(data) / 1e6:.1f} MB")
-    shutil.rmtree(folder / "commits")
-
-
-def writer(pipe, number: int, root: Path, episode: Episode, count: int) -> None:
-    """One of the writing processes: ``count`` commits or plain writes whenever told."""
-    cv2.setNumThreads(1)
-    store, data = ReplayStore(root, create=False), file_of(episode)
-    plain = root.parent / f"plain{number}"
-    plain.mkdir()
-    pipe.send("ready")
-    for kind, turn in iter(pipe.recv, None):
-        for i in range(count):
-            if kind == "commit":
-                store.commit(renamed(episode, f"writer{number}", turn * count + i))
-            else:
-                write_fsync(data, plain / str(i))
-        pipe.send(len(data) * count)
-        shutil.rmtree(plain)
-        plain.mkdir()
-
-
-def bench_writers(options, report: Report, folder: Path, episode: Episode, suffix: str) -> None:
-    """Processes that commit at the same time against the same ones that write and sync the same bytes, and a count of what is there."""
-    root = folder / "writers"
-    before = len(settled_store(root, episode))
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for number in range(WRITERS):
-        progress(f"writer {number + 1}/{WRITERS} starts")
-        here, there = context.Pipe()
-        processes.append(context.Process(target=writer, args=(there, number, root, episode, options.per_writer), daemon=True))
-        processes[-1].start()
-        there.close()  # else a dead writer is waited for
-        pipes.append(here)
-    for pipe in pipes:
-        pipe.recv()
-    times: dict[str, list[float]] = {"commit": [], "fsync": []}
-    rounds = min(options.rounds, 5)  # some gigabytes
-    for turn in range(rounds):
-        progress(f"{WRITERS} writers, round {turn + 1}/{rounds}")
-        for kind in ("commit", "fsync") if turn % 2 == 0 else ("fsync", "commit"):
-            os.sync()
-            began = time.perf_counter()
-            for pipe in pipes:
-                pipe.send((kind, turn))
-            written = sum(pipe.recv() for pipe in pipes)
-            times[kind].append(time.perf_counter() - began)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        process.join()
-    found = ReplayStore(root, create=False)
-    found.refresh()
-    lost = before + WRITERS * options.per_writer * rounds - len(found)
-    if lost:
-        raise SystemExit(f"{WRITERS} writers: {lost} episodes are missing of those that were acknowledged")
-    ours, plain = (written / statistics.median(times[kind]) / 1e6 for kind in ("commit", "fsync"))
-    report.add(f"eight_writers_of_fsync{suffix}", times["fsync"], times["commit"],
-               f"{ours:.0f} of {plain:.0f} MB/s, {len(found) - before} commits, none lost")
-    shutil.rmtree(root)
-    for number in range(WRITERS):
-        shutil.rmtree(folder / f"plain{number}")
-
-
 # ---------------------------------------------------------------- opening
 
 
@@ -344,7 +154,7 @@ def bench_open(report: Report, folder: Path, count: int) -> None:
 
     The files are real but written without sync, which is what makes them in minutes; 20 steps, small frames at three of them.
     """
-    root, short = folder / "large", formats.make_episode(0, 16, 20, 0.0)
+    root, short = folder / "large", make_episode(0, 16, 20, 0.0)
     store, began = ReplayStore(root), time.perf_counter()
     for seed in range(count):
         episode = renamed(short, "large", seed, frames={t: short.frames[t] for t in (0, 16, 20)})
@@ -425,9 +235,9 @@ def main() -> None:
         for place, size in enumerate(options.size):
             folder, suffix = Path(name) / str(size), f"_{size}" if place else ""
             folder.mkdir()
-            grain = formats.find_grain(size)
+            grain = find_grain(size)
             progress(f"{size} px: making {options.episodes} episodes")
-            episodes = [formats.make_episode(seed, size, options.length, grain) for seed in range(options.episodes)]
+            episodes = [make_episode(seed, size, options.length, grain) for seed in range(options.episodes)]
             jpegs = [len(jpeg) for episode in episodes for images in episode.frames.values() for jpeg in images]
             print(f"\n{size} px: {len(episodes)} episodes of {options.length} steps, 2 cameras, JPEG of {np.mean(jpegs) / 1e3:.1f} kB; "
                   "median [smallest, largest] over rounds", flush=True)

@@ -1,6 +1,6 @@
-"""One corruption of a store, and the table of the kinds there are.
+"""One corruption of a store, and the table of the faults there are.
 
-A kind is a function of a :class:`Case`; its docstring says what it does. It damages the file ``case.path`` unless it sets
+A fault is a function of a :class:`Case`; its docstring says what it does. It damages the file ``case.path`` unless it sets
 ``case.foreign`` or ``case.about``. Checksums are valid wherever a hostile writer could make them so.
 """
 
@@ -30,9 +30,9 @@ class Case:
         return EpisodeFile(self.path)
 
 
-KINDS: dict[str, Callable[[Case], None]] = {}
+FAULTS: dict[str, Callable[[Case], None]] = {}
 
 
-def kind(work: Callable[[Case], None]) -> Callable[[Case], None]:
-    KINDS[work.__name__] = work
+def fault(work: Callable[[Case], None]) -> Callable[[Case], None]:
+    FAULTS[work.__name__] = work
     return work

@@ -20,10 +20,9 @@ from pathlib import Path
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
 from cosmos_ray.replay.format.schema import NewerSchema
-from cosmos_ray.replay.upkeep.compaction import compact
 from cosmos_ray.replay.upkeep.repair import repair, verify
-from jobs.chaos import damage_bytes, damage_content, damage_places  # noqa: F401 - they fill KINDS
-from jobs.chaos.case import KINDS, Case
+from jobs.chaos import damage_bytes, damage_content, damage_places  # noqa: F401 - they fill FAULTS
+from jobs.chaos.case import FAULTS, Case
 from jobs.chaos.child import Child
 from jobs.chaos.episodes import difference, draw_and_check, key_of, make_episode, number_of, open_sampler
 
@@ -34,17 +33,11 @@ SECONDS = 30  # of its own computing
 WALL_SECONDS = 120.0  # and of waiting for something: long, because a machine may be busy with other work
 DRAWS = 3
 LONGEST = 2000  # characters of one error or reason
-#: Kinds that need no file with one episode: for packs too.
-FOR_PACKS = {
-    "truncate", "truncate_to_zero", "truncate_footer", "append_bytes", "insert_bytes", "zero_page", "other_blocks", "flip_anywhere",
-    "flip_many", "foreign_name", "marker", "quarantine_log", "manifest_bytes", "manifest_replaced", "manifest_lies", "removals_hostile",
-    "pack_foreign",
-}  # fmt: skip
 
 
 @dataclasses.dataclass
 class Failure:
-    kind: str
+    fault: str
     seed: int
     file: str
     problems: list[str]
@@ -53,7 +46,7 @@ class Failure:
 @dataclasses.dataclass
 class CorruptionTally:
     cases: int = 0
-    kinds: int = 0
+    faults: int = 0  # different ones
     named: int = 0  # reported by the name of the file
     harmless: int = 0  # every episode read bit for bit the same
     seconds: float = 0.0
@@ -65,38 +58,38 @@ class CorruptionTally:
 
 
 class CorruptionRun:
-    """``only`` restricts the run to one kind. Case ``i`` depends on ``seed + i`` and its kind alone."""
+    """``only`` restricts the run to one fault. Case ``i`` depends on ``seed + i`` and its fault alone."""
 
     def __init__(self, work: Path, seed: int, only: str | None = None) -> None:
         self.work, self.seed = work, seed
         self.log = str(work.with_name(work.name + ".log"))
-        self.kinds = [only] if only else random.Random(0).sample(sorted(KINDS), len(KINDS))
+        self.faults = [only] if only else random.Random(0).sample(sorted(FAULTS), len(FAULTS))
         work.mkdir(parents=True)
         self._run(lambda say: say(json.dumps(build_stores(work))), "building the healthy stores")
         self.stores: dict[str, dict[str, str]] = json.loads(self._output)
 
     def run(self, cases: int) -> CorruptionTally:
-        """Damage and read ``cases`` copies, the kinds in turn."""
-        tally, started = CorruptionTally(kinds=min(cases, len(self.kinds))), time.monotonic()
+        """Damage and read ``cases`` copies, the faults in turn."""
+        tally, started = CorruptionTally(faults=min(cases, len(self.faults))), time.monotonic()
         for number in range(cases):
-            self.one(self.kinds[number % len(self.kinds)], self.seed + number, tally)
+            self.one(self.faults[number % len(self.faults)], self.seed + number, tally)
             if (number + 1) % 50 == 0:
                 spent = time.monotonic() - started
                 print(f"corruptions {number + 1}/{cases}, {len(tally.failures)} violations, {spent:.0f} s", file=sys.stderr)
         tally.seconds = round(time.monotonic() - started, 1)
         return tally
 
-    def one(self, kind: str, seed: int, tally: CorruptionTally) -> None:
+    def one(self, fault: str, seed: int, tally: CorruptionTally) -> None:
         """One case, which is added to ``tally``."""
-        rng = random.Random(f"{kind}/{seed}")
-        variant = rng.choice([name for name in sorted(self.stores) if name != "packed" or kind in FOR_PACKS])
+        rng = random.Random(f"{fault}/{seed}")
+        variant = rng.choice(sorted(self.stores))
         paths = self.stores[variant]  # episode -> its file, relative to the store
-        root = self.work / f"case-{kind}-{seed}"
+        root = self.work / f"case-{fault}-{seed}"
         shutil.copytree(self.work / variant, root, symlinks=True)
         case = Case(rng, root, root / rng.choice(sorted(set(paths.values()))))
-        problems = self._run(lambda say: say(json.dumps(damage(kind, case))), f"damaging ({kind})", limited=False)
+        problems = self._run(lambda say: say(json.dumps(damage(fault, case))), f"damaging ({fault})", limited=False)
         if problems:
-            raise RuntimeError(f"{kind} with seed {seed} cannot do its damage: {problems[0]}")
+            raise RuntimeError(f"{fault} with seed {seed} cannot do its damage: {problems[0]}")
         made = json.loads(self._output)
         victims = [name for name, path in paths.items() if path == made["file"] and made["about"] == "episode"]
         problems = self._run(lambda say: say(json.dumps(examine(root, list(paths), victims, rng))), "reading")
@@ -107,7 +100,7 @@ class CorruptionRun:
         tally.named += named and not problems
         tally.harmless += not named and not problems
         if problems:
-            tally.failures.append(Failure(kind, seed, f"{made['file']} of the {variant} store", problems))
+            tally.failures.append(Failure(fault, seed, f"{made['file']} of the {variant} store", problems))
         shutil.rmtree(root)
 
     def _run(self, work: Callable, what: str, limited: bool = True) -> list[str]:
@@ -139,16 +132,14 @@ def scratch_directory() -> str | None:
 
 
 def build_stores(work: Path) -> dict[str, dict[str, str]]:
-    """Healthy stores in ``work``, and for each where its episodes lie: as written; with a manifest that is relied upon and a few
-    evictions; and with every episode in a pack."""
+    """Healthy stores in ``work``, and for each where its episodes lie: as written, and with a manifest that is relied upon and a few
+    evictions."""
     paths = {}
-    for variant in ("plain", "indexed", "packed"):
+    for variant in ("plain", "indexed"):
         store = ReplayStore(work / variant)
         for number in range(EPISODES + EVICTED * (variant != "plain")):
             store.commit(make_episode(number))
         store.evict([key_of(number).name for number in range(EPISODES, EPISODES + EVICTED)], "chaos")
-        if variant == "packed":
-            compact(store)
         for path in (work / variant).rglob("*"):
             if path.is_dir():
                 os.utime(path, (1_600_000_000, 1_600_000_000))  # long settled: what the manifest knows is not listed again
@@ -156,13 +147,13 @@ def build_stores(work: Path) -> dict[str, dict[str, str]]:
         store.refresh()
         if variant != "plain":
             store.save_manifest()
-        paths[variant] = {s.name: str(Path(s.path.partition("#")[0]).relative_to(work / variant)) for s in store.summaries()}
+        paths[variant] = {s.name: str(Path(s.path).relative_to(work / variant)) for s in store.summaries()}
     return paths
 
 
-def damage(kind: str, case: Case) -> dict:
+def damage(fault: str, case: Case) -> dict:
     """Do the damage; what has to come of it, as plain values."""
-    KINDS[kind](case)
+    FAULTS[fault](case)
     file = os.path.relpath(case.path, case.root)
     return {"file": file, "about": case.about, "foreign": case.foreign, "log_counts": case.log_counts, "valid": case.valid}
 
@@ -237,7 +228,7 @@ def _examine(seen: Examination, root: Path, names: list[str], victims: list[str]
     report["opened"] = True
     if rng.random() < 0.5:
         audit = seen.attempt("verify", lambda: verify(store, decode=True))
-        report["audit"] = [[problem.path, problem.kind, problem.reason[:LONGEST]] for problem in audit.problems] if audit else None
+        report["audit"] = [[problem.path, problem.fault, problem.reason[:LONGEST]] for problem in audit.problems] if audit else None
     seen.attempt("refresh", store.refresh)
     reads = [lambda: seen.draw(store, 0), lambda: seen.read_all(store, names)]
     for read in rng.sample(reads, 2):
@@ -315,7 +306,7 @@ def judge_audit(made: dict, report: dict, victims: list[str]) -> list[str]:
     """Verify, which ran before anything was read, must know of what readers met, and of nothing else."""
     about = [os.path.basename(made["file"]), *made["foreign"], *victims]
     others = [problem for problem in report["audit"] if not any(mark in problem[0] for mark in about)]
-    problems = [f"verify blames {path}, which is not damaged: {kind}, {reason[:200]}" for path, kind, reason in others[:1]]
+    problems = [f"verify blames {path}, which is not damaged: {fault}, {reason[:200]}" for path, fault, reason in others[:1]]
     if any("error" in report["read"][name][:1] for name in victims) and len(others) == len(report["audit"]):
         problems.append("verify does not name the damaged file")
     return problems

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 
-from jobs.chaos.case import Case, kind
+from jobs.chaos.case import Case, fault
 from jobs.chaos.episode_file import Regions
 
 HUGE = (2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -1, -8, -(2**63), 10**12, 0)
@@ -15,32 +15,32 @@ HUGE = (2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -1, -8, -(2**63), 10**12, 0)
 # ---------------------------------------------------------------- torn files
 
 
-@kind
+@fault
 def truncate(case: Case) -> None:
     """Cut at a random length."""
     os.truncate(case.path, case.rng.randrange(case.path.stat().st_size))
 
 
-@kind
+@fault
 def truncate_to_zero(case: Case) -> None:
     """An empty file."""
     os.truncate(case.path, 0)
 
 
-@kind
+@fault
 def truncate_footer(case: Case) -> None:
     """Cut within the footer, at most a few bytes."""
     os.truncate(case.path, case.path.stat().st_size - case.rng.choice((1, 4, 6, 7, 10, 11, 64, 500)))
 
 
-@kind
+@fault
 def append_bytes(case: Case) -> None:
     """Bytes after the end."""
     with open(case.path, "ab") as file:
         file.write(case.rng.randbytes(case.rng.choice((1, 8, 1000, 70000))))
 
 
-@kind
+@fault
 def insert_bytes(case: Case) -> None:
     """Bytes in the middle, so that what follows has moved."""
     data = case.path.read_bytes()
@@ -48,7 +48,7 @@ def insert_bytes(case: Case) -> None:
     case.path.write_bytes(data[:at] + case.rng.randbytes(case.rng.randint(1, 64)) + data[at:])
 
 
-@kind
+@fault
 def zero_page(case: Case) -> None:
     """A page of zeros, as a crashed disk leaves it."""
     data = bytearray(case.path.read_bytes())
@@ -57,7 +57,7 @@ def zero_page(case: Case) -> None:
     case.path.write_bytes(data)
 
 
-@kind
+@fault
 def other_blocks(case: Case) -> None:
     """One block is a copy of another."""
     data = bytearray(case.path.read_bytes())
@@ -83,16 +83,16 @@ def flips(name: str, about: str, spans: Callable[[Regions], list[tuple[int, int]
         flip(case, spans(case.file().regions()))
 
     work.__name__, work.__doc__ = f"flip_{name}", about
-    kind(work)
+    fault(work)
 
 
-@kind
+@fault
 def flip_anywhere(case: Case) -> None:
     """One bit of the file."""
     flip(case, [(0, case.path.stat().st_size)])
 
 
-@kind
+@fault
 def flip_many(case: Case) -> None:
     """40 bits of the file."""
     flip(case, [(0, case.path.stat().st_size)], 40)
@@ -107,7 +107,7 @@ flips("column", "One bit of a column's values.", lambda r: r.columns)
 flips("padding", "One bit between the buffers.", lambda r: r.padding)
 
 
-@kind
+@fault
 def flip_header(case: Case) -> None:
     """One bit of the JSON header."""
     data, text = case.path.read_bytes(), json.dumps(case.file().header).encode()
@@ -124,25 +124,25 @@ def overwrite_words(case: Case, span: tuple[int, int], width: int, count: int) -
     case.path.write_bytes(data)
 
 
-@kind
+@fault
 def hostile_batch_words(case: Case) -> None:
     """Huge or negative 64-bit numbers in what describes the batch: rows, buffer offsets and lengths."""
     overwrite_words(case, case.file().regions().batch, 8, case.rng.randint(1, 3))
 
 
-@kind
+@fault
 def hostile_batch_offsets(case: Case) -> None:
     """Huge or negative 32-bit numbers in what describes the batch: vector lengths and table offsets."""
     overwrite_words(case, case.file().regions().batch, 4, 1)
 
 
-@kind
+@fault
 def hostile_footer_words(case: Case) -> None:
     """Huge or negative 32-bit numbers in the footer."""
     overwrite_words(case, case.file().regions().footer, 4, case.rng.randint(1, 2))
 
 
-@kind
+@fault
 def footer_length(case: Case) -> None:
     """A wrong length of the footer."""
     data = bytearray(case.path.read_bytes())
@@ -151,7 +151,7 @@ def footer_length(case: Case) -> None:
     case.path.write_bytes(data)
 
 
-@kind
+@fault
 def block_of_footer(case: Case) -> None:
     """The footer points to another place, or to a batch of another size."""
     file = case.file()

@@ -1,4 +1,4 @@
-"""Something else where an episode, the marker, the manifest, a pack or the quarantine belongs."""
+"""Something else where an episode, the marker, the manifest or the quarantine belongs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs.chaos.case import Case, kind
+from jobs.chaos.case import Case, fault
 from jobs.chaos.damage_bytes import flip
 
 # ---------------------------------------------------------------- something else where an episode belongs
@@ -61,14 +61,14 @@ def put_something(case: Case, path: Path) -> None:
         path.symlink_to(outside)
 
 
-@kind
+@fault
 def something_else(case: Case) -> None:
     """A text, a directory, a link, a FIFO, a socket, a device, a huge or empty file under the name of an episode."""
     case.path.unlink()
     put_something(case, case.path)
 
 
-@kind
+@fault
 def another_episode(case: Case) -> None:
     """The file of another episode under this name: a copy or a link."""
     other = case.rng.choice(sorted(path for path in (case.root / "episodes").rglob("*.arrow") if path != case.path))
@@ -76,7 +76,7 @@ def another_episode(case: Case) -> None:
     case.rng.choice((shutil.copy, os.link, os.symlink))(other, case.path)
 
 
-@kind
+@fault
 def in_another_folder(case: Case) -> None:
     """A copy of an episode in a folder where it does not belong."""
     folder = case.root / "episodes" / case.rng.choice(("demo-Lift/zz", "other/00", case.path.parent.parent.name + "/0"))
@@ -85,7 +85,7 @@ def in_another_folder(case: Case) -> None:
     case.foreign.append(f"{folder.relative_to(case.root)}/{case.path.name}")
 
 
-@kind
+@fault
 def foreign_file(case: Case) -> None:
     """Something that is no episode among the episodes, at any level."""
     folder = case.rng.choice((case.path.parent, case.path.parent, case.path.parent.parent, case.root / "episodes"))
@@ -98,7 +98,7 @@ def foreign_file(case: Case) -> None:
     case.foreign.append(name)
 
 
-@kind
+@fault
 def foreign_name(case: Case) -> None:
     """A file whose name is too long to be moved elsewhere under a longer one, or is not text."""
     names = (b"n" * 249 + b".arrow", b"a" * 255, b"\xff\xfe.arrow", b"\xe2\x80\xae.arrow", b"demo-\xff-00000001-a0-00000000.arrow")
@@ -108,7 +108,7 @@ def foreign_name(case: Case) -> None:
     case.foreign.append(os.fsdecode(name))
 
 
-@kind
+@fault
 def damage_and_full_quarantine(case: Case) -> None:
     """A torn file, and a file where the quarantine directory belongs: the warning in the log has to name it."""
     os.truncate(case.path, 1000)
@@ -120,7 +120,7 @@ def damage_and_full_quarantine(case: Case) -> None:
 # ---------------------------------------------------------------- what is not an episode
 
 
-@kind
+@fault
 def quarantine_log(case: Case) -> None:
     """A quarantine log that is not what it should be, and a torn episode to be added to it."""
     folder = case.root / "quarantine"
@@ -130,7 +130,7 @@ def quarantine_log(case: Case) -> None:
     os.truncate(case.path, 1000)
 
 
-@kind
+@fault
 def marker(case: Case) -> None:
     """The store's marker is torn, foreign, of another version, or no file."""
     case.about = "marker"
@@ -150,12 +150,12 @@ def auxiliary(case: Case) -> list[Path]:
     found = []
     for path in sorted(case.root.rglob("*")):
         top = path.relative_to(case.root).parts[0]
-        if path.is_file() and top not in ("episodes", "packs", "quarantine", "store.json"):
+        if path.is_file() and top not in ("episodes", "quarantine", "store.json"):
             found.append(path)
     return found
 
 
-@kind
+@fault
 def manifest_bytes(case: Case) -> None:
     """A bit of a file that is not an episode (manifest, removals), or its end, is gone."""
     case.about = "cache"
@@ -168,7 +168,7 @@ def manifest_bytes(case: Case) -> None:
         case.path = path
 
 
-@kind
+@fault
 def manifest_replaced(case: Case) -> None:
     """Something else where a file that is not an episode (manifest, removals) belongs."""
     case.about = "cache"
@@ -178,7 +178,7 @@ def manifest_replaced(case: Case) -> None:
         case.path = path
 
 
-@kind
+@fault
 def manifest_lies(case: Case) -> None:
     """The manifest of another store, or of this one before some of its episodes were there or gone."""
     case.about = "cache"
@@ -195,26 +195,14 @@ def manifest_lies(case: Case) -> None:
         case.path = path
 
 
-@kind
+@fault
 def removals_hostile(case: Case) -> None:
     """A record of removals with lines that are none."""
     case.about = "cache"
     folder = case.root / "removed"
     if folder.is_dir():
         texts = (b"3", b"null", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"name": 3}', b'{"name": "x", "kind": "evicted"}', b'{"kind": []}')
-        packs = (b'{"name": ["a"], "kind": "evicted", "pack": {}}', b'{"name": "x-1-2-3", "kind": "damaged", "pack": []}')
-        line = case.rng.choice((*texts, *packs))
+        others = (b'{"name": ["a"], "kind": "evicted", "success": {}}', b'{"name": "x-1-2-3", "kind": "damaged", "length": []}')
+        line = case.rng.choice((*texts, *others))
         case.path = folder / f"{case.rng.randrange(10**18)}-x.jsonl"
         case.path.write_bytes(line + b"\n")
-
-
-@kind
-def pack_foreign(case: Case) -> None:
-    """Something that is no pack among the packs."""
-    folder = case.root / "packs"
-    folder.mkdir(exist_ok=True)
-    case.path = folder / case.rng.choice(("x.arrow", "notes.txt", "1-2.arrow"))
-    put_something(case, case.path)
-    case.about = "cache"
-    if not case.path.is_dir():  # a directory without files is harmless
-        case.foreign.append(case.path.name)

@@ -15,7 +15,6 @@ import pyarrow as pa
 from cosmos_ray.replay.format.schema import CRC_FIELD, HEADER_FIELD, STATE_COLUMNS, STEP_COLUMNS, VERSION_FIELD
 
 NUMBERS = (*STATE_COLUMNS, *STEP_COLUMNS)  # the columns of a training window that are not frames
-ORDERED_FIELDS = ("frame_ranges", "frame_steps")  # how a header says which steps have frames, by version
 
 
 @dataclass
@@ -108,9 +107,8 @@ class EpisodeFile:
         old = self.batch.column(f"frame/{camera}")
         buffers = [old.buffers()[0], pa.py_buffer(np.ascontiguousarray(offsets, np.int64)), pa.py_buffer(data)]
         self.replace_column(f"frame/{camera}", pa.Array.from_buffers(pa.large_binary(), len(old), buffers))
-        if self.batch.schema.get_field_index(f"frame_crc/{camera}") >= 0:
-            crcs = [zlib.crc32(data[a:b]) if b > a else 0 for a, b in zip(offsets, offsets[1:], strict=False)]
-            self.replace_column(f"frame_crc/{camera}", pa.array(np.array(crcs, np.uint32)))
+        crcs = [zlib.crc32(data[a:b]) if b > a else 0 for a, b in zip(offsets, offsets[1:], strict=False)]
+        self.replace_column(f"frame_crc/{camera}", pa.array(np.array(crcs, np.uint32)))
 
     def write_offsets(self, camera: str, offsets: np.ndarray) -> None:
         """Write the file with these frame offsets (T + 2,) of ``camera``, and the checksum that fits them: Arrow itself refuses to
@@ -128,8 +126,6 @@ class EpisodeFile:
     def _frames_crc(self, name: str, offsets: np.ndarray, data: np.ndarray) -> int:
         with np.errstate(over="ignore"):
             relative = offsets - offsets[0]
-        if self.version == b"1":
-            return zlib.crc32(data[offsets[0] : offsets[-1]], zlib.crc32(relative))
         return zlib.crc32(self.batch.column(name.replace("frame/", "frame_crc/")).to_numpy(), zlib.crc32(relative))
 
     def _span(self, buffer: pa.Buffer) -> tuple[int, int]:

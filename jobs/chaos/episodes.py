@@ -11,11 +11,11 @@ import pyarrow as pa
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore, WindowBatch, WindowSampler
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.format.episode import TRAINED
 
 CAMERAS = ("wrist", "front")
 TASKS = ("Lift", "Stack")
 CHUNK = 4
-STRATA = ("demo", "success", "failure")
 
 pa.array(np.zeros(1))  # imports what Arrow imports on first use, pandas among it, here and not in every process
 
@@ -111,13 +111,13 @@ def open_sampler(store: ReplayStore, seed: int) -> WindowSampler:
 
 
 def draw_and_check(sampler: WindowSampler, rows: int) -> str:
-    """Draw ``rows`` windows of every stratum that has some; the first wrong one, or "". StoreError as the sampler raises it."""
-    for stratum in STRATA:
-        if sampler.counts()[stratum].windows:
+    """Draw ``rows`` windows of every class that has some; the first wrong one, or "". StoreError as the sampler raises it."""
+    for name in TRAINED:
+        if sampler.counts()[name].windows:
             try:
-                batch = sampler.draw(rows, stratum)
+                batch = sampler.draw(rows, name)
             except StoreError:
-                if not sampler.counts()[stratum].windows:
+                if not sampler.counts()[name].windows:
                     continue  # its last episode turned out to be gone
                 raise
             wrong = batch_difference(batch)

@@ -17,8 +17,7 @@ from pathlib import Path
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
 from cosmos_ray.replay.files.durable import TEMPORARY
-from cosmos_ray.replay.upkeep.compaction import compact
-from cosmos_ray.replay.upkeep.repair import Audit, Repair, repair, verify
+from cosmos_ray.replay.upkeep.repair import Repair, Verification, repair, verify
 from jobs.chaos.child import Child
 from jobs.chaos.episodes import difference, draw_and_check, key_of, make_episode, number_of, open_sampler
 
@@ -26,7 +25,6 @@ from jobs.chaos.episodes import difference, draw_and_check, key_of, make_episode
 #: killed, and answers with what it found wrong, or "".
 OPERATIONS: dict[str, Callable[[ReplayStore], str]] = {
     "save_manifest": lambda store: str(store.save_manifest() or ""),
-    "compact": lambda store: " ".join(compact(store, pack_bytes=1 << 18).damaged),
     "verify": lambda store: problems_of(verify(store)),
     "repair": lambda store: problems_of(repair(store.root)),
     "evict": lambda store: store.evict([name for name in store.keys() if expendable(number_of(name))][:5], "chaos") and "",
@@ -41,10 +39,10 @@ def expendable(number: int) -> bool:
     return number % 11 == 5
 
 
-def problems_of(found: Audit | Repair) -> str:
-    """Damage in what verify found or repair did; strays and doubles are what killed processes leave."""
-    problems = found.problems if isinstance(found, Audit) else found.quarantined
-    return "; ".join(f"{p.path} {p.kind}: {p.reason}" for p in problems if p.kind not in ("stray", "doubled"))
+def problems_of(found: Verification | Repair) -> str:
+    """The damage that verify found or repair put away. Killed processes leave strays and files of evicted episodes, which is none."""
+    problems = found.problems if isinstance(found, Verification) else found.quarantined
+    return "; ".join(f"{p.path} {p.fault}: {p.reason}" for p in problems if p.fault not in ("stray", "evicted"))
 
 
 def refuse_unnamed_files() -> None:
@@ -77,9 +75,9 @@ class KillTally:
          "strays not quarantined"), 0)))
     details: list[str] = field(default_factory=list)
 
-    def violation(self, kind: str, detail: str) -> None:
-        self.violations[kind] += 1
-        self.details.append(f"{kind}: {detail}")
+    def violation(self, rule: str, detail: str) -> None:
+        self.violations[rule] += 1
+        self.details.append(f"{rule}: {detail}")
 
     def as_dict(self) -> dict:
         """Plain values for JSON."""
@@ -89,8 +87,8 @@ class KillTally:
 class Slot:
     """The place of one process at a time: what it does next, and when it is killed."""
 
-    def __init__(self, kind: str, number: int) -> None:
-        self.kind, self.number = kind, number
+    def __init__(self, role: str, number: int) -> None:
+        self.role, self.number = role, number
         self.position = 0  # writers: index of the next episode in their sequence
         self.furthest = 0  # writers: how many of the sequence were acknowledged, also before they were set back
         self.child: Child | None = None
@@ -100,8 +98,8 @@ class Slot:
 
     def plan(self, rng: random.Random) -> None:
         """Choose the instant of the kill: a pause after the n-th report, or after the start."""
-        self.reports = rng.choice((0, *range(1, REPORTS[self.kind] + 1)))
-        self.pause = rng.uniform(0, PAUSES[self.kind])
+        self.reports = rng.choice((0, *range(1, REPORTS[self.role] + 1)))
+        self.pause = rng.uniform(0, PAUSES[self.role])
         self.kill_at = None
         self.heard(0)
 
@@ -120,9 +118,9 @@ class KillRun:
         self.tally = KillTally()
         self.new: Counter[int] = Counter()  # episode -> how often it was acknowledged as new
         self.acknowledged: set[int] = set()
-        self.slots = [Slot(kind, i) for kind, n in (("writer", writers + writers % 2), ("reader", readers), ("maintenance", maintenance))
+        self.slots = [Slot(role, i) for role, n in (("writer", writers + writers % 2), ("reader", readers), ("maintenance", maintenance))
                       for i in range(n)]
-        self.writers = [slot for slot in self.slots if slot.kind == "writer"]
+        self.writers = [slot for slot in self.slots if slot.role == "writer"]
         ReplayStore(root)
 
     def run(self, kills: int) -> KillTally:
@@ -158,17 +156,17 @@ class KillRun:
 
     def _start(self, slot: Slot) -> None:
         seed = self.rng.getrandbits(32)
-        if slot.kind == "writer":
+        if slot.role == "writer":
             # Half of the time beside its partner, over what both have offered: they race for keys, and repeat old commits.
             partner = self.writers[slot.number ^ 1]
             start = min(slot.position, partner.position) if self.rng.random() < 0.5 else slot.position
             slot.position = start
             work = self._writer(slot, start, None)
-        elif slot.kind == "reader":
+        elif slot.role == "reader":
             work = self._reader(seed)
         else:
             work = self._maintenance(seed)
-        self.tally.starts[slot.kind] += 1
+        self.tally.starts[slot.role] += 1
         self._fork(slot, work)
         slot.plan(self.rng)
 
@@ -225,7 +223,7 @@ class KillRun:
                 store = ReplayStore(self.root, create=False)
                 store.refresh()
                 say("did refresh")
-                for name in ("compact", *rng.sample(sorted(OPERATIONS), 2)):
+                for name in ("save_manifest", *rng.sample(sorted(OPERATIONS), 2)):
                     wrong = OPERATIONS[name](store)
                     say(f"wrong {name}: {wrong}" if wrong else f"did {name}")
 
@@ -266,13 +264,13 @@ class KillRun:
     def _kill(self, slot: Slot) -> None:
         if slot.child.kill():
             self._take(slot)
-            self.tally.kills[slot.kind] += 1
+            self.tally.kills[slot.role] += 1
         else:
             self._crashed(slot)
 
     def _crashed(self, slot: Slot) -> None:
         self._take(slot)
-        self.tally.violation("crashes", f"{slot.kind} ended by itself: {slot.child.error()}")
+        self.tally.violation("crashes", f"{slot.role} ended by itself: {slot.child.error()}")
 
     def _finish(self) -> None:
         """Let every writer offer what its partner has offered and it has not, undisturbed."""

@@ -2,7 +2,7 @@
 
     python jobs/chaos/replay.py --kills 500 --corruptions 200 --seed 0
     python jobs/chaos/replay.py --only flip_jpeg --seed 17        # repeat one corruption of an earlier run
-    python jobs/chaos/replay.py --list                            # the kinds of corruption
+    python jobs/chaos/replay.py --list                            # the faults
 
 Prints a tally; the exit status is 1 if anything was lost, doubled, torn, wrong, or crashed, or if a damaged file was not named.
 """
@@ -19,13 +19,13 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 
 import cv2  # noqa: E402
 
-from jobs.chaos.case import KINDS  # noqa: E402
+from jobs.chaos.case import FAULTS  # noqa: E402
 from jobs.chaos.corruptions import CorruptionRun, CorruptionTally, scratch_directory  # noqa: E402
 from jobs.chaos.kills import KillRun, KillTally  # noqa: E402
 
 
 def print_kills(tally: KillTally) -> None:
-    kills = ", ".join(f"{count} of {kind}" for kind, count in sorted(tally.kills.items()))
+    kills = ", ".join(f"{count} of {role}" for role, count in sorted(tally.kills.items()))
     print(f"\nKILLS  {sum(tally.kills.values())} by SIGKILL ({kills}) in {tally.seconds:.0f} s")
     print(f"  processes started             {sum(tally.starts.values())}")
     print(f"  commits acknowledged          {tally.commits}, of {tally.acknowledged} episodes")
@@ -40,12 +40,12 @@ def print_kills(tally: KillTally) -> None:
 
 
 def print_corruptions(tally: CorruptionTally) -> None:
-    print(f"\nCORRUPTIONS  {tally.cases} of {tally.kinds} kinds in {tally.seconds:.0f} s")
+    print(f"\nCORRUPTIONS  {tally.cases} of {tally.faults} faults in {tally.seconds:.0f} s")
     print(f"  named by file                 {tally.named}")
     print(f"  harmless, content identical   {tally.harmless}")
     print(f"  violations                    {len(tally.failures)}{'' if not tally.failures else '   <- must be 0'}")
     for failure in tally.failures:
-        print(f"    --only {failure.kind} --seed {failure.seed}  ({failure.file})")
+        print(f"    --only {failure.fault} --seed {failure.seed}  ({failure.file})")
         for problem in failure.problems:
             print("      " + problem.replace("\n", "\n        "))
 
@@ -55,13 +55,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=None, help="of writers and readers together (500; 0 with --only)")
     parser.add_argument("--corruptions", type=int, default=None, help="(200; 1 with --only)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=sorted(KINDS), metavar="KIND", help="corruptions of this kind alone")
+    parser.add_argument("--only", choices=sorted(FAULTS), metavar="FAULT", help="corruptions by this fault alone")
     parser.add_argument("--directory", help="where to make the stores (a temporary directory; in memory for the corruptions)")
     parser.add_argument("--json", help="file for the tally")
-    parser.add_argument("--list", action="store_true", help="print the kinds of corruption")
+    parser.add_argument("--list", action="store_true", help="print the faults")
     arguments = parser.parse_args()
     if arguments.list:
-        print("\n".join(f"{name:<28} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in sorted(KINDS.items())))
+        print("\n".join(f"{name:<28} {(fault.__doc__ or '').splitlines()[0]}" for name, fault in sorted(FAULTS.items())))
         return 0
     kills = arguments.kills if arguments.kills is not None else 0 if arguments.only else 500
     corruptions = arguments.corruptions if arguments.corruptions is not None else 1 if arguments.only else 200

@@ -19,6 +19,7 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.sampling.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
 
@@ -123,7 +124,7 @@ def _success(file: Path, said: object) -> bool:
     return claims.pop()
 
 
-def _write(file: Path, view, frames: list[list[bytes]]) -> None:
+def _write(file: Path, view: EpisodeView, frames: list[list[bytes]]) -> None:
     cameras = [c for c in view.cameras if not third_person(c)][:1], [c for c in view.cameras if third_person(c)][: len(THIRD_PERSON)]
     names = {**{c: "wrist" for c in cameras[0]}, **dict(zip(cameras[1], THIRD_PERSON, strict=False))}
     with h5py.File(file, "w") as target:

@@ -1,4 +1,4 @@
-"""What came of an import or an export."""
+"""The result of an import or an export, and what exports share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def whole_episodes(
 ) -> Iterator[tuple[EpisodeView, list[list[bytes]]]]:  # fmt: skip
     """Each episode with the JPEGs ``[step][camera]`` of all its ``T + 1`` states, made by ``render`` where they are not stored.
 
-    What cannot be had whole is added to ``skipped``.
+    An episode of which frames are missing is added to ``skipped``.
     """
     todo = list(summaries)
     for number, summary in enumerate(todo):
@@ -58,8 +58,8 @@ def _all_frames(view: EpisodeView, render: Render | None) -> list[list[bytes]]:
     missing = [step for step in range(view.length + 1) if step not in stored]
     if missing and render is None:
         raise StoreError(f"frames are stored at {len(stored)} of {view.length + 1} steps, the format needs all: render them")
-    made = render(view, missing) if missing else {}
-    return [made[t] if t in made else [view.frame(camera, t).tobytes() for camera in view.cameras] for t in range(view.length + 1)]
+    made = render(view, missing) if missing and render is not None else {}
+    return [made[t] if t in made else [view.stored_frame(camera, t).tobytes() for camera in view.cameras] for t in range(view.length + 1)]
 
 
 @contextmanager

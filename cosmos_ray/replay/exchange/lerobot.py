@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -70,6 +70,15 @@ def export_lerobot(
     return Exchanged(len(writer.episodes), 0, tuple(skipped))
 
 
+class _Layout(NamedTuple):
+    """What all episodes of a dataset have in common."""
+
+    pixels: dict[str, tuple[int, ...]]  # feature -> (height, width, channels)
+    state: int  # numbers
+    action: int  # numbers
+    fps: int
+
+
 class _Writer:
     """The files of a dataset while it grows."""
 
@@ -80,7 +89,7 @@ class _Writer:
         self.rows = 0  # in all files
         self._file_rows = 0
         self._file = 0
-        self._layout: tuple | None = None
+        self._first: _Layout | None = None
         self._table: pq.ParquetWriter | None = None
         self._videos: dict[str, tuple[Any, Any]] = {}  # feature -> open container and stream
 
@@ -91,10 +100,10 @@ class _Writer:
         pixels = {key: column[0].shape for key, column in pictures.items()}
         if any(picture.shape != pixels[key] for key, column in pictures.items() for picture in column):
             raise StoreError("its pictures are of several sizes")
-        layout = (pixels, view.column("proprio").shape[1], view.column("action").shape[1], self._rate(view))
-        self._layout = self._layout or layout
-        if layout != self._layout:
-            raise StoreError(f"its pictures, sizes and rate {layout} differ from the first episode's {self._layout}")
+        layout = _Layout(pixels, view.column("proprio").shape[1], view.column("action").shape[1], self._rate(view))
+        self._first = self._first or layout
+        if layout != self._first:
+            raise StoreError(f"its pictures, sizes and rate {tuple(layout)} differ from the first episode's {tuple(self._first)}")
         if self.frames != "image" and any(size % 2 for shape in pixels.values() for size in shape[:2]):
             raise StoreError(f"videos need pictures of even height and width, not {list(pixels.values())}: export with frames 'image'")
         if self._file_rows and self._file_rows + view.length > ROWS_PER_FILE:
@@ -110,6 +119,12 @@ class _Writer:
                 self._write_video(key, frames)
         self._note(view, list(images), stats)
 
+    @property
+    def _layout(self) -> _Layout:
+        if self._first is None:
+            raise StoreError("a dataset without episodes has no layout")
+        return self._first
+
     def _rate(self, view: EpisodeView) -> int:
         fingerprint = view.header["info"].get("fingerprint") or {}
         return self.fps or int(float(fingerprint.get("control_freq", 20)))
@@ -124,7 +139,7 @@ class _Writer:
             "observation.state": view.column("proprio")[:-1], "action": view.column("action"), "label": view.column("label"),
             "next.reward": view.column("reward"), "next.done": last, "next.success": last & summary.success,
             "return": np.full(steps, summary.episode_return, np.float32), "value": value_targets(steps, summary.score, self.gamma)[:-1],
-            "policy_version": view.column("policy_version"), "timestamp": (at / self._layout[3]).astype(np.float32),
+            "policy_version": view.column("policy_version"), "timestamp": (at / self._layout.fps).astype(np.float32),
             "frame_index": at.astype(np.int64), "episode_index": np.full(steps, len(self.episodes), np.int64),
             "index": (self.rows + at).astype(np.int64), "task_index": np.full(steps, task, np.int64),
         }  # fmt: skip
@@ -142,7 +157,8 @@ class _Writer:
     def _write_video(self, key: str, frames: np.ndarray) -> None:
         if key not in self._videos:
             codec, options = CODECS[self.frames]
-            self._videos[key] = open_video(self._path(_VIDEO, video_key=key), codec, self._layout[3], frames.shape[1:3], options)
+            size = frames.shape[1], frames.shape[2]
+            self._videos[key] = open_video(self._path(_VIDEO, video_key=key), codec, self._layout.fps, size, options)
         container, stream = self._videos[key]
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
@@ -161,8 +177,8 @@ class _Writer:
         if self.frames != "image":
             for key in images:
                 row |= {f"videos/{key}/chunk_index": chunk, f"videos/{key}/file_index": file,
-                        f"videos/{key}/from_timestamp": self._file_rows / self._layout[3],
-                        f"videos/{key}/to_timestamp": (self._file_rows + steps) / self._layout[3]}  # fmt: skip
+                        f"videos/{key}/from_timestamp": self._file_rows / self._layout.fps,
+                        f"videos/{key}/to_timestamp": (self._file_rows + steps) / self._layout.fps}  # fmt: skip
         row |= {f"stats/{name}/{what}": value for name, values in stats.items() for what, value in values.items()}
         self.episodes.append(row)
         self.rows += steps
@@ -181,21 +197,21 @@ class _Writer:
         """Close, and write what describes the dataset."""
         self.close()
         pixels, state, action, fps = self._layout
-        kind = "image" if self.frames == "image" else "video"
+        dtype = "image" if self.frames == "image" else "video"
         names = ["height", "width", "channels"]
-        features: dict[str, dict] = {key: {"dtype": kind, "shape": list(shape), "names": names} for key, shape in pixels.items()}
-        if kind == "video":
+        features: dict[str, dict] = {key: {"dtype": dtype, "shape": list(shape), "names": names} for key, shape in pixels.items()}
+        if dtype == "video":
             for key, shape in pixels.items():
                 features[key]["info"] = {
                     "video.height": shape[0], "video.width": shape[1], "video.codec": self.frames, "video.pix_fmt": "yuv420p",
                     "video.is_depth_map": False, "video.fps": fps, "video.channels": 3, "has_audio": False,
                 }  # fmt: skip
         features |= {"observation.state": _vector(state), "action": _vector(action), "label": _vector(action)}
-        features |= {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in _SCALARS.items()}
+        features |= {name: {"dtype": scalar, "shape": [1], "names": None} for name, scalar in _SCALARS.items()}
         info = {
             "codebase_version": "v3.0", "robot_type": robot, "total_episodes": len(self.episodes), "total_frames": self.rows,
             "total_tasks": len(self.tasks), "chunks_size": CHUNK, "data_files_size_in_mb": 100, "video_files_size_in_mb": 500, "fps": fps,
-            "splits": {"train": f"0:{len(self.episodes)}"}, "data_path": _DATA, "video_path": _VIDEO if kind == "video" else None,
+            "splits": {"train": f"0:{len(self.episodes)}"}, "data_path": _DATA, "video_path": _VIDEO if dtype == "video" else None,
             "features": features,
         }  # fmt: skip
         meta = self.folder / "meta"
@@ -251,8 +267,8 @@ def _all_statistics(episodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
     names = sorted({key.split("/")[1] for key in episodes[0] if key.startswith("stats/")})
     out = {}
     for name in names:
-        kinds = ("min", "max", "mean", "std", "count", *QUANTILES)
-        column = {what: np.array([e[f"stats/{name}/{what}"] for e in episodes]) for what in kinds}
+        column = {what: np.array([e[f"stats/{name}/{what}"] for e in episodes])
+                  for what in ("min", "max", "mean", "std", "count", *QUANTILES)}
         shape = (-1, *[1] * (column["mean"].ndim - 1))
         weight = (column["count"] / column["count"].sum()).reshape(shape)
         mean = (column["mean"] * weight).sum(0)

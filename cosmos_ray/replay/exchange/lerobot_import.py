@@ -89,14 +89,15 @@ class _Dataset:
             rewards = _matrix(table, "next.reward", length)[:, 0]
         rewards, last = rewards[:steps].copy(), rewards[steps]
         rewards[-1] += last
-        kind = source or (row.get("source") if row.get("source") in SOURCES else "demo")
-        versions = np.full(steps, -1 if kind == "demo" else 0)
+        said = row.get("source")
+        source = source or (said if said in SOURCES else None) or "demo"
+        versions = np.full(steps, -1 if source == "demo" else 0)
         if "policy_version" in self.columns:
             versions = _matrix(table, "policy_version", length, np.int64)[:steps, 0]
         text = " ".join(map(str, row["tasks"]))
         begin = hashlib.sha256(state.tobytes() + action.tobytes()).hexdigest()[:16]
         return Episode(
-            key=EpisodeKey(f"import:{self.folder.name}", text, kind, int(row["episode_index"]), initial_state=begin),
+            key=EpisodeKey(f"import:{self.folder.name}", text, source, int(row["episode_index"]), initial_state=begin),
             instruction=text, cameras=tuple(frames), success=success, episode_return=float(rewards.sum()), timed_out=not success,
             invalid="", policy_version=int(versions[0]), actions=action[:steps],
             labels=_matrix(table, "label", length)[:steps] if "label" in self.columns else action[:steps], rewards=rewards,
@@ -133,9 +134,12 @@ def _decoded(path: Path, begin: float, fps: float, length: int) -> list[np.ndarr
         stream = container.streams.video[0]
         if not 0 < stream.width * stream.height <= MOST_PIXELS:
             raise StoreError(f"{path} has pictures of {stream.width}x{stream.height} pixels, at most {MOST_PIXELS} are read")
-        container.seek(max(0, int(begin / stream.time_base)), stream=stream, backward=True)
+        tick = stream.time_base
+        if not tick:
+            raise StoreError(f"{path} does not say when its pictures are shown")
+        container.seek(max(0, int(begin / tick)), stream=stream, backward=True)
         for frame in container.decode(stream):
-            at = round((float(frame.pts * stream.time_base) - begin) * fps)
+            at = round((float((frame.pts or 0) * tick) - begin) * fps)
             if at == len(pictures):
                 pictures.append(frame.to_ndarray(format="rgb24"))
             elif at > len(pictures):

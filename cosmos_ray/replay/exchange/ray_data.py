@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.parquet import episode_row, step_table
 from cosmos_ray.replay.format.episode import EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.uri import without_credentials
 
 if TYPE_CHECKING:
     import ray.data
@@ -41,16 +41,15 @@ def read_episodes(
         summaries = store.refresh()
     names = [summary.name for summary in summaries]
     if not names:
-        raise StoreError(f"{without_credentials(str(root))} has no episode to read")
+        raise StoreError(f"{root} has no episode to read")
     groups = [{"names": names[i : i + per_task]} for i in range(0, len(names), per_task)]
     dataset = ray.data.from_items(groups, override_num_blocks=len(groups))
-    return dataset.map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs={"root": str(root), "rows": rows})
+    return dataset.map_batches(partial(_read, root=str(root), rows=rows), batch_size=1, batch_format="pyarrow")
 
 
 def _read(batch: pa.Table, root: str, rows: str) -> pa.Table:
     """The episodes of one group, in a Ray task."""
     store = ReplayStore(root, create=False)
-    store.look_for_packs()
     tables = []
     for name in (name for group in batch["names"].to_pylist() for name in group):
         try:

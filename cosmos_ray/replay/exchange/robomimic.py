@@ -152,7 +152,8 @@ def _frames(observed: h5py.Group, flip: bool, rows: int) -> dict[str, list[bytes
     ordered = sorted(cameras, key=lambda camera: (third_person(camera), camera))
     if not ordered:
         raise StoreError(f"{observed.name} has no pictures (datasets named ..._rgb or ..._image)")
-    return {camera: hdf5.images(observed, cameras[camera], flip, rows) for camera in ordered}
+    read = ((camera, hdf5.images(observed, cameras[camera], flip, rows)) for camera in ordered)
+    return {camera: jpegs for camera, jpegs in read if jpegs is not None}
 
 
 def _proprio(demo: h5py.Group, observed: h5py.Group) -> np.ndarray:

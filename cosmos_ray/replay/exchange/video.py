@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_native_id
-from typing import Any
+from typing import Any, cast
 
 import av
 from av.container import OutputContainer
@@ -20,7 +20,7 @@ def open_video(
     """A new mp4 file and its open encoder, for frames of ``shape`` (height, width) in RGB at ``rate`` per second."""
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes its settings to the terminal otherwise
     container = av.open(str(path), "w", format="mp4")
-    stream = container.add_stream(codec, rate=rate, options=options)
+    stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=options))
     stream.height, stream.width = shape
     stream.pix_fmt = "yuv420p"
     with _same_scheduling():

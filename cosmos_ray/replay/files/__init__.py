@@ -1,1 +1,1 @@
-"""Where bytes lie: directories and object stores, durable writes, quarantine."""
+"""Files of a store: directories and object stores, durable writes, quarantine."""

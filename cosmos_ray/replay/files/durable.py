@@ -45,9 +45,9 @@ def explained(action: str, path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno, error.strerror or str(error).partition("\n")[0])
-        kind = StoreUnavailable if error.errno in _PASSING else StoreError
-        raise kind(f"cannot {action} {path}: {advice}") from error
+        advice = _ADVICE.get(error.errno or 0, error.strerror or str(error).partition("\n")[0])
+        raised = StoreUnavailable if error.errno in _PASSING else StoreError
+        raise raised(f"cannot {action} {path}: {advice}") from error
 
 
 def make_directory(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``store.json``: what says that a directory is a replay store, of which version, and which one it is."""
+"""``store.json``, which marks a directory as a replay store and holds its version and id."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cosmos_ray.replay.files.durable import explained
 from cosmos_ray.replay.files.storage import Storage
 
 FILE = "store.json"
-LAYOUT_VERSION = 2  # 1 knew neither packs nor removals
+LAYOUT_VERSION = 2
 
 
 class Marker:
     """The marker of the store in ``storage``, which is made if it is missing and ``create`` says so.
 
-    StoreError if there is none, or of a newer version, or none that can be read.
+    StoreError if there is none, or one of another version, or one that cannot be read.
     """
 
     def __init__(self, storage: Storage, create: bool) -> None:
@@ -29,13 +29,15 @@ class Marker:
         with explained("open", storage.where(FILE)):
             if not storage.exists(FILE):
                 raise StoreError(f"{storage.name} is not a replay store (it has no {FILE}): check the path")
-            version, self.id = self._read()  # the id is "" for a store of version 1
+            version, self.id = self._read()
         if version > LAYOUT_VERSION:
             raise StoreError(f"{storage.name} is a store of version {version}, newer than {LAYOUT_VERSION}: upgrade")
+        if version < LAYOUT_VERSION:
+            raise StoreError(f"{storage.name} is a store of version {version}: this package reads version {LAYOUT_VERSION} only")
 
     def check_present(self) -> None:
-        """StoreUnavailable unless this is still the store that was opened: a mount that vanished leaves an empty directory,
-        and what is written there is under the mount when it comes back."""
+        """StoreUnavailable unless this is still the store that was opened. A vanished mount leaves an empty directory, and the mount
+        would hide files written there when it comes back."""
         if not self.storage.mountable:
             return
         try:
@@ -44,12 +46,6 @@ class Marker:
             same = False
         if not same:
             raise StoreUnavailable(f"the replay store in {self.storage.name} has vanished ({FILE} is gone or another one): mount it again")
-
-    def upgrade(self) -> None:
-        """Before the first pack or removal: older versions of this package, which would miss these, must refuse the store."""
-        self.check_present()
-        if self._read()[0] < LAYOUT_VERSION:
-            self.storage.replace(FILE, self._text(self.id))
 
     def _text(self, name: str) -> bytes:
         return json.dumps({"format": "cosmos_ray replay store", "version": LAYOUT_VERSION, "id": name}).encode()

@@ -1,40 +1,41 @@
-"""A store in an object store: S3, GCS or whatever else ``pyarrow.fs`` opens from a URI.
+"""A store in an object store: an S3 or GCS bucket, through ``obstore``.
 
-Objects appear whole or not at all, but there is no exclusive creation, no directory that changes its stamp and no mapping. So:
+Objects appear whole or not at all, and of several writers that put one name the server lets exactly one create it. But there is no
+directory that changes its stamp, and no mapping. So:
 
-* two writers that commit one key at the same instant both think they are first; they put the same episode under the same name,
-  so it is there once, only the count of "new" ones is one too high;
-* a writer puts a small note ``log/<hour>/<path>`` before the object itself. A reader that has listed everything once lists
-  the notes of the last hours from then on. A note without an object (its writer was killed) is looked up again until it is old.
+* a writer puts a small note ``log/<hour>/<path>`` before the object itself. A reader that has listed everything once lists only the
+  newer notes from then on. A reader looks up a note without an object (its writer was killed) again until the note is old.
   So clocks of writers and readers may differ by an hour, not more;
-* what is read is first copied to a local cache folder, whole, and mapped from there. A copy belongs to one state of its object,
-  as the server names it (its ETag): an object that was replaced is fetched again.
+* a reader first copies an object to a local cache folder, whole, and maps the copy. A copy belongs to one state of its object, as
+  the server names it (its ETag): the reader fetches an object that was replaced again.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
-import re
 import secrets
 import tempfile
 import time
 from calendar import timegm
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote, unquote
 
+import obstore
 import pyarrow as pa
-import pyarrow.fs
+from obstore.exceptions import AlreadyExistsError, BaseError
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.files.bucket import answers, open_bucket
 from cosmos_ray.replay.files.durable import TEMPORARY, make_directory, replace
 from cosmos_ray.replay.files.storage import Listing
-from cosmos_ray.uri import without_credentials
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,7 @@ CACHE_BYTES = 20 << 30
 HOUR = 3600.0
 NOTES_READ_S = 48 * HOUR  # who last looked longer ago lists all episodes instead
 NOTES_KEPT_S = 96 * HOUR
-# What the servers say that no later try changes.
-_FINAL = (
-    (re.compile(r"\b(ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13])\b"), errno.EKEYREJECTED,
-     "the server refuses this access: check the credentials and what they may do there"),
-    (re.compile(r"\bNO_SUCH_BUCKET\b"), errno.ENXIO, "there is no such bucket: make it, or check the URI"),
-)  # fmt: skip
+TAIL = 1 << 16  # bytes at the end of an object that hold the header of an episode, unless that is very long
 
 
 class ObjectStorage:
@@ -61,14 +57,9 @@ class ObjectStorage:
     mapped = mountable = False
 
     def __init__(self, name: str, cache: str | Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
-        shown = without_credentials(name)
-        self.name, self.uri = shown.partition("?")[0].rstrip("/"), name
-        try:
-            self.fs, root = pa.fs.FileSystem.from_uri(_with_single_puts(name))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise StoreError(f"{self.name} cannot be used as a store: {_reason(error, name)}") from None  # its text has the URI
-        self._root = root.rstrip("/")
-        self.cache = _cache_folder(cache) / hashlib.sha256(shown.encode()).hexdigest()[:16]
+        self.name = name.partition("?")[0].rstrip("/")
+        self.client = open_bucket(name)
+        self.cache = _cache_folder(cache) / hashlib.sha256(name.encode()).hexdigest()[:16]
         self.cache_bytes = cache_bytes
         self._copied = cache_bytes  # bytes since the cache was last looked through, which the first copy of a process does
         self._fetched_again: set[str] = set()
@@ -78,14 +69,16 @@ class ObjectStorage:
         return f"{self.name}/{path}"
 
     def publish(self, path: str, write: Callable[[BinaryIO], object], note: bytes = b"") -> bool:
-        if self.exists(path):
-            return False
         sink = pa.BufferOutputStream()
-        write(sink)
-        data, noted = sink.getvalue(), time.time()
+        write(cast(BinaryIO, sink))
+        noted = time.time()
         if note:
             self._put(_note_path(path, noted), note)
-        self._put_new(path, data)
+        try:
+            with answers():
+                self._create(path, memoryview(sink.getvalue()))
+        except FileExistsError:
+            return False
         if note and time.time() - noted > HOUR / 2:  # readers may have stopped to expect it
             self._put(_note_path(path, time.time()), note)
         return True
@@ -94,17 +87,18 @@ class ObjectStorage:
         self._put(path, data)
 
     def open(self, path: str) -> pa.NativeFile:
-        file = self._open(path)  # also tells whether it is still there
-        size, local = file.size(), self._copy(path, _state(file))
-        if not size:
+        meta = self._head(path)  # also tells whether it is still there
+        if not meta["size"]:
             return pa.BufferReader(b"")
+        local = self._copy(path, _state(meta))
         with suppress(OSError):  # a cache that cannot be used costs speed only
             copy = pa.memory_map(str(local))
-            if copy.size() == size:
+            if copy.size() == meta["size"]:
                 with suppress(OSError):
                     os.utime(local)
                 return copy
-        content = self._content(file, path)
+        meta, content = self._get(path)
+        local = self._copy(path, _state(meta))  # it may have been replaced between the two requests
         try:
             self._keep(path, local, content)
             return pa.memory_map(str(local))
@@ -124,28 +118,29 @@ class ObjectStorage:
             copy.unlink(missing_ok=True)
 
     def peek(self, path: str) -> pa.NativeFile:
-        return self._open(path)
+        with suppress(BaseError):  # an empty object has no last bytes
+            return pa.BufferReader(obstore.get(self.client, path, options={"range": {"suffix": TAIL}}).bytes())
+        return self.open(path)
 
     def read(self, path: str) -> bytes:
-        return self._content(self._open(path), path).to_pybytes()
+        return self._get(path)[1].to_pybytes()
 
     def exists(self, path: str) -> bool:
         try:
-            self._open(path)  # one request; asking for the file's info takes another one where it is not there
+            self._head(path)
             return True
         except FileNotFoundError:
             return False
 
     def remove(self, path: str) -> None:
-        with suppress(FileNotFoundError), _answers():
-            self.fs.delete_file(self._full(path))
+        with suppress(FileNotFoundError), answers():
+            obstore.delete(self.client, path)
         self.forget_copy(path)
 
     def move(self, path: str, target: str) -> None:
-        self._open(path)
-        with _answers():
-            self.fs.copy_file(self._full(path), self._full(target))  # the copy is complete before the original goes
-        self.remove(path)
+        with answers():
+            obstore.rename(self.client, path, target)  # the copy is complete before the original goes
+        self.forget_copy(path)
 
     def append(self, path: str, line: str) -> None:
         """Every line is an object of its own: objects cannot grow."""
@@ -161,7 +156,7 @@ class ObjectStorage:
         if folder == "episodes" and now - NOTES_READ_S <= since <= now:
             yield from self._noted(since, state, now)
             return
-        notes = self._notes(now - HOUR, now) if folder == "episodes" else {}  # before listing what they are about
+        notes = self._notes(now - HOUR) if folder == "episodes" else {}  # before listing what they are about
         paths = self._list(folder)
         yield from _tree(folder, paths)
         state.clear()
@@ -170,19 +165,17 @@ class ObjectStorage:
 
     def tidy(self) -> None:
         """Delete the notes that nobody reads any more."""
-        with _answers():
-            hours = self.fs.get_file_info(pa.fs.FileSelector(self._full("log"), allow_not_found=True))
-            for hour in hours:
-                if 0 <= _seconds(hour.base_name) < time.time() - NOTES_KEPT_S:
-                    self.fs.delete_dir(hour.path)
+        old = [file for file in self._list("log") if 0 <= _seconds(file.split("/")[1]) < time.time() - NOTES_KEPT_S]
+        with answers():
+            for first in range(0, len(old), 1000):
+                obstore.delete(self.client, old[first : first + 1000])
 
     # ---------------------------------------------------------------- notes
 
     def _noted(self, since: float, state: dict[str, Any], now: float) -> Iterator[Listing]:
-        """What was noted since the last scan, with an hour's allowance for clocks that are behind. What is noted in an hour to
-        come is read when that has come."""
+        """The notes since the last scan, with an hour's allowance for clocks that are behind."""
         seen = set(state.get("seen", ()))
-        noted = self._notes(since, now)
+        noted = self._notes(since)
         for file, path in noted.items():
             if file in seen:
                 continue
@@ -197,51 +190,37 @@ class ObjectStorage:
         state["hour"] = _hour(now - HOUR)
         state["seen"] = sorted(seen & noted.keys())
 
-    def _notes(self, since: float, now: float) -> dict[str, str]:
-        """The notes of the hours from ``since`` to ``now``, each with the path it is about."""
-        hours = [_hour(since + HOUR * n) for n in range(int(now // HOUR - since // HOUR) + 1)]
-        return {file: unquote(file.rpartition("/")[2]) for hour in hours for file in self._list(f"log/{hour}")}
+    def _notes(self, since: float) -> dict[str, str]:
+        """The notes from the hour ``since`` on, each with the path it is about."""
+        return {file: unquote(file.rpartition("/")[2]) for file in self._list("log", after=f"log/{_hour(since)}")}
 
     # ---------------------------------------------------------------- objects
 
-    def _full(self, path: str) -> str:
-        return f"{self._root}/{path}"
+    def _head(self, path: str) -> ObjectMeta:
+        with answers():
+            return obstore.head(self.client, path)
 
-    def _open(self, path: str) -> pa.NativeFile:
-        """The object, to be read from. FileNotFoundError, OSError."""
-        with _answers():
-            return self.fs.open_input_file(self._full(path))
+    def _get(self, path: str) -> tuple[ObjectMeta, pa.Buffer]:
+        with answers():
+            found = obstore.get(self.client, path)
+            return found.meta, pa.py_buffer(found.bytes())
 
-    def _content(self, file: pa.NativeFile, path: str) -> pa.Buffer:
-        with _answers(), file:
-            size, content = file.size(), file.read_buffer()
-        if content.size != size:
-            raise OSError(f"{content.size} of {size} bytes of {self.where(path)} were received")
-        return content
-
-    def _put(self, path: str, data: Any) -> None:
+    def _put(self, path: str, data: bytes | memoryview) -> None:
         """One object, whole, in the place of what was there."""
-        with _answers():
-            stream = self.fs.open_output_stream(self._full(path))
-            stream.write(data)
-            stream.close()
+        with answers():
+            obstore.put(self.client, path, memoryview(data).cast("B"), use_multipart=False)
 
-    def _put_new(self, path: str, data: Any) -> None:
-        """The same where nothing was. A stream that breaks may be closed, and so become an object, with a part of it."""
+    def _create(self, path: str, data: memoryview) -> None:
+        """One object, whole, where nothing was: the server decides. FileExistsError if the name is taken."""
         try:
-            self._put(path, data)
-        except OSError:
-            with suppress(OSError):
-                if self._open(path).size() != memoryview(data).nbytes:
-                    self.remove(path)
-            raise
+            obstore.put(self.client, path, data.cast("B"), mode="create", use_multipart=False)
+        except AlreadyExistsError as error:
+            raise FileExistsError(path) from error
 
-    def _list(self, folder: str) -> list[str]:
-        """Paths of the objects below ``folder``, sorted."""
-        selector = pa.fs.FileSelector(self._full(folder), recursive=True, allow_not_found=True)
-        with _answers():
-            files = [info.path for info in self.fs.get_file_info(selector) if info.type == pa.fs.FileType.File]
-        return sorted(path[len(self._root) + 1 :] for path in files)
+    def _list(self, folder: str, after: str | None = None) -> list[str]:
+        """Paths of the objects below ``folder`` that sort behind ``after``, sorted."""
+        with answers():
+            return sorted(found["path"] for page in obstore.list(self.client, prefix=folder, offset=after) for found in page)
 
     # ---------------------------------------------------------------- local copies
 
@@ -263,7 +242,7 @@ class ObjectStorage:
             self._trim(local)
 
     def _trim(self, newest: Path) -> None:
-        """Delete the copies that were read longest ago once they hold too much, and what killed processes left."""
+        """Delete the least recently read copies once all together are too large, and the temporary files of killed processes."""
         self._copied, now = 0, time.time()
         files = [(stat, path) for path in self.cache.rglob("*") if path != newest and (stat := _stat(path))]
         copies = sorted((s.st_mtime, s.st_size, p) for s, p in files if not p.name.endswith(TEMPORARY) or now - s.st_mtime > HOUR)
@@ -275,41 +254,8 @@ class ObjectStorage:
             over -= size
 
 
-@contextmanager
-def _answers() -> Iterator[None]:
-    """Give the servers' final answers an error number, which tells them from those that a later try may change."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            for pattern, number, advice in _FINAL:
-                if pattern.search(str(error)):
-                    raise OSError(number, advice) from error
-        raise
-
-
-def _with_single_puts(uri: str) -> str:
-    """Let small objects be put by one request instead of three."""
-    if not uri.startswith("s3:") or "allow_delayed_open" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
-
-
-def _reason(error: Exception, uri: str) -> str:
-    """What is wrong with a URI, without what of it nobody should read."""
-    text = str(error).partition("\n")[0]
-    for hidden in (_with_single_puts(uri), uri):
-        text = text.replace(hidden, without_credentials(hidden))
-    hidden = without_credentials(uri)
-    user = uri[uri.find("://") + 3 : len(uri) - len(hidden[hidden.find("://") + 3 :])]
-    for part in re.split(r"[:@]", user):
-        if part:
-            text = text.replace(part, "...")
-    return text
-
-
 def _cache_folder(given: str | Path | None) -> Path:
-    """StoreError if the default one belongs to somebody else, who could put there what he likes."""
+    """StoreError if the default folder belongs to another user, who could put anything there."""
     if given or (given := os.environ.get(CACHE_VARIABLE)):
         return Path(given)
     folder = Path(tempfile.gettempdir()) / f"cosmos_ray-cache-{os.getuid()}"
@@ -320,15 +266,10 @@ def _cache_folder(given: str | Path | None) -> Path:
     return folder
 
 
-def _state(file: pa.NativeFile) -> str:
+def _state(meta: ObjectMeta) -> str:
     """A name for the state of an object, from what changes whenever it is replaced."""
-    said = {str(_text(k)).lower(): _text(v) for k, v in (file.metadata() or {}).items()}
-    told = [said.get(name, "") for name in ("etag", "generation", "last-modified")]
-    return hashlib.sha256("\n".join([str(file.size()), *told]).encode()).hexdigest()[:16]
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+    told = [str(meta[name]) for name in ("size", "e_tag", "version", "last_modified")]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 def _tree(folder: str, paths: list[str]) -> Iterator[Listing]:

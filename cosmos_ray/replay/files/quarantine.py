@@ -1,4 +1,4 @@
-"""Where files go that cannot be trained on: moved aside with a reason, never deleted."""
+"""The quarantine of damaged and foreign files: moved aside with a reason, never deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Quarantine:
     """``<root>/quarantine``: the moved files and ``log.jsonl``, one line per file.
 
     A line has ``time`` (Unix seconds), ``file`` (path relative to the store), ``reason`` and ``moved_to`` (name in the
-    quarantine directory, empty for an episode of a pack, which stays where it is and is not read any more).
+    quarantine directory).
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -40,16 +40,12 @@ class Quarantine:
             logger.warning("ignoring %s (%s); it cannot be moved to quarantine: %s", where, reason, error)
             return False
         logger.warning("quarantined %s as %s: %s", where, moved_to, reason)
-        self.note(path, reason, moved_to)
-        return True
-
-    def note(self, path: str, reason: str, moved_to: str = "") -> None:
-        """Log what is wrong with ``path``."""
         line = json.dumps({"time": time.time(), "file": path, "reason": reason, "moved_to": moved_to})
         try:
             self.storage.append(LOG, line)
         except OSError as error:
             logger.warning("quarantine log %s cannot be written: %s", self.storage.where(LOG), error)
+        return True
 
     def entries(self) -> list[dict]:
         """Every logged line, oldest first; lines torn by a crash are left out. StoreError if the log cannot be read."""

@@ -1,4 +1,4 @@
-"""Where a store's files lie: the few operations it needs of a directory or of an object store, and the directory."""
+"""The operations that a store needs of a directory or an object store, and their implementation for a directory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 
 from cosmos_ray.replay.files.durable import TEMPORARY, append_line, make_directory, publish_with, replace
+from cosmos_ray.replay.format.schema import DamagedEpisode
 
 # A directory whose last change is younger than this is listed again at the next scan, because a file added within
 # one tick of the clock that stamped it would leave the stamp as it was. Generous, for servers whose clock is off.
 SETTLED_SECONDS = 10.0
+LARGEST = 1 << 40  # bytes of a file that is opened
 ABANDONED_SECONDS = 3600.0  # age at which the temporary file of a replacement must be that of a killed process
 
 
@@ -54,16 +56,16 @@ class Storage(Protocol):
         """Put ``data`` under ``path`` whatever is there, whole or not at all."""
 
     def open(self, path: str) -> pa.NativeFile:
-        """The file for reading in place."""
+        """The file for reading in place. DamagedEpisode if it is larger than any episode."""
 
     def refetch(self, path: str) -> bool:
-        """Fetch anew what is kept of the file on this machine, if it is a copy; whether that was another than the file."""
+        """Fetch this machine's copy of the file again, if there is one. Returns whether the old copy differed from the file."""
 
     def forget_copy(self, path: str) -> None:
-        """Delete what is kept of the file on this machine, if it is a copy."""
+        """Delete this machine's copy of the file, if there is one."""
 
     def peek(self, path: str) -> pa.NativeFile:
-        """The file for reading a little of it."""
+        """The end of the file, or all of it: enough for the header of most episodes."""
 
     def read(self, path: str) -> bytes:
         """The file's content."""
@@ -82,13 +84,13 @@ class Storage(Protocol):
         """The lines of a text file, none if there is no such file."""
 
     def scan(self, folder: str, state: dict[str, Any], stray_seconds: float) -> Iterator[Listing]:
-        """What may have been added below ``folder`` since ``state``, which is brought up to date as the iteration proceeds.
+        """Places below ``folder`` that may hold new files since ``state``. The iteration brings ``state`` up to date.
 
         ``state`` is plain JSON, empty for everything there is.
         """
 
     def tidy(self) -> None:
-        """Delete what :meth:`publish` noted and nobody needs any more."""
+        """Delete old notes of :meth:`publish`."""
 
 
 class LocalStorage:
@@ -117,7 +119,11 @@ class LocalStorage:
                 stray.unlink(missing_ok=True)
 
     def open(self, path: str) -> pa.NativeFile:
-        return pa.memory_map(os.fsencode(self._regular(path)))
+        file = self._regular(path)
+        size = file.stat().st_size
+        if size > LARGEST:  # sparse: mapping it may fail, and that must not look like trouble with the store
+            raise DamagedEpisode(f"{file} has {size} bytes, more than any episode")
+        return pa.memory_map(os.fsencode(file))
 
     peek = open
 
@@ -156,17 +162,20 @@ class LocalStorage:
         try:
             stamp = os.stat(f"{self.name}/{folder}").st_mtime_ns  # before listing: a later change shows as another stamp
             seen = _remembered(state.get(folder))
-            listing, waiting = self._list(folder, stray_seconds) if seen is None or seen[0] != stamp else (None, False)
+            if seen is not None and seen[0] == stamp:
+                folders = seen[1]
+            else:
+                listing, waiting = self._list(folder, stray_seconds)
+                folders = listing.folders
+                yield listing
+                if not waiting and time.time() - stamp / 1e9 > SETTLED_SECONDS:
+                    state[folder] = [stamp, folders]
+                else:
+                    state.pop(folder, None)
         except FileNotFoundError:
             state.pop(folder, None)
             return
-        if listing is not None:
-            yield listing
-            if not waiting and time.time() - stamp / 1e9 > SETTLED_SECONDS:
-                state[folder] = [stamp, listing.folders]
-            else:
-                state.pop(folder, None)
-        for name in listing.folders if listing is not None else seen[1]:
+        for name in folders:
             yield from self.scan(f"{folder}/{name}", state, stray_seconds)
 
     def _regular(self, path: str) -> Path:

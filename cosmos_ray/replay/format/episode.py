@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,6 +14,32 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.codec import encode_cameras
 
 SOURCES = ("demo", "rollout", "eval")
+
+#: What an episode is to training and upkeep: exactly one of these.
+EpisodeClass = Literal["demo", "success", "failure", "evaluation", "invalid"]
+CLASSES: tuple[EpisodeClass, ...] = get_args(EpisodeClass)
+TRAINED: tuple[EpisodeClass, ...] = ("demo", "success", "failure")  # the classes that training windows are drawn from
+
+
+def class_of(source: str, success: bool, invalid: bool) -> EpisodeClass:
+    """The class of an episode; no other code decides it.
+
+    An evaluation is one whatever became of it, because its seeds are held out. Training draws from neither evaluations nor
+    invalid episodes: those whose simulation broke, and demonstrations that did not succeed. The others are demonstrations, and
+    rollouts that succeeded or failed.
+    """
+    if source == "eval":
+        return "evaluation"
+    if invalid or (source == "demo" and not success):
+        return "invalid"
+    if source == "demo":
+        return "demo"
+    return "success" if success else "failure"
+
+
+#: :func:`class_of` for many episodes at once: ``CLASS_NUMBERS[number in SOURCES, success, invalid]`` is the number in ``CLASSES``.
+CLASS_NUMBERS = np.array([[[CLASSES.index(class_of(source, success, invalid)) for invalid in (False, True)] for success in (False, True)]
+                          for source in SOURCES], np.int8)  # fmt: skip
 
 
 def outcome(success: bool, score: float | None) -> float:
@@ -160,8 +186,8 @@ class Episode:
             rewards=trajectory.rewards,
             proprio=trajectory.proprio,
             states=trajectory.states,
-            step_versions=np.full(steps, policy_version) if step_versions is None else step_versions,
-            predicted_values=np.full(steps, np.nan) if predicted_values is None else predicted_values,
+            step_versions=np.full(steps, policy_version) if step_versions is None else np.asarray(step_versions),
+            predicted_values=np.full(steps, np.nan) if predicted_values is None else np.asarray(predicted_values),
             frames={int(step): encode_cameras(images) for step, images in sorted(trajectory.frames.items())},
             info=dict(info or {}),
             score=score,
@@ -200,17 +226,14 @@ class EpisodeSummary:
         return expand_ranges(self.frame_ranges)
 
     @property
-    def stratum(self) -> str:
-        """``demo``, ``success`` or ``failure``, or "" for what is never trained on.
+    def episode_class(self) -> EpisodeClass:
+        """What the episode is to training and upkeep; see :func:`class_of`."""
+        return class_of(self.source, self.success, bool(self.invalid))
 
-        That is: evaluation episodes (their seeds are held out), episodes whose simulation broke, and demonstrations
-        that did not succeed.
-        """
-        if self.invalid or self.source == "eval":
-            return ""
-        if self.source == "demo":
-            return "demo" if self.success else ""
-        return "success" if self.success else "failure"
+    @property
+    def of_policy(self) -> bool:
+        """Whether a policy acted to train from it: neither an evaluation nor an attempt of the scripted expert."""
+        return self.source == "rollout" and self.policy_version >= 0
 
 
 def expand_ranges(ranges: tuple[tuple[int, int, int], ...]) -> np.ndarray:

@@ -20,9 +20,6 @@ episode, as JSON) and ``cosmos_ray.crc32`` (of these two); every later version k
 no checksum, so the header lists one CRC-32 per column and every JPEG has its own: a flipped bit anywhere is found when
 it is read instead of being trained on, and a window is checked without reading the rest of its episode.
 No pickle: any Arrow reader opens these files. ``docs/replay.md`` describes the format for other projects.
-
-Version 1 had no ``frame_crc`` columns (the header's checksum of a frame column covered its data) and listed
-``frame_steps`` one by one; such files are read as before.
 """
 
 from __future__ import annotations
@@ -45,7 +42,6 @@ LONGEST = 10_000_000  # control steps of an episode: a header that claims more i
 VERSION_FIELD = b"cosmos_ray.version"
 HEADER_FIELD = b"cosmos_ray.header"
 CRC_FIELD = b"cosmos_ray.crc32"
-METADATA = (VERSION_FIELD, HEADER_FIELD, CRC_FIELD)
 
 # Column -> Episode attribute. The first two have T + 1 rows, the others T.
 STATE_COLUMNS = {"proprio": "proprio", "state": "states"}
@@ -135,9 +131,11 @@ def encode(episode: Episode, created: float | None = None, scratch: Scratch | No
     if episode.score is not None:
         header["score"] = float(episode.score)
     try:
-        metadata = header_metadata(header)
+        text = json.dumps(header, default=_jsonable).encode()
     except (TypeError, ValueError) as error:
         raise StoreError(f"episode {episode.key.name}: info is not JSON ({error}); store plain values only") from error
+    number = str(VERSION).encode()
+    metadata = {VERSION_FIELD: number, HEADER_FIELD: text, CRC_FIELD: header_crc(number, text)}
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
     return batch.replace_schema_metadata(metadata), header
 
@@ -148,15 +146,8 @@ def write(batch: pa.RecordBatch, sink: Any) -> None:
         writer.write_batch(batch)
 
 
-def header_metadata(header: dict[str, Any], version: int = VERSION) -> dict[bytes, bytes]:
-    """The three metadata entries of a header; TypeError or ValueError if it is not JSON."""
-    text = json.dumps(header, default=_jsonable).encode()
-    number = str(version).encode()
-    return {VERSION_FIELD: number, HEADER_FIELD: text, CRC_FIELD: header_crc(number, text)}
-
-
-def read_header(metadata: dict[bytes, bytes] | None, where: str) -> tuple[int, dict[str, Any]]:
-    """Version and checked header from the metadata entries of the file ``where``. DamagedEpisode or NewerSchema."""
+def read_header(metadata: dict[bytes, bytes] | None, where: str) -> dict[str, Any]:
+    """The checked header from the metadata entries of the file ``where``. DamagedEpisode or NewerSchema."""
     metadata = metadata or {}
     if VERSION_FIELD not in metadata:
         raise DamagedEpisode(f"{where} is an Arrow file but not a cosmos_ray episode")
@@ -170,20 +161,19 @@ def read_header(metadata: dict[bytes, bytes] | None, where: str) -> tuple[int, d
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DamagedEpisode(f"{where} has a header that is not JSON: {type(error).__name__}") from error
-    if version < 1 or not isinstance(header, dict):
+    if version < VERSION or not isinstance(header, dict):
         raise DamagedEpisode(f"{where} has a header of version {version} that does not describe an episode")
-    return version, header
+    return header
 
 
 def summarise(header: dict[str, Any], rows: int | None, size: int, where: str) -> EpisodeSummary:
     """The summary in a header whose record batch has ``rows`` rows (None: not known yet), in a file of ``size`` bytes
     (where the header does not say how many are its own). DamagedEpisode."""
     try:
-        key = EpisodeKey(*(_typed(header, name, kind) for name, kind in _KEY_FIELDS), header.get("initial_state", ""))
-        length = _typed(header, "length", int)
+        key = EpisodeKey(**{name: _typed(header, name, of) for name, of in _KEY_FIELDS.items()})
+        length: int = _typed(header, "length", int)
         if not 1 <= length <= LONGEST or rows not in (length + 1, None):
             raise ValueError(f"{rows} rows for a length of {length}")
-        ranges = header["frame_ranges"] if "frame_ranges" in header else to_ranges(header["frame_steps"])
         return EpisodeSummary(
             key=key,
             name=key.name,
@@ -195,22 +185,23 @@ def summarise(header: dict[str, Any], rows: int | None, size: int, where: str) -
             timed_out=_typed(header, "timed_out", bool),
             invalid=_typed(header, "invalid", str),
             policy_version=_typed(header, "policy_version", int),
-            frame_ranges=checked_ranges(ranges, length),
-            created=float(header.get("created", 0.0)),
+            frame_ranges=checked_ranges(header["frame_ranges"], length),
+            created=float(header["created"]),
             size=_typed({"bytes": size, **header}, "bytes", int),
         )
     except (KeyError, TypeError, ValueError, OverflowError, StoreError) as error:
         raise DamagedEpisode(f"{where} has a header that does not describe an episode: {error!r}") from error
 
 
-_KEY_FIELDS = (("run", str), ("task", str), ("source", str), ("seed", int), ("attempt", int))
+_KEY_FIELDS: dict[str, type] = {"run": str, "task": str, "source": str, "seed": int, "attempt": int, "initial_state": str}
 
 
-def _typed(header: dict[str, Any], name: str, kind: type) -> Any:
+def _typed(header: dict[str, Any], name: str, of: type) -> Any:
     """An entry of the header that must be of this very type (a bool is no int), and fit 64 bits."""
     value = header[name]
-    if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63):
-        raise TypeError(f"{name} is {str(value)[:40]!r}, not {kind.__name__}")
+    too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
+    if type(value) is not of or too_large:
+        raise TypeError(f"{name} is {str(value)[:40]!r}, not {of.__name__}")
     return value
 
 
@@ -233,6 +224,8 @@ def to_ranges(steps: Iterable[int]) -> list[list[int]]:
 
 def checked_ranges(ranges: Any, length: int) -> tuple[tuple[int, int, int], ...]:
     """``ranges`` as tuples; ValueError or TypeError unless they describe ascending steps within ``0..length``."""
+    if not isinstance(ranges, list):
+        raise TypeError("frame ranges must be a list")
     out, after = [], -1
     for start, stop, stride in ranges:
         if not all(type(number) is int for number in (start, stop, stride)):
@@ -268,7 +261,7 @@ def _frame_arrays(images: list[bytes | None], memory: np.ndarray) -> tuple[pa.Ar
     sizes = [len(image) if image is not None else 0 for image in images]
     offsets = np.zeros(len(images) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
-    target = memoryview(memory)
+    target: Any = memory.data
     for start, image in zip(offsets.tolist(), images, strict=False):
         if image is not None:
             target[start : start + len(image)] = image

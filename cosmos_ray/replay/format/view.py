@@ -9,10 +9,10 @@ from cosmos_ray.replay.format.checksum import crc32
 from cosmos_ray.replay.format.episode import Episode, EpisodeSummary
 from cosmos_ray.replay.format.schema import (
     COLUMN_TYPES,
-    METADATA,
     STATE_COLUMNS,
     STEP_COLUMNS,
     VECTORS,
+    VERSION,
     DamagedEpisode,
     frame_buffers,
     offsets_crc,
@@ -48,25 +48,26 @@ class EpisodeView:
             raise DamagedEpisode(f"{where} is not a complete episode file: {error}") from error
 
     @classmethod
-    def of_batch(cls, batch: pa.RecordBatch, metadata: dict[bytes, bytes] | None, size: int, where: str) -> EpisodeView:
-        """The episode in a record batch of a file that holds several. DamagedEpisode or NewerSchema."""
+    def without_footer(cls, data: pa.Buffer, where: str) -> EpisodeView:
+        """The episode in a file whose end is lost: behind its first 8 bytes such a file is a stream of one batch. DamagedEpisode or
+        NewerSchema."""
         view = cls.__new__(cls)
         try:
-            view._take(batch, metadata, size, where)
-        except (pa.ArrowException, ValueError) as error:
+            reader = pa.ipc.open_stream(data.slice(8))
+            view._take(reader.read_next_batch(), reader.schema.metadata, data.size, where)
+        except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
             raise DamagedEpisode(f"{where} is not a complete episode: {error}") from error
         return view
 
     def _take(self, batch: pa.RecordBatch, metadata: dict[bytes, bytes] | None, size: int, where: str) -> None:
         self.path = where
-        self.version, self.header = read_header(metadata, where)
-        self.metadata = {name: metadata[name] for name in METADATA}  # as it is stored
+        self.header = read_header(metadata, where)
         batch.validate()  # buffer sizes against row counts, before any view is made of them
         self.batch = batch
         self.summary: EpisodeSummary = summarise(self.header, batch.num_rows, size, where)
         self.length: int = self.summary.length
         self._columns: dict[str, np.ndarray] = {}  # those that were asked for and checked
-        self._frames: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+        self._frames: dict[str, tuple[list[int], np.ndarray, list[int]]] = {}
         try:
             cameras, self.instruction = self.header["cameras"], self.header["instruction"]
             checksums = self.header["checksums"]
@@ -84,7 +85,7 @@ class EpisodeView:
         for name, of in COLUMN_TYPES.items():
             index = types.get_field_index(name)
             if index < 0:
-                raise DamagedEpisode(f"{self.path} has no column {name}: it does not follow schema version {self.version}")
+                raise DamagedEpisode(f"{self.path} has no column {name}: it does not follow schema version {VERSION}")
             found = types.field(index).type
             if pa.types.is_fixed_size_list(found) != (name in VECTORS) or (found.value_type if name in VECTORS else found) != of:
                 raise DamagedEpisode(f"{self.path}: column {name} is of type {found}")
@@ -119,7 +120,7 @@ class EpisodeView:
         if start == stop:
             return None
         jpeg = data[start:stop]
-        if crcs is not None and crc32(jpeg) != crcs[step]:
+        if crc32(jpeg) != crcs[step]:
             raise DamagedEpisode(f"{self.path}: frame of {camera} at step {step} does not match its checksum")
         return jpeg
 
@@ -129,9 +130,10 @@ class EpisodeView:
             self.column(name)
         for step in map(int, self.summary.frame_steps):
             for camera in self.cameras:
-                self._stored_frame(camera, step)
+                self.stored_frame(camera, step)
 
-    def _stored_frame(self, camera: str, step: int) -> np.ndarray:
+    def stored_frame(self, camera: str, step: int) -> np.ndarray:
+        """As :meth:`frame`, of a step that has frames. DamagedEpisode if this one is missing."""
         jpeg = self.frame(camera, step)
         if jpeg is None:
             raise DamagedEpisode(f"{self.path} has no frame of {camera} at step {step}, its header says it has")
@@ -142,7 +144,7 @@ class EpisodeView:
         summary = self.summary
         frames: dict[int, list[bytes]] = {}
         for step in map(int, summary.frame_steps):
-            frames[step] = [self._stored_frame(camera, step).tobytes() for camera in self.cameras]
+            frames[step] = [self.stored_frame(camera, step).tobytes() for camera in self.cameras]
         columns = {attribute: self.column(name).copy() for name, attribute in {**STATE_COLUMNS, **STEP_COLUMNS}.items()}
         return Episode(
             key=summary.key,
@@ -159,9 +161,8 @@ class EpisodeView:
             **columns,
         )
 
-    def _frame_column(self, camera: str) -> tuple[list[int], np.ndarray, list[int] | None]:
-        """Offsets of the frames of ``camera``, the bytes they point into, and the checksum of each (None in version 1,
-        where the whole column has been checked here)."""
+    def _frame_column(self, camera: str) -> tuple[list[int], np.ndarray, list[int]]:
+        """Offsets of the frames of ``camera``, the bytes they point into, and the checksum of each."""
         name = f"frame/{camera}"
         array = self._array(name)
         if array.type != pa.large_binary():
@@ -172,32 +173,27 @@ class EpisodeView:
             raise DamagedEpisode(f"{self.path}: column {name} cannot be read: {error}") from error
         if len(offsets) != self.length + 2 or offsets[0] < 0 or offsets[-1] > data.size or np.any(np.diff(offsets) < 0):
             raise DamagedEpisode(f"{self.path}: column {name} has offsets outside of its data")
-        crcs = None
-        if self.version == 1:
-            checksum = crc32(data[offsets[0] : offsets[-1]], crc32(offsets - offsets[0]))
-        else:
-            column = self._array(f"frame_crc/{camera}")
-            if column.type != pa.uint32() or column.null_count:
-                raise DamagedEpisode(f"{self.path}: column frame_crc/{camera} is not of checksums")
-            crcs = column.to_numpy()
-            checksum = offsets_crc(offsets, crcs)
-        if checksum != self.header["checksums"].get(name):
+        column = self._array(f"frame_crc/{camera}")
+        if column.type != pa.uint32() or column.null_count:
+            raise DamagedEpisode(f"{self.path}: column frame_crc/{camera} is not of checksums")
+        crcs = column.to_numpy()
+        if offsets_crc(offsets, crcs) != self.header["checksums"].get(name):
             raise DamagedEpisode(f"{self.path}: column {name} does not match its checksum")
         # Lists, because a Python integer out of a list costs a tenth of one out of an array.
-        self._frames[camera] = offsets.tolist(), data, crcs.tolist() if crcs is not None else None
+        self._frames[camera] = offsets.tolist(), data, crcs.tolist()
         return self._frames[camera]
 
     def _array(self, name: str) -> pa.Array:
         index = self.batch.schema.get_field_index(name)
         if index < 0:
-            raise DamagedEpisode(f"{self.path} has no column {name}: it does not follow schema version {self.version}")
+            raise DamagedEpisode(f"{self.path} has no column {name}: it does not follow schema version {VERSION}")
         return self.batch.column(index)
 
 
 def read_summary(file: pa.NativeFile, where: str) -> EpisodeSummary:
     """The summary from the end of an episode's file alone, for files that are far away. DamagedEpisode, NewerSchema, OSError."""
     try:
-        _, header = read_header(pa.ipc.open_file(file).schema.metadata, where)
+        header = read_header(pa.ipc.open_file(file).schema.metadata, where)
         return summarise(header, None, file.size(), where)
     except OSError as error:
         if error.errno is not None:

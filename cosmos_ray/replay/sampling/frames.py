@@ -1,4 +1,4 @@
-"""Decoded frames of the newest episodes, in memory, so that what is drawn most need not be decoded again."""
+"""Decoded frames of the newest episodes in memory, which saves decoding them again."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class HotFrames:
                 block = None
             if block is None and step in steps:
                 block = self._admit(name, created, steps, frames.shape)
-            row = block.rows.get(step) if block else None
-            if row is not None and not block.filled[row]:
+            row = block.rows.get(step) if block is not None else None
+            if block is not None and row is not None and not block.filled[row]:
                 block.frames[row] = frames
                 block.filled[row] = True
 

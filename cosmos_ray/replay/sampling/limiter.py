@@ -82,7 +82,7 @@ class SamplesPerInsert:
 
 
 def steps_stored(store: ReplayStore, names: list[str]) -> int:
-    """Control steps of those of the episodes that were ever committed, evicted ones included."""
+    """Control steps of the named episodes that were ever committed, evicted ones included."""
     rows = [(store.index.row(name), store.evicted(name)) for name in names]
     return sum(int(store.index["length"][row]) if row is not None else gone["length"] if gone else 0 for row, gone in rows)
 

@@ -1,4 +1,4 @@
-"""Batches made ahead of their use in worker threads, in the order and with the randomness as if they were made one by one.
+"""Batches that worker threads make ahead of use, equal to batches made one by one.
 
 JPEG decoding leaves Python's lock, so threads scale with the cores. With ``pin`` the arrays are page-locked memory (through
 torch), from which a GPU copies while it computes: ``torch.from_numpy(batch.images).to("cuda", non_blocking=True)``.
@@ -18,15 +18,15 @@ from cosmos_ray.replay.sampling.sampler import Empty, Source, Unusable
 
 
 class _Ahead(NamedTuple):
-    before: dict[str, Any]  # state of the source before the batch was planned
+    before: dict[str, Any]  # state of the source before it picked the batch
     future: Future
 
 
 class PrefetchLoader:
     """Iterates over the batches of ``source`` for ever, ``depth`` of them being made ahead by ``threads`` threads.
 
-    Changes of the source (new episodes after a refresh, another selection) show after the ``depth`` batches that are planned
-    already; :meth:`restart` plans these anew. An error is raised where the batch would have come, and the next call tries that
+    Changes of the source (new episodes after a refresh, another selection) show after the ``depth`` batches that are picked
+    already; :meth:`restart` picks these anew. An error is raised where the batch would have come, and the next call tries that
     batch again. A source that renders frames draws on the one thread that holds the GL context, which is the loader's then:
     ConfigError if ``threads`` is more than one. ``pin`` needs torch and a GPU, ConfigError where there is none. One thread uses
     a loader, as a context manager or with :meth:`close`; a closed one raises StoreError.
@@ -49,7 +49,7 @@ class PrefetchLoader:
 
     def __next__(self) -> Any:
         while True:
-            self._plan()
+            self._pick_ahead()
             try:
                 batch = self._ahead[0].future.result()
             except Unusable as unusable:
@@ -63,7 +63,7 @@ class PrefetchLoader:
                 return batch
 
     def restart(self) -> None:
-        """Give up the batches that are being made; the next ones are planned from where the last one returned left off."""
+        """Give up the batches that are being made; the next ones are picked from where the last one returned left off."""
         for ahead in self._ahead:
             ahead.future.cancel()
         wait([ahead.future for ahead in self._ahead if not ahead.future.cancelled()])  # nobody may read while the source changes
@@ -88,20 +88,20 @@ class PrefetchLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _plan(self) -> None:
-        """Plan ahead as far as it goes. What cannot be planned is an error once everything before it was returned."""
+    def _pick_ahead(self) -> None:
+        """Pick ahead as far as it goes. A batch that cannot be picked is an error once everything before it was returned."""
         if self._pool is None:
             raise StoreError("this loader is closed: make another one")
         while len(self._ahead) < self.depth:
             before = self.source.snapshot()
             try:
-                plan = self.source.plan()
+                picks = self.source.pick()
             except StoreError:
                 self.source.restore(before)
                 if self._ahead:
                     return
                 raise
-            self._ahead.append(_Ahead(before, self._pool.submit(self.source.build, plan, self._empty)))
+            self._ahead.append(_Ahead(before, self._pool.submit(self.source.build, picks, self._empty)))
 
 
 def _check_pinning() -> None:

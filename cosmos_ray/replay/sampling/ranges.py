@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.format.episode import TRAINED
 from cosmos_ray.replay.format.schema import DamagedEpisode
 from cosmos_ray.replay.store import ReplayStore
 
@@ -31,7 +32,7 @@ class DatasetStatistics:
 
 
 def dataset_statistics(store: ReplayStore, sources: Iterable[str] = ("demo",)) -> DatasetStatistics:
-    """Ranges over the known episodes of ``sources`` that are trained on (see ``EpisodeSummary.stratum``).
+    """Ranges over the known episodes of ``sources`` that are trained on (see ``EpisodeSummary.episode_class``).
 
     Call ``store.refresh()`` first. Damaged episodes go to quarantine and are left out. StoreError if no episode is
     left or if their dimensions differ.
@@ -42,7 +43,7 @@ def dataset_statistics(store: ReplayStore, sources: Iterable[str] = ("demo",)) -
     high: dict[str, np.ndarray] = {}
     episodes = steps = 0
     for summary in store.summaries():
-        if summary.source not in wanted or not summary.stratum:
+        if summary.source not in wanted or summary.episode_class not in TRAINED:
             continue
         try:
             view = store.view(summary.name)

@@ -13,11 +13,11 @@ import numpy as np
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.codec import decode_into, decode_jpeg
-from cosmos_ray.replay.format.episode import SOURCES
+from cosmos_ray.replay.format.episode import SOURCES, TRAINED, EpisodeClass
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.sampling.frames import HotFrames
-from cosmos_ray.replay.sampling.windows import STRATA, Selection, Windows
+from cosmos_ray.replay.sampling.windows import Cell, Selection, Windows
 from cosmos_ray.replay.store import ReplayStore
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ class WindowBatch:
     actions: np.ndarray  # (B, K, d) float32, executed
     labels: np.ndarray  # (B, K, d) float32, what a policy should imitate
     value: np.ndarray  # (B,) float32 in [-1, 1], target at the future state
-    value_now: np.ndarray  # (B,) float32 in [-1, 1], target at t
     instructions: list[str]
     sources: list[str]
     episodes: list[str]  # names, see EpisodeKey.name
@@ -54,7 +53,7 @@ class WindowBatch:
 
 
 class Count(NamedTuple):
-    """Size of a stratum."""
+    """Size of a class of episodes."""
 
     episodes: int
     windows: int
@@ -67,8 +66,17 @@ class Picks(NamedTuple):
     offsets: np.ndarray  # (B,) int64
 
 
+class Layout(NamedTuple):
+    """What all windows of a store have in common."""
+
+    cameras: tuple[str, ...]
+    frame: tuple[int, ...]  # (C, H, W, 3)
+    action: int  # numbers
+    proprio: int  # numbers
+
+
 class Unusable(Exception):
-    """An episode that was indexed cannot be read any more: forget it and draw again."""
+    """An indexed episode cannot be read: forget it and draw again."""
 
     def __init__(self, name: str, damage: str = "") -> None:
         super().__init__(name)
@@ -83,7 +91,7 @@ class WindowSampler:
     What to draw is a selection or a word: ``demo``, ``success`` and ``failure`` (rollouts); ``rollout``, which takes each
     window from the successes with probability ``success_share`` and from the failures otherwise, and while one of the two is
     empty takes all from the other and counts them in :attr:`fallbacks`; ``all``, where every window is as likely as any other.
-    Invalid and evaluation episodes are never drawn (``EpisodeSummary.stratum``).
+    Invalid and evaluation episodes are never drawn (``EpisodeSummary.episode_class``).
 
     Draws depend on ``seed``, on the calls before and on the set of known episodes, not on the order in which these were
     committed (with a ``half_life``, on that too). ``frame_cache_bytes`` bounds the decoded frames kept in memory, those of the
@@ -105,16 +113,14 @@ class WindowSampler:
         if chunk < 1 or not 0.0 <= success_share <= 1.0 or not 0.0 < gamma <= 1.0:
             raise StoreError(f"chunk {chunk} must be at least 1, success_share {success_share} within [0, 1] and gamma {gamma} in (0, 1]")
         self.store, self.chunk, self.gamma, self.render = store, chunk, gamma, render
-        self.fallbacks = {"success": 0, "failure": 0}  # rollout windows that had to come from this stratum
+        self.fallbacks = {"success": 0, "failure": 0}  # rollout windows that had to come from this class
         self.hot = HotFrames(frame_cache_bytes)
-        self._words = {
-            **{name: Selection({name: 1.0}) for name in STRATA},
-            "rollout": Selection({"success": success_share, "failure": 1.0 - success_share}),
-            "all": Selection(),
-        }
+        self._words: dict[str, Selection] = {name: Selection({name: 1.0}) for name in TRAINED}
+        self._words["rollout"] = Selection({"success": success_share, "failure": 1.0 - success_share})
+        self._words["all"] = Selection()
         self._rng = np.random.default_rng(seed)
         self._windows = Windows(store.index, chunk, everywhere=render is not None)
-        self._layout: tuple | None = None  # cameras, frame, action and proprio shape of every window
+        self._layout: Layout | None = None  # of every window, known from the first one
         self._layout_lock = threading.Lock()
         self.refresh()
 
@@ -128,12 +134,12 @@ class WindowSampler:
 
     @property
     def excluded(self) -> int:
-        """Known episodes that belong to no stratum."""
+        """Known episodes of a class that is not trained on."""
         return self._windows.excluded
 
     def counts(self) -> dict[str, Count]:
         """Episodes and windows of ``demo``, ``success``, ``failure`` and ``rollout`` (the sum of the two before)."""
-        counts = {name: Count(*self._windows.count(name)) for name in STRATA}
+        counts: dict[str, Count] = {name: Count(*self._windows.count(name)) for name in TRAINED}
         success, failure = counts["success"], counts["failure"]
         counts["rollout"] = Count(success.episodes + failure.episodes, success.windows + failure.windows)
         return counts
@@ -147,7 +153,7 @@ class WindowSampler:
     def pick(self, n: int, what: str | Selection = "all") -> Picks:
         """Decide on ``n`` windows: the random part, without reading anything."""
         if isinstance(what, str) and what not in self._words:
-            raise StoreError(f"stratum {what!r} is unknown: use one of {', '.join(self._words)}, or a Selection")
+            raise StoreError(f"episode class {what!r} is unknown: use one of {', '.join(self._words)}, or a Selection")
         if n < 1:
             raise StoreError(f"{n} windows cannot be drawn: at least one")
         selection = self._words[what] if isinstance(what, str) else what
@@ -156,14 +162,14 @@ class WindowSampler:
         full = np.array([bool(len(cell.rows)) for cell in cells])
         if not (full & (shares > 0)).any():
             if what != "rollout" or not full.any():
-                asked = f"stratum {what!r}" if isinstance(what, str) else f"{what}"
+                asked = f"class {what!r}" if isinstance(what, str) else f"{what}"
                 raise StoreError(
                     f"{asked} of {self.store.root} has no window of {self.chunk} steps to draw "
                     f"({self._episodes(what)} episodes): collect episodes and refresh first"
                 )
             shares = full.astype(np.float64)
         if what == "rollout" and not full.all():
-            self.fallbacks[cells[int(full.argmax())].stratum] += n
+            self.fallbacks[cells[int(full.argmax())].episode_class or ""] += n
         ends = np.cumsum(np.where(full, shares, 0.0))
         of_cell = _locate(ends, wanted[0])
         rows, offsets = np.empty(n, np.int64), np.empty(n, np.int64)
@@ -181,14 +187,14 @@ class WindowSampler:
         names = [index.names[row] for row in picks.rows]
         lengths, scores = index["length"][picks.rows], index["score"][picks.rows]
         future = np.minimum(picks.offsets + self.chunk, lengths)
-        cameras, frame, actions, proprio = self._layout or self._find_layout(names[0], int(picks.offsets[0]))
+        layout = self._layout or self._find_layout(names[0], int(picks.offsets[0]))
         out = {
-            "images": empty((n, *frame), np.uint8),
-            "future_images": empty((n, *frame), np.uint8),
-            "proprio": empty((n, proprio), np.float32),
-            "future_proprio": empty((n, proprio), np.float32),
-            "actions": empty((n, self.chunk, actions), np.float32),
-            "labels": empty((n, self.chunk, actions), np.float32),
+            "images": empty((n, *layout.frame), np.uint8),
+            "future_images": empty((n, *layout.frame), np.uint8),
+            "proprio": empty((n, layout.proprio), np.float32),
+            "future_proprio": empty((n, layout.proprio), np.float32),
+            "actions": empty((n, self.chunk, layout.action), np.float32),
+            "labels": empty((n, self.chunk, layout.action), np.float32),
             "policy_versions": np.empty(n, np.int64),
         }
         instructions = []
@@ -203,10 +209,9 @@ class WindowSampler:
             except NewerSchema as error:
                 raise Unusable(name) from error
             instructions.append(view.instruction)
-        for field, step in (("value", future), ("value_now", picks.offsets)):
-            out[field] = (2.0 * self.gamma ** (lengths - step).astype(np.float64) * scores - 1.0).astype(np.float32)  # replay.returns
+        value = (2.0 * self.gamma ** (lengths - future).astype(np.float64) * scores - 1.0).astype(np.float32)  # as sampling.returns
         sources = [SOURCES[number] for number in index["source"][picks.rows]]
-        return WindowBatch(**out, instructions=instructions, sources=sources, episodes=names, offsets=picks.offsets)
+        return WindowBatch(**out, value=value, instructions=instructions, sources=sources, episodes=names, offsets=picks.offsets)
 
     def forget(self, unusable: Unusable) -> None:
         """Drop an episode that cannot be read; a damaged one goes to quarantine."""
@@ -246,12 +251,14 @@ class WindowSampler:
 
     # ---------------------------------------------------------------- inside
 
-    def _cells(self, selection: Selection) -> tuple[list, np.ndarray]:
+    def _cells(self, selection: Selection) -> tuple[list[Cell], np.ndarray]:
         """Where a selection draws from, and the share of each."""
-        strata, tasks = selection.strata or {None: 1.0}, selection.tasks or {None: 1.0}
-        cells = [self._windows.cell(stratum, task, selection) for stratum in strata for task in tasks]
-        shares = (np.array(list(weights.values())) / max(weights.values()) for weights in (strata, tasks))  # products stay finite
-        return cells, np.outer(*shares).reshape(-1)
+        classes: list[EpisodeClass | None] = list(selection.classes or [None])
+        tasks: list[str | None] = list(selection.tasks or [None])
+        cells = [self._windows.cell(name, task, selection) for name in classes for task in tasks]
+        weights = [np.array(list(shares.values())) if shares else np.ones(1) for shares in (selection.classes, selection.tasks)]
+        of_class, of_task = (shares / shares.max() for shares in weights)
+        return cells, np.outer(of_class, of_task).reshape(-1)  # of shares of at most one: the products stay finite
 
     def _episodes(self, what: str | Selection) -> int:
         """How many episodes there are where a draw found no window, for the message."""
@@ -260,7 +267,7 @@ class WindowSampler:
             return counts[what].episodes
         return counts["demo"].episodes + counts["rollout"].episodes
 
-    def _find_layout(self, name: str, step: int) -> tuple:
+    def _find_layout(self, name: str, step: int) -> Layout:
         """Cameras, frame shape and vector sizes, from the first window ever read."""
         try:
             view = self.store.view(name)
@@ -273,7 +280,7 @@ class WindowSampler:
             if len(set(shapes)) > 1:
                 raise DamagedEpisode(f"{view.path}: the cameras differ in image size at step {step}")
             frame = (len(shapes), *shapes[0])
-            layout = (view.cameras, frame, view.column("action").shape[1], view.column("proprio").shape[1])
+            layout = Layout(view.cameras, frame, view.column("action").shape[1], view.column("proprio").shape[1])
         except FileNotFoundError as error:
             raise Unusable(name) from error
         except NewerSchema as error:
@@ -287,7 +294,7 @@ class WindowSampler:
     def _fill(self, out: dict[str, np.ndarray], i: int, view: EpisodeView, now: int, future: int) -> None:
         """Write window ``now`` of an episode into row ``i`` of the batch."""
         actions, labels, proprio = view.column("action"), view.column("label"), view.column("proprio")
-        self._check_layout(view, self._layout[1], actions, proprio)
+        self._check_layout(view, out["images"].shape[1:], actions, proprio)
         self._fill_frames(out["images"][i], view, now)
         self._fill_frames(out["future_images"][i], view, future)
         out["proprio"][i], out["future_proprio"][i] = proprio[now], proprio[future]
@@ -318,28 +325,28 @@ class WindowSampler:
 
     def _jpegs(self, view: EpisodeView, step: int) -> list[tuple[str, Any]]:
         """The frames of a step by camera, made where they are missing."""
-        jpegs = [view.frame(camera, step) for camera in view.cameras]
+        jpegs: list[Any] = [view.frame(camera, step) for camera in view.cameras]
         if any(jpeg is None for jpeg in jpegs):
             if self.render is None:
                 raise DamagedEpisode(f"{view.path} has no frame at step {step}, its header says it has")
-            jpegs = self.render(view, [step])[step]
+            jpegs = list(self.render(view, [step])[step])
         return list(zip(view.cameras, jpegs, strict=True))
 
     def _check_layout(self, view: EpisodeView, frame: tuple[int, ...], actions: np.ndarray, proprio: np.ndarray) -> None:
-        layout = (view.cameras, frame, actions.shape[1], proprio.shape[1])
+        layout = Layout(view.cameras, frame, actions.shape[1], proprio.shape[1])
         if layout != self._layout:
             raise StoreError(
-                f"episode {view.summary.name} has cameras, frames, actions and proprio of {layout}, other episodes "
-                f"{self._layout}: keep one robot and image size to a store"
+                f"episode {view.summary.name} has cameras, frames, actions and proprio of {tuple(layout)}, other episodes "
+                f"{tuple(self._layout or ())}: keep one robot and image size to a store"
             )
 
 
 class Source(Protocol):
     """Something that makes batches in two steps: a quick decision, and the work, which any thread may do."""
 
-    def plan(self) -> Any: ...
+    def pick(self) -> Any: ...
 
-    def build(self, plan: Any, empty: Empty = np.empty) -> Any: ...
+    def build(self, picks: Any, empty: Empty = np.empty) -> Any: ...
 
     def forget(self, unusable: Unusable) -> None: ...
 
@@ -355,20 +362,20 @@ class WindowStream:
         self.sampler, self.n, self.what = sampler, n, what
         self.forget, self.snapshot, self.restore = sampler.forget, sampler.snapshot, sampler.restore
 
-    def plan(self) -> Picks:
+    def pick(self) -> Picks:
         return self.sampler.pick(self.n, self.what)
 
-    def build(self, plan: Picks, empty: Empty = np.empty) -> WindowBatch:
-        return self.sampler.build(plan, empty)
+    def build(self, picks: Picks, empty: Empty = np.empty) -> WindowBatch:
+        return self.sampler.build(picks, empty)
 
 
 def draw_from(source: Source) -> Any:
-    """The next batch of ``source``, made at once. An episode that cannot be read is forgotten, as if it had never been there; a draw
-    that fails is as if it had not been tried."""
+    """The next batch of ``source``, made at once. The source forgets an episode that cannot be read, and draws as if it had never been
+    there. A draw that fails leaves the source as before."""
     state = source.snapshot()
     while True:
         try:
-            return source.build(source.plan())
+            return source.build(source.pick())
         except Unusable as unusable:
             source.restore(state)
             source.forget(unusable)

@@ -5,40 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.format.episode import SOURCES, expand_ranges
+from cosmos_ray.replay.format.episode import CLASSES, TRAINED, EpisodeClass, expand_ranges
 from cosmos_ray.replay.index import EpisodeIndex
 
-STRATA = ("demo", "success", "failure")
+DEMO = CLASSES.index("demo")
 
 
 @dataclass(frozen=True)
 class Selection:
     """Which windows may be drawn, and how likely each is.
 
-    ``strata`` and ``tasks`` are shares by name, such as ``{"success": 0.5, "failure": 0.5}``: they need not add up to one, and
-    with both, a stratum of a task gets the product. What has no window is left out and the others share its part; drawing of a
-    task that no episode ever had is a StoreError. None takes whatever there is, every window as likely as any other.
+    ``classes`` and ``tasks`` are shares by name, such as ``{"success": 0.5, "failure": 0.5}``: they need not add up to one, and
+    with both, a class of a task gets the product. The shares of what has no window go to the others; drawing of a task that no
+    episode ever had is a StoreError. None takes whatever there is, every window as likely as any other.
     ``max_staleness`` leaves out rollouts whose policy version is more than that behind the newest in the store (demonstrations
     have no version and stay). With ``half_life``, a window is half as likely as one of an episode so many episodes newer, of
-    those with the same part in the shares. StoreError for unknown strata and impossible numbers.
+    those with the same part in the shares. StoreError for classes that are not trained on and for impossible numbers.
     """
 
-    strata: dict[str, float] | None = None
+    classes: dict[EpisodeClass, float] | None = None
     tasks: dict[str, float] | None = None
     max_staleness: int | None = None
     half_life: float | None = None
 
     def __post_init__(self) -> None:
         # Copies: a change of the caller's table would pass the checks by. In one order: equal selections draw alike.
-        strata, tasks = _checked_shares(self.strata), _checked_shares(self.tasks)
-        for name in strata or {}:
-            if name not in STRATA:
-                raise StoreError(f"stratum {name!r} is unknown: use {', '.join(STRATA)}")
-        object.__setattr__(self, "strata", strata and {name: strata[name] for name in STRATA if name in strata})
+        classes, tasks = _checked_shares(self.classes), _checked_shares(self.tasks)
+        for name in classes or {}:
+            if name not in TRAINED:
+                raise StoreError(f"episode class {name!r} is not trained on: use {', '.join(TRAINED)}")
+        object.__setattr__(self, "classes", classes and {name: classes[name] for name in TRAINED if name in classes})
         object.__setattr__(self, "tasks", tasks and dict(sorted(tasks.items())))
         if self.max_staleness is not None and not (isinstance(self.max_staleness, Real) and self.max_staleness >= 0):
             raise StoreError(f"max_staleness {self.max_staleness!r} must be a number of versions, at least 0")
@@ -46,7 +47,7 @@ class Selection:
             raise StoreError(f"half_life {self.half_life!r} must be a positive number of episodes")
 
 
-def _checked_shares(shares: dict[str, float] | None) -> dict[str, float] | None:
+def _checked_shares(shares: Mapping[Any, float] | None) -> dict[str, float] | None:
     if shares is None:
         return None
     named = isinstance(shares, Mapping) and all(isinstance(name, str) and isinstance(share, Real) for name, share in shares.items())
@@ -71,7 +72,7 @@ def window_offsets(frame_steps: np.ndarray, length: int, chunk: int) -> np.ndarr
 class Cell:
     """Episodes that are drawn from with one rule, ordered by their keys so that the order of their commits does not matter."""
 
-    stratum: str
+    episode_class: EpisodeClass | None  # None: of any
     rows: np.ndarray  # (n,) int64, in the index
     ends: np.ndarray  # (n,) float64, running total of the weights
 
@@ -85,10 +86,10 @@ class Windows:
     def __init__(self, index: EpisodeIndex, chunk: int, everywhere: bool = False) -> None:
         self.index, self.chunk, self.everywhere = index, chunk, everywhere
         self.counts = np.zeros(0, np.int64)  # windows of each row, 0 for what is never drawn
-        self.strata = np.zeros(0, np.int8)  # number in STRATA, -1 for what is never drawn
-        self.excluded = 0  # episodes that belong to no stratum
+        self.classes = np.zeros(0, np.int8)  # number in CLASSES
+        self.excluded = 0  # episodes of a class that is not trained on
         self.newest = -1  # policy version
-        self._sizes = {name: (0, 0) for name in STRATA}
+        self._sizes = {name: (0, 0) for name in TRAINED}
         self._ordered = np.zeros(0, np.int64)  # rows with windows
         self._offsets: dict[tuple[int, int], np.ndarray] = {}
         self._cells: dict[tuple, Cell] = {}
@@ -103,26 +104,27 @@ class Windows:
         self._removed = index.removed
         alive = index.alive[: rows.stop]
         fresh = alive[rows]
-        strata = self._stratify(rows)
-        counts = np.where(fresh & (strata >= 0), self._count(rows), 0)
-        self.strata, self.counts = np.concatenate([self.strata, strata]), np.concatenate([self.counts, counts])
+        classes = index.classes(rows)
+        trained = fresh & _is_trained(classes)
+        counts = np.where(trained, self._count(rows), 0)
+        self.classes, self.counts = np.concatenate([self.classes, classes]), np.concatenate([self.counts, counts])
         self._measure(alive)
         added = first + np.flatnonzero(counts)
         self._ordered = self._in_order(np.concatenate([self._ordered[alive[self._ordered]], self._in_order(added)]))
         self._cells = {}
-        return int(fresh.sum()), int((fresh & (strata >= 0) & (counts == 0)).sum())
+        return int(fresh.sum()), int((trained & (counts == 0)).sum())
 
-    def count(self, stratum: str) -> tuple[int, int]:
-        """Episodes and windows of a stratum."""
-        return self._sizes[stratum]
+    def count(self, episode_class: EpisodeClass) -> tuple[int, int]:
+        """Episodes and windows of a class that is trained on."""
+        return self._sizes[episode_class]
 
     def offsets(self, row: int) -> np.ndarray:
         """Where the windows of an episode start, ascending."""
         return self._offsets_of(int(self.index["frames"][row]), int(self.index["length"][row]))
 
-    def cell(self, stratum: str | None, task: str | None, selection: Selection) -> Cell:
-        """The episodes of a stratum and a task (None: of any) under a selection's other rules. StoreError for an unknown task."""
-        key = (stratum, task, selection.max_staleness, selection.half_life)
+    def cell(self, episode_class: EpisodeClass | None, task: str | None, selection: Selection) -> Cell:
+        """The episodes of a class and a task (None: of any) under a selection's other rules. StoreError for an unknown task."""
+        key = (episode_class, task, selection.max_staleness, selection.half_life)
         if key not in self._cells:
             self._cells[key] = self._make_cell(*key)
         return self._cells[key]
@@ -132,13 +134,14 @@ class Windows:
         return self._ordered
 
     def _measure(self, alive: np.ndarray) -> None:
-        """Sizes of the strata and the newest policy version among the rows that are ``alive``."""
-        strata, counts = self.strata[alive], self.counts[alive]
-        of_stratum = [strata == number for number in range(len(STRATA))]
-        self._sizes = {name: (int(mine.sum()), int(counts[mine].sum())) for name, mine in zip(STRATA, of_stratum, strict=True)}
-        self.excluded = int((strata < 0).sum())
-        versions = self.index["policy_version"][: len(alive)][alive & (self.strata > STRATA.index("demo"))]
-        self.newest = int(versions.max(initial=-1))
+        """Sizes of the classes and the newest policy version among the rows that are ``alive``."""
+        classes, counts = self.classes[alive], self.counts[alive]
+        for name in TRAINED:
+            mine = classes == CLASSES.index(name)
+            self._sizes[name] = (int(mine.sum()), int(counts[mine].sum()))
+        self.excluded = int((~_is_trained(classes)).sum())
+        rollouts = alive & _is_trained(self.classes) & (self.classes != DEMO)
+        self.newest = int(self.index["policy_version"][: len(alive)][rollouts].max(initial=-1))
 
     def _in_order(self, rows: np.ndarray) -> np.ndarray:
         """``rows`` by their keys alone. Of rows that are in order already except for the last few, this is fast."""
@@ -150,22 +153,24 @@ class Windows:
             rows[same] = sorted(rows[same], key=lambda row: self.index.names[row])
         return rows
 
-    def _make_cell(self, stratum: str | None, task: str | None, max_staleness: int | None, half_life: float | None) -> Cell:
+    def _make_cell(
+        self, episode_class: EpisodeClass | None, task: str | None, max_staleness: int | None, half_life: float | None
+    ) -> Cell:
         index, rows = self.index, self._ordered
-        if stratum is not None:
-            rows = rows[self.strata[rows] == STRATA.index(stratum)]
+        if episode_class is not None:
+            rows = rows[self.classes[rows] == CLASSES.index(episode_class)]
         if task is not None:
             rows = rows[index["task"][rows] == self._task(task)]
         if max_staleness is not None:
             recent = index["policy_version"][rows] >= self.newest - max_staleness
-            rows = rows[recent | (self.strata[rows] == STRATA.index("demo"))]
+            rows = rows[recent | (self.classes[rows] == DEMO)]
         weights = self.counts[rows].astype(np.float64)
         if half_life is not None:
             age = np.empty(len(rows))
             age[np.argsort(-index["created"][rows], kind="stable")] = np.arange(len(rows))
             with np.errstate(over="ignore", under="ignore"):
                 weights *= np.exp2(-age / half_life)
-        return Cell(stratum or "", rows, np.cumsum(weights))
+        return Cell(episode_class, rows, np.cumsum(weights))
 
     def _task(self, task: str) -> int:
         """The number of a task in the index."""
@@ -175,24 +180,14 @@ class Windows:
             raise StoreError(f"no episode is of task {task!r}: " + (f"the tasks are {', '.join(there)}" if there else "there is none yet"))
         return known.index(task)
 
-    def _stratify(self, rows: slice) -> np.ndarray:
-        """As ``EpisodeSummary.stratum``, for many rows."""
-        index = self.index
-        source, success = index["source"][rows], index["success"][rows]
-        strata = np.where(success, STRATA.index("success"), STRATA.index("failure")).astype(np.int8)
-        demo = source == SOURCES.index("demo")
-        strata[demo] = np.where(success[demo], STRATA.index("demo"), -1)
-        strata[(source == SOURCES.index("eval")) | (index["invalid"][rows] != 0)] = -1
-        return strata
-
     def _count(self, rows: slice) -> np.ndarray:
         """Windows of each row; episodes with the same frames and length are counted once."""
         lengths = self.index["length"][rows]
         if self.everywhere:
             return lengths.copy()
         base = int(lengths.max(initial=0)) + 1  # both as one number: sorting pairs takes ten times as long
-        kinds, inverse = np.unique(self.index["frames"][rows] * np.int64(base) + lengths, return_inverse=True)
-        return np.array([len(self._offsets_of(int(kind) // base, int(kind) % base)) for kind in kinds], np.int64)[inverse]
+        pairs, inverse = np.unique(self.index["frames"][rows] * np.int64(base) + lengths, return_inverse=True)
+        return np.array([len(self._offsets_of(int(pair) // base, int(pair) % base)) for pair in pairs], np.int64)[inverse]
 
     def _offsets_of(self, frames: int, length: int) -> np.ndarray:
         if self.everywhere:
@@ -201,3 +196,8 @@ class Windows:
         if key not in self._offsets:
             self._offsets[key] = window_offsets(expand_ranges(self.index.tables["frames"].values[frames]), length, self.chunk)
         return self._offsets[key]
+
+
+def _is_trained(classes: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether episodes of these classes, (n,) numbers in CLASSES, are trained on."""
+    return np.isin(classes, [CLASSES.index(name) for name in TRAINED])

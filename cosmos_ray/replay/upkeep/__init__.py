@@ -1,1 +1,1 @@
-"""What keeps a store healthy: verification and repair, retention, compaction."""
+"""What keeps a store healthy: verification, repair and retention."""

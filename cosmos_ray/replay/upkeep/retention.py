@@ -1,4 +1,4 @@
-"""Which episodes a store keeps when it must not grow for ever."""
+"""Policies for the episodes that a store keeps."""
 
 from __future__ import annotations
 
@@ -6,38 +6,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.format.episode import EpisodeSummary
-
-KINDS = ("demo", "success", "failure", "eval", "invalid")
-
-
-def kind_of(summary: EpisodeSummary) -> str:
-    """One of :data:`KINDS`."""
-    if summary.source == "eval":
-        return "eval"
-    return summary.stratum or "invalid"
+from cosmos_ray.replay.format.episode import CLASSES, EpisodeClass, EpisodeSummary
+from cosmos_ray.replay.store import ReplayStore
 
 
 @dataclass(frozen=True)
 class Retention:
-    """A policy: episodes of the kinds in ``keep`` stay for ever; another one goes as soon as one of these bounds says so:
+    """A policy. Episodes of the classes in ``keep`` stay for ever. Any other episode goes if one of these bounds holds:
 
     * it is not among the ``newest`` of these others by time of commit,
     * its policy version is more than ``max_staleness`` behind the newest rollout's (demonstrations have no version),
-    * it does not fit into ``max_bytes`` together with all that is kept for ever and with the newer ones that stay.
+    * it does not fit into ``max_bytes`` together with the episodes kept for ever and the newer ones that stay.
 
-    None sets no such bound. StoreError for unknown kinds, impossible numbers and a policy without any bound.
+    None sets no such bound. StoreError for unknown classes, impossible numbers and a policy without any bound.
     """
 
-    keep: tuple[str, ...] = ("demo", "eval")
+    keep: tuple[EpisodeClass, ...] = ("demo", "evaluation")
     newest: int | None = None
     max_staleness: int | None = None
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        unknown = set(self.keep) - set(KINDS)
+        unknown = set(self.keep) - set(CLASSES)
         if unknown:
-            raise StoreError(f"cannot keep {', '.join(sorted(unknown))}: kinds of episodes are {', '.join(KINDS)}")
+            raise StoreError(f"cannot keep {', '.join(sorted(unknown))}: classes of episodes are {', '.join(CLASSES)}")
         bounds = (self.newest, self.max_staleness, self.max_bytes)
         if all(bound is None for bound in bounds):
             raise StoreError("a retention policy needs a bound: the newest M, a maximum staleness or a size")
@@ -47,8 +39,8 @@ class Retention:
     def expired(self, summaries: Iterable[EpisodeSummary]) -> list[str]:
         """Names of the episodes that do not stay, oldest first."""
         episodes = list(summaries)
-        used = sum(s.size for s in episodes if kind_of(s) in self.keep)
-        rest = sorted((s for s in episodes if kind_of(s) not in self.keep), key=lambda s: (s.created, s.name), reverse=True)
+        used = sum(s.size for s in episodes if s.episode_class in self.keep)
+        rest = sorted((s for s in episodes if s.episode_class not in self.keep), key=lambda s: (s.created, s.name), reverse=True)
         latest = max((s.policy_version for s in episodes if s.source == "rollout"), default=-1)
         out = []
         for rank, summary in enumerate(rest):
@@ -61,3 +53,12 @@ class Retention:
             else:
                 used += summary.size
         return out[::-1]
+
+
+def keep_newest(store: ReplayStore, rollouts: Iterable[EpisodeSummary], newest: int, keep_failures: bool) -> int:
+    """Evict all but the ``newest`` of ``rollouts``, and with ``keep_failures`` no failure; returns how many were evicted.
+
+    StoreError if the store cannot be written.
+    """
+    policy = Retention(("demo", "evaluation", "failure") if keep_failures else ("demo", "evaluation"), newest)
+    return store.evict(policy.expired(rollouts), f"retention: the newest {newest}{' and all failures' * keep_failures} stay")

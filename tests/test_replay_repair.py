@@ -8,17 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import manifest
 from cosmos_ray.replay.format import schema
-from cosmos_ray.replay.format.pack import Pack
 from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.replay.upkeep.compaction import compact
 from cosmos_ray.replay.upkeep.repair import repair, verify
-from tests.test_replay_compaction import assert_holds, flip, name_of, packs
 from tests.test_replay_episode import assert_same
-from tests.test_replay_manifest import write_version_1, write_version_3
+from tests.test_replay_eviction import assert_holds, name_of
+from tests.test_replay_manifest import write_as_version
 from tests.test_replay_storage import die_before, fill, in_child, opened, scratch_folder, settle, snapshot, tiny
 from tests.test_replay_store import rewrite
 
@@ -27,6 +24,13 @@ in_memory = pytest.fixture(scratch_folder, name="tmp_path")
 
 def long(seed):
     return tiny(seed, length=6, size=48)
+
+
+def flip(path, needle):
+    """Change one bit in the middle of ``needle`` in a file."""
+    data = bytearray(path.read_bytes())
+    data[data.index(needle) + len(needle) // 2] ^= 4
+    path.write_bytes(data)
 
 
 def path_of(root, seed):
@@ -39,28 +43,26 @@ def fill_long(root, seeds):
     return store
 
 
-def kinds(audit):
-    return [problem.kind for problem in audit.problems]
+def faults(found):
+    return [problem.fault for problem in found.problems]
 
 
 def nothing(done):
-    return not (done.quarantined or done.restored or done.salvaged or done.doubles)
+    return not (done.quarantined or done.restored or done.salvaged or done.leftovers)
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Two packed and three loose episodes, of one length."""
+    """Five episodes of one length."""
     root = tmp_path / "store"
-    store = fill(root, range(2))
-    compact(store)
-    fill(root, range(2, 5))
+    fill(root, range(5))
     return root
 
 
 def test_whole_store_has_no_problems_and_all_of_it_is_read(root):
     audit = verify(opened(root), decode=True, threads=2)
     assert audit.problems == () and audit.episodes == 5 and audit.quarantined == 0
-    assert audit.size == sum(path.stat().st_size for folder in ("packs", "episodes") for path in (root / folder).rglob("*.arrow"))
+    assert audit.size == sum(path.stat().st_size for path in (root / "episodes").rglob("*.arrow"))
 
 
 def torn(root):
@@ -99,22 +101,8 @@ def missing_column(root):
     rewrite(path_of(root, 2), lambda table, metadata: (table.drop_columns(["reward"]), metadata))
 
 
-def packed(root):
-    flip(packs(root)[0], tiny(1).actions.tobytes())
-
-
-def torn_pack(root):
-    os.truncate(packs(root)[0], packs(root)[0].stat().st_size - 200)
-
-
 def stray(root):
     path = path_of(root, 2).with_name(".x.arrow.1-ab.tmp")
-    path.write_bytes(b"half")
-    os.utime(path, (1_000_000, 1_000_000))
-
-
-def stray_pack(root):
-    path = packs(root)[0].with_name(".x.arrow.1-ab.tmp")
     path.write_bytes(b"half")
     os.utime(path, (1_000_000, 1_000_000))
 
@@ -140,50 +128,48 @@ def another_under_its_name(root):
     shutil.copy(path_of(root, 3), path_of(root, 2))
 
 
-def doubled(root):
-    fill(root.parent / "other", [0])
-    path_of(root, 0).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(path_of(root.parent / "other", 0), path_of(root, 0))
+def left_behind(root):
+    """By an eviction that was killed between its record and the deletion."""
+    kept = path_of(root, 2).read_bytes()
+    opened(root).evict([name_of(2)], "old")
+    path_of(root, 2).write_bytes(kept)
+
+
+def version_1(root):
+    path_of(root, 2).unlink()
+    write_as_version(root, tiny(2), 1)
 
 
 def newer(root):
     path_of(root, 2).unlink()
-    write_version_3(root, tiny(2))
-
-
-def lone_pack_in_a_wrong_folder(root):
-    os.rename(packs(root)[0], root / "episodes" / "demo-Lift" / "pack.arrow")
-
-
-def file_among_the_packs(root):
-    os.rename(path_of(root, 2), packs(root)[0].with_name("one.arrow"))
+    write_as_version(root, tiny(2), 3)
 
 
 # What to do to a store, how verify calls it, how many episodes it still counts, and what a repair brings back.
 CASES = [
     (torn, "damaged", 4, "none"), (flipped_column, "damaged", 4, "none"), (flipped_frame, "damaged", 4, "salvaged"),
     (flipped_header, "damaged", 4, "all"), (not_an_image, "damaged", 4, "salvaged"), (foreign, "damaged", 4, "none"),
-    (missing_column, "damaged", 4, "none"), (packed, "damaged", 4, "none"), (torn_pack, "damaged", 3, "all"), (stray, "stray", 5, "all"),
-    (stray_pack, "stray", 5, "all"), (link, "foreign", 5, "all"), (pipe, "foreign", 5, "all"), (notes, "foreign", 5, "all"),
-    (misplaced, "misplaced", 4, "all"), (another_under_its_name, "misplaced", 4, "none"), (doubled, "doubled", 5, "all"),
-    (newer, "newer", 4, "none"), (lone_pack_in_a_wrong_folder, "damaged", 3, "all"), (file_among_the_packs, "damaged", 4, "all"),
+    (missing_column, "damaged", 4, "none"), (version_1, "damaged", 4, "none"), (stray, "stray", 5, "all"),
+    (link, "foreign", 5, "all"), (pipe, "foreign", 5, "all"), (notes, "foreign", 5, "all"),
+    (misplaced, "misplaced", 4, "all"), (another_under_its_name, "misplaced", 4, "none"),
+    (left_behind, "evicted", 4, "none"), (newer, "newer", 4, "none"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("harm, kind, episodes, back", CASES, ids=[case[0].__name__ for case in CASES])
-def test_verify_finds_it_and_changes_nothing_and_repair_mends_what_it_can(root, harm, kind, episodes, back):
+@pytest.mark.parametrize("harm, fault, episodes, back", CASES, ids=[case[0].__name__ for case in CASES])
+def test_verify_finds_it_and_changes_nothing_and_repair_mends_what_it_can(root, harm, fault, episodes, back):
     harm(root)
     before = snapshot(root)
     audit = verify(ReplayStore(root, create=False), decode=True)
     assert snapshot(root) == before
-    assert kinds(audit) == [kind] and audit.episodes == episodes
+    assert faults(audit) == [fault] and audit.episodes == episodes
     assert audit.problems[0].path and "\n" not in audit.problems[0].reason
 
     done = repair(root)
     after = verify(opened(root), decode=True)
-    assert kinds(after) == (["newer"] if kind == "newer" else [])
+    assert faults(after) == (["newer"] if fault == "newer" else [])
     assert len(done.salvaged) == (back == "salvaged") and after.episodes == (4 if back == "none" else 5)
-    assert len(done.quarantined) == (kind not in ("doubled", "newer")) and done.doubles == (kind == "doubled")
+    assert len(done.quarantined) == (fault not in ("evicted", "newer")) and done.leftovers == (fault == "evicted")
     for seed in range(5):
         if name_of(seed) in opened(root).keys() and not (back == "salvaged" and seed == 2):
             assert_same(opened(root).read(name_of(seed)), tiny(seed))
@@ -210,21 +196,20 @@ def test_strays_among_the_removal_records_are_found(root):
     path = root / "removed" / ".x.jsonl.1-ab.tmp"
     path.write_bytes(b"half")
     os.utime(path, (1_000_000, 1_000_000))
-    assert kinds(verify(opened(root))) == ["stray"]
+    assert faults(verify(opened(root))) == ["stray"]
 
 
 def test_everything_at_once(root):
     """Several kinds of harm to different episodes are all found, and mended in one go, also after readers have met them."""
     misplaced(root)
     flip(path_of(root, 3), tiny(3).frames[0][1])
-    torn_pack(root)
+    os.truncate(path_of(root, 0), path_of(root, 0).stat().st_size - 200)
     stray(root)
-    assert sorted(kinds(verify(ReplayStore(root)))) == ["damaged", "damaged", "misplaced", "stray"]
-    (root / manifest.FILE).unlink()
+    assert sorted(faults(verify(ReplayStore(root)))) == ["damaged", "damaged", "misplaced", "stray"]
     reader = opened(root)  # puts these away as it finds them
-    assert sorted(reader.keys()) == sorted([name_of(3), name_of(4)])
+    assert sorted(reader.keys()) == sorted([name_of(1), name_of(3), name_of(4)])
     done = repair(root)
-    assert sorted(done.restored) == [name_of(0), name_of(1), name_of(2)] and done.salvaged == {name_of(3): 1}
+    assert sorted(done.restored) == [name_of(0), name_of(2)] and done.salvaged == {name_of(3): 1}
     assert verify(opened(root), decode=True).problems == () and len(opened(root)) == 5
 
 
@@ -241,11 +226,11 @@ def test_healthy_files_in_quarantine_come_back(root):
     store = opened(root)
     for seed in (2, 3):
         store.discard(name_of(seed), "by mistake")
-    os.rename(packs(root)[0], root / "quarantine" / "1-1-pack.arrow")
+    os.rename(path_of(root, 0), root / "quarantine" / "1-1-x.arrow")
     store.update()
-    assert store.keys() == [name_of(4)] and verify(store).quarantined == 3
+    assert store.keys() == [name_of(1), name_of(4)] and verify(store).quarantined == 3
     done = repair(root)
-    assert sorted(done.restored) == [name_of(0), name_of(1), name_of(2), name_of(3)]
+    assert sorted(done.restored) == [name_of(0), name_of(2), name_of(3)]
     assert nothing(repair(root))
     assert_holds(root, range(5))
 
@@ -260,64 +245,33 @@ def test_evicted_episodes_do_not_come_back_from_quarantine(root):
     assert_holds(root, (1, 3, 4), removed=(0, 2))
 
 
-@pytest.mark.parametrize("place", ["loose", "packed"])
-@pytest.mark.parametrize("version", [1, 2])
-def test_episode_of_which_only_frames_are_damaged_comes_back_without_them(tmp_path, place, version):
+def test_episode_of_which_only_frames_are_damaged_comes_back_without_them(tmp_path):
     """The steps that were lost are counted, and samplers draw the windows that are left."""
     root = tmp_path / "store"
-    store = ReplayStore(root)
-    for seed in range(2):
-        write_version_1(root, long(seed)) if version == 1 else store.commit(long(seed))
+    store = fill_long(root, range(2))
     name = long(0).key.name
     path = root / store.path(name)
-    if place == "packed":
-        compact(store)
-        path = packs(root)[0]
     sizes = WindowSampler(opened(root), chunk=2, gamma=0.9, seed=0).counts()["demo"].windows
     assert sizes == 12
     flip(path, long(0).frames[3][1])
     done = repair(root)
-    lost = 7 if version == 1 else 1  # version 1 has one checksum for all frames of a camera
-    assert done.salvaged == {name: lost} and not done.restored
+    assert done.salvaged == {name: 1} and not done.restored
     again = opened(root)
     back = again.read(name)
-    assert back.info == {**long(0).info, "dropped_frames": lost} and sorted(back.frames) == ([] if version == 1 else [0, 1, 2, 4, 5, 6])
+    assert back.info == {**long(0).info, "dropped_frames": 1} and sorted(back.frames) == [0, 1, 2, 4, 5, 6]
     back.info, back.frames = long(0).info, long(0).frames
     assert_same(back, long(0))
     sampler = WindowSampler(again, chunk=2, gamma=0.9, seed=0)
-    assert sampler.counts()["demo"].windows == 6 + (0 if version == 1 else 4)  # neither from 3 nor to 3
+    assert sampler.counts()["demo"].windows == 6 + 4  # neither from 3 nor to 3
     drawn = sampler.draw(60)
-    assert {int(t) for t, e in zip(drawn.offsets, drawn.episodes, strict=True) if e == name} == (set() if version == 1 else {0, 2, 4, 5})
+    assert {int(t) for t, e in zip(drawn.offsets, drawn.episodes, strict=True) if e == name} == {0, 2, 4, 5}
     assert nothing(repair(root)) and verify(again, decode=True).problems == ()
-
-
-def test_damaged_copy_that_does_not_count_does_not_cost_the_one_that_does(root, tmp_path):
-    """Two packs hold the same episodes, as two compactions at once leave them; the older one is damaged."""
-    old = packs(root)[0]
-    new = old.with_name("2" * 19 + "-1-aaaaaaaa.arrow")
-    shutil.copy(old, new)
-    flip(old, tiny(1).frames[1][1])
-    done = repair(root)
-    assert [problem.path for problem in done.quarantined] == [f"{old.relative_to(root)}#1"] and not done.salvaged
-    assert_holds(root, range(5))
-    compact(opened(root))
-    assert new in packs(root) and old not in packs(root)
-    assert_holds(root, range(5))
-
-
-def test_what_a_reader_found_damaged_in_a_pack_is_salvaged_by_the_next_repair(root):
-    flip(packs(root)[0], tiny(1).frames[1][1])
-    with pytest.raises(StoreError):
-        opened(root).read(name_of(1))
-    assert len(opened(root)) == 4
-    assert repair(root).salvaged == {name_of(1): 1}
-    assert nothing(repair(root)) and len(opened(root)) == 5
 
 
 def test_repair_killed_at_any_step_loses_nothing(root, tmp_path):
     misplaced(root)
-    flip(packs(root)[0], tiny(1).frames[1][1])
-    doubled(root)
+    flip(path_of(root, 1), tiny(1).frames[1][1])
+    os.truncate(path_of(root, 0), path_of(root, 0).stat().st_size - 200)
     flip(path_of(root, 3), tiny(3).frames[1][0])
     for step in range(40):
         copy = shutil.copytree(root, tmp_path / f"copy-{step}")
@@ -340,47 +294,10 @@ def test_repair_killed_at_any_step_loses_nothing(root, tmp_path):
     assert step > 5
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.999])
-def test_front_of_a_torn_pack_is_recovered(tmp_path, share):
-    store = fill(tmp_path / "store", range(8))
-    compact(store)
-    path = packs(store.root)[0]
-    os.truncate(path, int(path.stat().st_size * share))
-    done = repair(store.root)
-    again = opened(store.root)
-    assert int(8 * share) - 1 <= len(again) == len(done.restored) <= 8 and (share < 0.5 or len(again) > 3)
-    for seed in range(8):
-        if name_of(seed) in again.keys():
-            assert_same(again.read(name_of(seed)), tiny(seed))
-    assert nothing(repair(store.root))
-
-
-def test_torn_pack_gives_back_what_lies_behind_a_damaged_episode(tmp_path):
-    store = fill(tmp_path / "store", range(4))
-    compact(store)
-    path = packs(store.root)[0]
-    flip(path, tiny(1).actions.tobytes())
-    os.truncate(path, path.stat().st_size - 100)
-    repair(store.root)
-    assert opened(store.root).keys() == sorted(name_of(seed) for seed in (0, 2, 3))
-
-
 def test_file_of_which_only_the_end_is_lost_is_recovered(root):
     os.truncate(path_of(root, 2), path_of(root, 2).stat().st_size - 50)
     assert repair(root).restored == [name_of(2)]
     assert_holds(root, range(5))
-
-
-def test_episode_of_a_pack_whose_header_is_damaged_is_named(root):
-    path = packs(root)[0]
-    data = bytearray(path.read_bytes())
-    data[data.index(b'"instruction": "lift the cube 1"') + 20] ^= 1
-    path.write_bytes(data)
-    audit = verify(opened(root))
-    assert kinds(audit) == ["damaged"] and audit.problems[0].path.endswith("#1") and audit.episodes == 4
-    assert len(opened(root)) == 4 or (root / manifest.FILE).exists()
-    repair(root)
-    assert opened(root).keys() == sorted(name_of(seed) for seed in (0, 2, 3, 4))
 
 
 def test_repair_writes_a_manifest_from_the_files_and_not_from_the_old_one(root):
@@ -390,10 +307,3 @@ def test_repair_writes_a_manifest_from_the_files_and_not_from_the_old_one(root):
     index = opened(root).index
     assert len(index) == 5 and pa.ipc.open_file(str(root / manifest.FILE)).get_batch(0).num_rows == 5
     assert np.all(index.alive)
-
-
-def test_pack_counts_its_episodes(root):
-    pack = Pack(pa.memory_map(str(packs(root)[0])), "pack")
-    assert pack.count == 2 and [view.summary.name for _, view in pack.views()] == [name_of(0), name_of(1)]
-    with pytest.raises(schema.DamagedEpisode):
-        pack.view(2)
