@@ -8,6 +8,8 @@ from typing import Literal
 from cosmos_ray.config.option import option
 from cosmos_ray.errors import ConfigError
 
+RankBy = Literal["future", "action", "both"]  #: V(s') of imagined futures, Q(s, a), or the mean of both
+
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -55,7 +57,7 @@ class PlannerConfig:
     """Best-of-N planning (paper section on test-time planning)."""
 
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
-    rank_by: Literal["future", "action", "both"] = option("future", "value that ranks candidates: 'future', 'action', 'both'; V(s') of "
+    rank_by: RankBy = option("future", "value that ranks candidates: 'future', 'action', 'both'; V(s') of "
                                                           "imagined futures, Q(s, a), or the mean of the two")
     spread: float = option(0.0, "standard deviation of an offset on every second candidate; the offset moves the hand. Give rollouts at "
                            "least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cosmos_ray.config import PlannerConfig
+from cosmos_ray.config.acting import RankBy
 from cosmos_ray.model.injection import probability
 from cosmos_ray.model.latents import current_latents, training_latents
 from cosmos_ray.model.policy import CosmosPolicy
@@ -59,9 +60,9 @@ class Chooser:
         n = len(proposals.seeds) // len(branches)
         return [self.simulator.run(branches[row // n], chunk) for row, chunk in enumerate(proposals.actions.cpu().numpy())]
 
-    def imagined_values(self, proposals: Proposals, value: str = "future") -> np.ndarray:
-        """(B*N,) float32 scores of the planner in [0, 1]: V(s'), or Q(s, a) with ``value`` "action"."""
-        return self._scores(proposals, value, {})
+    def imagined_values(self, proposals: Proposals, rank_by: RankBy = "future") -> np.ndarray:
+        """(B*N,) float32 scores of the planner in [0, 1]: V(s'), or Q(s, a) with ``rank_by`` "action"."""
+        return self._scores(proposals, rank_by, {})
 
     def true_future_values(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> np.ndarray:
         """(B*N,) float32 learned values of the true end of every candidate, in [0, 1]."""
@@ -79,9 +80,9 @@ class Chooser:
         return {name: self._scores(proposals, "future", {frame: true[:, :, frame]})
                 for name, frame in zip(("proprioception", *layout.cameras), layout.future, strict=True)}
 
-    def _scores(self, proposals: Proposals, value: str, known: dict[int, torch.Tensor]) -> np.ndarray:
+    def _scores(self, proposals: Proposals, rank_by: RankBy, known: dict[int, torch.Tensor]) -> np.ndarray:
         proposals = dataclasses.replace(proposals, text=self._prompts(len(proposals.seeds)))
-        return score(self.planning_network, proposals, dataclasses.replace(self.planner, rank_by=value), known)[1].cpu().numpy()
+        return score(self.planning_network, proposals, dataclasses.replace(self.planner, rank_by=rank_by), known)[1].cpu().numpy()
 
     def _true_latents(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> torch.Tensor:
         """Latents (B*N, C, T, h, w) float32 of state, candidate and true end."""

@@ -118,7 +118,7 @@ def _nut_assembly_square(env: Environment) -> Actions:
         return downward(servo.yaw + quarters * np.pi / 2 - angle)
 
     def dropped() -> bool:
-        return np.linalg.norm(data.site_xpos[handle] - servo.position) > GRASPED
+        return bool(np.linalg.norm(data.site_xpos[handle] - servo.position) > GRASPED)
 
     while True:
         servo.gripper = OPEN
@@ -164,11 +164,14 @@ def _door(env: Environment) -> Actions:
         slip = servo.position - handle_position()
         start = data.qpos[latch_angle]
 
+        def turning(slip: np.ndarray = slip) -> np.ndarray:
+            return turned(latch, 0.3) + slip
+
         def tilted(start: float = start) -> np.ndarray:
             return Rotation.from_rotvec((data.qpos[latch_angle] - start) * data.xaxis[latch]).as_matrix() @ level
 
         yield from servo.move(
-            lambda slip=slip: turned(latch, 0.3) + slip, tilted, tolerance=0.0, limit=60,
+            turning, tilted, tolerance=0.0, limit=60,
             until=lambda: data.qpos[latch_angle] > 1.4,
         )  # fmt: skip
         fixed = servo.rotation

@@ -47,9 +47,10 @@ def slim_xml(xml: str) -> str:
         else:
             used.add(mesh)
     asset = root.find("asset")
-    for mesh in asset.findall("mesh"):
-        if mesh.get("name") not in used:
-            asset.remove(mesh)
+    if asset is None:
+        return ElementTree.tostring(root, encoding="unicode")
+    for unused in [mesh for mesh in asset.findall("mesh") if mesh.get("name") not in used]:
+        asset.remove(unused)
     for texture in asset.findall("texture"):
         asset.remove(texture)
     for material in asset.findall("material"):

@@ -16,7 +16,7 @@ from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import compare_fingerprints, config_from_fingerprint, make_seed_of, stored_fingerprint
 
 if TYPE_CHECKING:
-    from cosmos_ray.replay.format.schema import EpisodeView
+    from cosmos_ray.replay.format.view import EpisodeView
 
 DECISIVE = ("task", "robots", "robosuite", "mujoco", "model", "cameras", "render", "gl")
 """Fingerprint entries that decide what a state looks like."""
