@@ -132,4 +132,4 @@ def _parts(view: EpisodeView | Episode) -> tuple[str, dict, np.ndarray]:
     """Name, ``info`` and states (T + 1, S) float64 of an episode in memory or in the store."""
     if isinstance(view, Episode):
         return view.key.name, view.info, view.states
-    return view.summary.name, view.header.get("info"), view.column("state")
+    return view.summary.name, view.header.get("info") or {}, view.column("state")
