@@ -1,10 +1,12 @@
 """Shared by the system tests: one small run, made once by the commands a user types."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread, and no spinning while waiting: on a busy machine OpenMP's defaults make small models a hundred times slower.
@@ -50,6 +52,16 @@ def metrics(folder: Path, stage: str) -> list[dict]:
     """Rows of metrics.jsonl of one stage."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["stage"] == stage]
+
+
+@contextlib.contextmanager
+def file_system(mounted: Path, size: str) -> Iterator[Path]:
+    """A file system of its own at ``mounted``, of ``size`` as mount takes it; skips the test where nobody may mount one."""
+    mounted.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mounted]).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield mounted
+    subprocess.run(["umount", "--lazy", mounted], check=True)
 
 
 def pytest_sessionfinish(session, exitstatus):

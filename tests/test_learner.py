@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from cosmos_ray.model.speed.training_graphs import capture_training
 from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.weights import pack, unpack
+from tests.conftest import file_system
 from tests.test_model import tiny
 from tests.test_replay_episode import make_episode
 
@@ -205,12 +205,8 @@ def test_a_save_that_was_killed_half_way_leaves_the_one_before(alone, store, sav
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 24 MiB."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", mounted]).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield mounted
-    subprocess.run(["umount", "--lazy", mounted], check=True)
+    with file_system(tmp_path / "disk", "24m") as mounted:
+        yield mounted
 
 
 def test_a_full_disk_is_one_clear_error_and_the_state_of_before_is_resumed_from(alone, store, small_disk):

@@ -13,6 +13,7 @@ import pytest
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.store import ReplayStore
+from tests.conftest import file_system
 from tests.test_replay_episode import assert_same, make_episode
 
 TESTS = Path(__file__).resolve().parent
@@ -100,13 +101,9 @@ def test_damaged_file_of_a_key_is_replaced_by_its_next_commit(tmp_path):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """An 192 KiB file system."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", mounted]).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield mounted
-    subprocess.run(["umount", "--lazy", mounted], check=True)
+    """A file system of 192 KiB."""
+    with file_system(tmp_path / "disk", "192k") as mounted:
+        yield mounted
 
 
 def test_full_disk_is_one_clear_error_and_leaves_nothing_behind(tiny_disk):
