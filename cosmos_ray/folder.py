@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cosmos_ray.config.stored import config_tree
 from cosmos_ray.config.upgrade import BEFORE, is_before, read_config
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.identity import RunIdentity
-from cosmos_ray.replay.files.durable import append_line
+from cosmos_ray.replay.files.durable import append_line, replace
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.uri import is_uri
 
@@ -97,9 +98,7 @@ class RunFolder:
 
     def write_json(self, name: str, data: Any) -> None:
         """Replace a JSON file of the run, whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(data, indent=1))
-        os.replace(temporary, self.path / name)
+        replace(json.dumps(data, indent=1).encode(), self.path / name)
 
     def read_json(self, name: str) -> Any | None:
         """The content of a JSON file of the run, or None when there is none."""
@@ -120,12 +119,19 @@ class RunFolder:
 
     def _identify(self) -> RunIdentity:
         """The run's identity: the stored one, a new one, or for a run from before identities the one that its episodes carry."""
-        stored = self.read_json("identity.json")
-        if stored is not None:
-            return RunIdentity(**stored)
-        before = self.read_json("config.json")
+        file, before = self.path / "identity.json", self.read_json("config.json")
+        try:
+            stored = self.read_json(file.name)
+            if stored is not None:
+                return RunIdentity(**stored)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{file} is damaged or of a newer version ({error}): without it the run's episodes cannot be told from "
+                              "others; bring it back from a copy of the run, or give --fresh to move the run aside") from error
+        if before is not None and not is_before(before):
+            raise ConfigError(f"{file} is missing: without it the run's episodes cannot be told from others; bring it back from where the "
+                              "run was copied from, or give --fresh to move the run aside")
         identity = RunIdentity.new() if before is None else RunIdentity.of_before(before)
-        self.write_json("identity.json", identity.to_json())
+        self.write_json(file.name, identity.to_json())
         return identity
 
     def _take_lock(self):
@@ -166,7 +172,9 @@ class RunFolder:
                 raise ConfigError(f"run {self.path} was made with {name} = {theirs!r}, not {ours!r}: "
                                   "give another --name, or --fresh to move it aside")
         if before and is_before(before) and not (self.path / BEFORE).exists():
-            self.write_json(BEFORE, before)
+            unfinished = self.path / f".{BEFORE}.tmp"
+            shutil.copy2(self.path / "config.json", unfinished)  # with its permissions: a store's URI held credentials then
+            os.replace(unfinished, self.path / BEFORE)
         self.write_json("config.json", config_tree(config))
 
 

@@ -54,7 +54,7 @@ def evaluation_digest(identity: RunIdentity, config: RunConfig, planner: Planner
     inference = config.inference
     sampler = [inference.steps, inference.reference_steps, inference.precision, inference.accelerate]
     if identity.digest_version == 1:
-        whole_chunk = identity.execute == 0 and config.rollout.execute in (0, config.model.chunk)
+        whole_chunk = config.rollout.execute == config.model.chunk != identity.execute
         values: dict[str, Any] = {"weights": weights, "planner": _planner_before(planner), "sampler": sampler,
                                   "execute": 0 if whole_chunk else config.rollout.execute, "sim": identity.sim}
         if planning_weights:

@@ -69,7 +69,7 @@ def test_the_figures_are_written(bench, tmp_path, monkeypatch, capsys):
     path = tmp_path / "replay.json"
     arguments = (f"--size 32,16 --episodes 2 --length 18 --batch 4 --batches 2 --rounds 1 --passes 2 --seconds 0.01 --commits 2 "
                  f"--per-writer 2 --open-100k --open-episodes 20 --folder {tmp_path} --json {path}")  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["bench_replay.py", *arguments.split()])
+    monkeypatch.setattr(sys, "argv", ["replay.py", *arguments.split()])
     bench.main()
     results = json.loads(path.read_text())
     names = ["vs_hdf5_episode_jpeg", "vs_h5py_frame_jpeg", "over_jpeg_decode", "commit_over_write_fsync", "commit_over_durable_write",

@@ -151,8 +151,8 @@ def test_help_names_the_defaults_of_its_command_and_what_others_follow(monkeypat
         assert horizon is None or f"control steps before a rollout times out [{horizon}]" in text
     assert main(["rollout", "--help"]) == 0
     text = capfd.readouterr().out
-    assert "times out [sim.horizon]" in text and "before the next query [model.chunk]" in text
-    assert main(["collect", "--help"]) == 0 and "[the task's]" in capfd.readouterr().out
+    assert "times out [96, sim.horizon]" in text and "before the next query [8, model.chunk]" in text
+    assert main(["collect", "--help"]) == 0 and "[96, the task's]" in capfd.readouterr().out
 
 
 def test_help_and_stored_settings_need_neither_torch_nor_ray():

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_ray.config import RunConfig, SimConfig, check
+from cosmos_ray.config import RolloutConfig, RunConfig, SimConfig, check
 from cosmos_ray.config.settings import SETTINGS, changed, new_config, value_of
 from cosmos_ray.config.stored import stored_config
-from cosmos_ray.config.upgrade import BEFORE, FORMAT, NEW, OLD_NAMES, STOOD_FOR, is_before, read_config, values_before
+from cosmos_ray.config.upgrade import BEFORE, FORMAT, OLD_NAMES, STOOD_FOR, is_before, read_config
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.learner.mixture import Mixture
@@ -20,6 +20,10 @@ from cosmos_ray.model.spec import make_spec
 from cosmos_ray.stages.refine import schedule
 
 FILES = sorted((Path(__file__).parent / "data" / "config_before").glob("*.json"))
+
+#: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
+NEW = ("model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens", "model.loss_scale", "model.jpeg",
+       "replay.keep_newest", "replay.keep_failures")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -74,6 +78,25 @@ def test_the_file_of_before_is_kept_beside_the_new_one(before):
     assert stored(folder) == read_config(folder / "config.json", now)
 
 
+def test_the_file_of_before_keeps_its_permissions(before):
+    """It may hold credentials, which a store's URI could have then."""
+    folder, _, _ = before
+    (folder / "config.json").chmod(0o600)
+    RunFolder(stored(folder)).close()
+    assert (folder / BEFORE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_run_of_before_may_have_rollouts_shorter_than_an_episode_of_the_task(tmp_path):
+    """The version of then compared with a horizon that was given, not with the task's own."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text(json.dumps({"name": "old", "rollout": {"horizon": 80}}))
+    config = stored_config(RunConfig(root=str(tmp_path), name="old"))
+    check(config)
+    assert (config.rollout.horizon, config.sim.horizon) == (80, 96)
+    with pytest.raises(ConfigError, match="rollout.horizon = 80 is shorter than sim.horizon = 90"):
+        check(RunConfig(sim=SimConfig(horizon=90), rollout=RolloutConfig(horizon=80)))
+
+
 def test_a_run_of_before_refuses_another_simulator_and_model(before):
     folder, tree, _ = before
     config = stored(folder)
@@ -81,20 +104,6 @@ def test_a_run_of_before_refuses_another_simulator_and_model(before):
         with pytest.raises(ConfigError, match=f"was made with {name} = "):
             RunFolder(changed(config, {name: value}))
     assert json.loads((folder / "config.json").read_text()) == tree and not (folder / BEFORE).exists()
-
-
-def test_the_values_of_before_are_there_raw(before):
-    _, tree, _ = before
-    values = values_before(tree)
-    flat = {f"{section}.{name}": value for section, fields in tree.items() if isinstance(fields, dict) for name, value in fields.items()}
-    assert values == flat | {name: value for name, value in tree.items() if not isinstance(value, dict)}
-    assert {values[name] for name in ("planner.value", "sim.controller")} and "planner.rank_by" not in values
-
-
-def test_the_values_of_before_have_the_defaults_of_then():
-    values = values_before({"name": "x", "sim": {"task": "Door"}})
-    assert (values["sim.task"], values["sim.horizon"], values["sim.actions"], values["sim.robots"]) == ("Door", 0, "auto", ["Panda"])
-    assert (values["planner.values"], values["rollout.execute"], values["model.top_share"], values["verify"]) == (1, 0, -1.0, 0)
 
 
 def test_a_run_from_before_a_setting_came_has_its_default(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from cosmos_ray.config import PlannerConfig, RolloutConfig, RunConfig, SimConfig
 from cosmos_ray.config.stored import stored_config
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.identity import RunIdentity, evaluation_digest
 from cosmos_ray.model.checkpoint import save_policy
@@ -115,6 +116,15 @@ def test_an_upgraded_run_finds_the_episodes_of_before_and_runs_none_again(tmp_pa
         assert {arm.name: arm.run_key for arm in arms(again)} == {name: key for name, (key, _) in KEYS_BEFORE.items()}
         assert_nothing_runs_again(again)
         again.folder.close()
+
+
+@pytest.mark.parametrize("content", ["", '{"key": "ab', '{"key": "ab", "colour": 3}', None])
+def test_a_damaged_or_missing_identity_is_one_clear_line(run, tmp_path, content):
+    file = run.folder.path / "identity.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(ConfigError, match="identity.json is (damaged or of a newer version|missing).*bring it back") as error:
+        opened(tmp_path, "first")
+    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------- the digest

@@ -189,9 +189,14 @@ def test_every_setting_that_follows_can_be_given():
     assert told.keys() | {name for name in SETTINGS if name.startswith("model.")} >= {n for n, s in SETTINGS.items() if s.follows}
 
 
-def test_a_setting_of_a_run_keeps_its_value_when_what_it_followed_changes():
-    config = changed(new_config({"learner.warmup": 9}), {"learner.warmup": 1})
-    assert (config.learner.warmup, config.learner.refine_warmup) == (1, 9)
+def test_a_setting_of_a_run_follows_on_unless_it_was_given_a_value_of_its_own():
+    config = changed(new_config({"learner.warmup": 9, "learner.refine_cycle": 7}), {"learner.warmup": 1, "learner.cycle": 3})
+    assert (config.learner.warmup, config.learner.refine_warmup) == (1, 1)
+    assert (config.learner.cycle, config.learner.refine_cycle) == (3, 7)
+    both = changed(RunConfig(), {"learner.value_mode": "both", "learner.refine_warmup": 4})
+    assert (both.learner.base_value_mode, both.learner.refine_warmup, both.learner.warmup) == ("both", 4, RunConfig().learner.warmup)
+    full = changed(new_config({"model.preset": "cosmos-predict2-2b"}), {"learner.value_mode": "both"})
+    assert full.learner.base_value_mode == "full"  # the preset's own
 
 
 def test_no_value_stands_for_another_one():

@@ -30,6 +30,8 @@ from cosmos_ray.config.stored import stored_config
 from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import ConfigError, CosmosRayError
 
+RENAMED = {**OLD_NAMES, "kind": "class"}  #: flags of before
+
 INTERRUPTED = "interrupted; the same command continues where it stopped"
 
 
@@ -39,6 +41,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if message.startswith("unrecognized arguments:"):
             bad = message.split(":", 1)[1].split()[0].split("=")[0]
+            name = bad.lstrip("-").replace("-", "_")
+            if name in RENAMED:
+                raise ConfigError(f"unknown flag {bad}: it is called --{RENAMED[name].replace('_', '-')} now")
             known = [s for action in self._actions for s in action.option_strings]
             close = difflib.get_close_matches(bad, known, n=1, cutoff=0.5)
             message = f"unknown flag {bad}" + (f"; did you mean {close[0]}?" if close else "; see --help")

@@ -31,21 +31,23 @@ COMMANDS = {
     "pretrain": Command("train the base policy on the demonstrations", reads=(
         "pretrain_steps", "init", "replay.gamma", "replay.success_share", "learner")),
     "rollout": Command("run episodes of the base policy, successes and failures", reads=(
-        "rollouts", "replay.rollout_frame_stride", "replay.patience_s", "inference", "rollout")),
+        "rollouts", "replay.rollout_frame_stride", "replay.patience_s", "replay.keep_newest", "replay.keep_failures", "inference",
+        "rollout")),
     "refine": Command("train on rollouts while acting with the newest weights", reads=(
         "rounds", "refine_steps", "planning_steps", "refine_rollouts", "publish_every", "learner", "replay.gamma", "replay.success_share",
-        "replay.samples_per_insert", "rollout.workers", "rollout.chunk_noise", "rollout.horizon", "rollout.planned", "inference.gpus",
-        "inference.steps")),
+        "replay.samples_per_insert", "replay.keep_newest", "replay.keep_failures", "rollout.workers", "rollout.chunk_noise",
+        "rollout.horizon", "rollout.planned", "inference.gpus", "inference.steps")),
     "evaluate": Command("compare base, refined and planning on held-out states", reads=(
         "eval_episodes", "repeat", "planner", "inference", *FLEET)),
     "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, reads=(
-        "plan_seed", "planner", "inference")),
+        "plan_seed", "planner", "inference", "rollout.execute")),
     "audit": Command("measure what planning could win and which part limits it", reads=(
-        "eval_episodes", "planner", "inference", *FLEET[:1]), options=(
+        "eval_episodes", "planner", "inference", "replay.gamma", "rollout.workers", "rollout.execute"), options=(
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
         ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which every choice is compared [24]"}),
     )),
-    "report": Command("write report.html and report.json", needs_ray=False, reads=("plan_seed", "inference.gpus", "inference.threads")),
+    "report": Command("write report.html and report.json", needs_ray=False, reads=(
+        "plan_seed", "learner.value_mode", "inference.gpus", "inference.threads")),
     "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, reads=NEW_RUN, options=(
         ("--weights", {"required": True, "metavar": "PATH", "help": "public .pt, .safetensors, DCP folder or diffusers folder"}),
         ("--statistics", {"required": True, "metavar": "FILE", "help": "dataset statistics JSON; it has actions_min, actions_max, "

@@ -64,10 +64,11 @@ def _read(command: Command, defaults: RunConfig) -> tuple[dict[str, list[Setting
 
 
 def default_text(setting: Setting, defaults: RunConfig, told: bool) -> str:
-    """The default as the help names it: a value, or the setting that it follows."""
+    """The default as the help names it: the value that acts, and the setting that it follows."""
+    value = format_value(value_of(defaults, setting.name))
     if setting.follows and not told and (text := CHOOSERS.get(setting.follows, setting.follows)):
-        return text
-    return format_value(value_of(defaults, setting.name))
+        return f"{value}, {text}"
+    return value
 
 
 def full_help(setting: Setting, defaults: RunConfig, told: bool) -> str:

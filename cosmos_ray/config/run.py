@@ -64,7 +64,7 @@ class RunConfig:
         if learner.advantage_temperature and not self.planning_steps:
             raise ConfigError("learner.advantage_temperature weighs by the value of the planning network: set planning_steps, as many as "
                               "refine_steps, or learner.advantage_temperature to 0")
-        if self.rollout.horizon < self.sim.horizon:
+        if self.rollout.horizon < self.sim.horizon != SimConfig(task=self.sim.task).horizon:  # a horizon that was asked for
             raise ConfigError(f"rollout.horizon = {self.rollout.horizon} is shorter than sim.horizon = {self.sim.horizon}: rollouts would "
                               f"never see the end of an episode; set it to {self.sim.horizon} or more")
         if self.rollout.execute > self.model.chunk:

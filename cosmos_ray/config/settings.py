@@ -89,7 +89,9 @@ def from_values(values: dict[str, Any]) -> RunConfig:
 
 
 def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """The config of an existing run with other ``values`` by name. Settings that follow one of them keep the value they have."""
+    """The config of an existing run with other ``values`` by name. A setting that follows one of them, and has its value, follows on."""
+    values = {**{name: values[setting.follows] for name, setting in SETTINGS.items()
+                 if setting.follows in values and value_of(config, name) == value_of(config, setting.follows)}, **values}
     changes: dict[str, Any] = {}
     for name, value in values.items():
         section, _, field = name.rpartition(".")

@@ -11,7 +11,7 @@ from typing import Any
 
 from cosmos_ray.config.presets import preset_settings
 from cosmos_ray.config.run import RunConfig
-from cosmos_ray.config.settings import SETTINGS, flat, from_values, new_config, value_of, values_of_tree
+from cosmos_ray.config.settings import flat, from_values, new_config, values_of_tree
 from cosmos_ray.errors import ConfigError
 
 FORMAT = 2  #: of the config.json that this version writes
@@ -37,26 +37,10 @@ STOOD_FOR = {
 #: Settings that were "on" or "off".
 SWITCHES = ("model.sigma_frame_scale", "model.residual", "model.augment")
 
-#: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
-NEW = ("model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens", "model.loss_scale", "model.jpeg",
-       "replay.keep_newest", "replay.keep_failures")
-
 
 def is_before(tree: dict[str, Any]) -> bool:
     """Whether a config.json is of format 1, which an earlier version wrote."""
     return "format" not in tree
-
-
-def values_before(tree: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config.json of format 1 as that version held them: its names, its values, its defaults where the file lacks a
-    setting that came later. ``{"planner.value": "future", "sim.horizon": 0, ...}``, lists for tuples."""
-    usual, old = RunConfig(), {now: then for then, now in OLD_NAMES.items()}
-    values = {}
-    for name in SETTINGS:
-        if name not in NEW:
-            default = STOOD_FOR.get(name, value_of(usual, name))
-            values[old.get(name, name)] = list(default) if isinstance(default, tuple) else default
-    return values | {name: value for name, value in flat(tree).items() if name in values}
 
 
 def read_config(path: Path, tree: dict[str, Any]) -> RunConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,10 +24,13 @@ from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.objective import Objective
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.training_graphs import capture_training
+from cosmos_ray.replay.files.durable import replace
 from cosmos_ray.replay.sampling.loader import PrefetchLoader
 from cosmos_ray.weights import Weights, pack
 
 logger = logging.getLogger(__name__)
+
+FILE_WRITER = ("PytorchStreamWriter", "inline_container")  #: marks of the RuntimeErrors with which torch reports a full disk
 
 
 def learning_rate(step: int, total: int, peak: float, config: LearnerConfig) -> float:
@@ -169,16 +171,20 @@ class LearnerCore:
         self.encoder.flush()
         try:
             self._write_state(folder, tag)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not any(mark in str(error) for mark in FILE_WRITER):
+                raise
             shutil.rmtree(folder / tag, ignore_errors=True)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"learner state cannot be written to {folder / tag}: {reason}; make room there and run the same command "
-                                  "again") from error
+            raise CheckpointError(f"learner state cannot be written to {folder / tag}: {str(error).splitlines()[0]}; make room there and "
+                                  "run the same command again") from error
+        torch.distributed.barrier()
         if self.rank == 0:
+            replace(tag.encode(), folder / "latest")
             for old in sorted(path for path in folder.glob("step_*") if path.name != tag)[:-1]:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _write_state(self, folder: Path, tag: str) -> None:
+        """This rank's part of the state, not yet what a resume begins from."""
         self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=bool(self.config.lora_rank))
         source = self.source.state_dict(self.loader.snapshot() if self.loader else None)
         own = {"step": self.step_count, "world_size": self.config.world_size, "zero_stage": self.config.zero_stage, "source": source,
@@ -186,11 +192,6 @@ class LearnerCore:
         (folder / tag / f"rank{self.rank}.json").write_text(json.dumps(own))
         if self.average is not None and self.rank == 0:
             torch.save(self.average, folder / tag / "average.pt")
-        torch.distributed.barrier()
-        if self.rank == 0:
-            temporary = folder / "latest.tmp"
-            temporary.write_text(tag)
-            os.replace(temporary, folder / "latest")
 
     def load(self, folder: str | Path) -> bool:
         """Continue from :meth:`save`; False when there is nothing to continue from.

@@ -18,7 +18,7 @@ from cosmos_ray.model.training_batch import TrainingBatch
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.planning.aggregate import aggregate
 from cosmos_ray.planning.best_of_n import Proposals, propose, score, value_samples
-from cosmos_ray.seeds import mix_seed
+from cosmos_ray.rollout.ticket import decision_noise_seed
 
 #: Arm -> its way to choose. All arms propose the same candidates in the same state.
 ARMS = {
@@ -52,7 +52,7 @@ class Chooser:
         """``n`` candidates in each state (the planner's number by default), with the noise that an evaluation episode has there."""
         known = current_latents(self.policy, np.stack([b.images for b in branches]), np.stack([b.proprio for b in branches]))
         text = self.policy.embed([self.simulator.instruction] * len(branches))
-        seeds = torch.tensor([mix_seed(b.noise_seed, b.step) for b in branches])
+        seeds = torch.tensor([decision_noise_seed(b.noise_seed, b.step) for b in branches])
         return propose(self.policy, known, text, seeds, self.steps, n or self.planner.candidates, self.planner.spread)
 
     def outcomes(self, branches: list[Branch], proposals: Proposals) -> list[Branch]:

@@ -211,7 +211,8 @@ class ReplayStore:
         with explained("open", self.storage.name):
             if any(listing.files for listing in self.storage.scan("packs", {}, float("inf"))):
                 raise StoreError(f"{self.storage.where('packs')} holds packed episodes, which this version of cosmos_ray does not read: "
-                                 "move it away to go on without them")
+                                 "write them out with the version that packed them (`replay export`), or move the folder away to go "
+                                 "on without them")
 
     def _opened(self, name: str) -> EpisodeView:
         """The episode, freshly opened."""

@@ -19,7 +19,7 @@ from cosmos_ray.rollout.ticket import own_rollouts
 if TYPE_CHECKING:
     from cosmos_ray.report.trace import EpisodeTrace
 
-SCHEMA = 1  #: version of report.json
+SCHEMA = 2  #: version of report.json
 
 
 def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | None = None, assessment: dict | None = None) -> dict:

@@ -33,7 +33,8 @@ class DemonstratorCore:
         raised. No demonstration begins while another one waits to be stored.
         """
         self._queue.extend(keys)
-        until, finished = time.perf_counter() + seconds, list[Finished]()
+        until = time.perf_counter() + seconds
+        finished: list[Finished] = []
         while self._queue or self.outbox:
             if not self.outbox:
                 reached, known = self.outbox.attempt(lambda: self._known(self._queue[0]))

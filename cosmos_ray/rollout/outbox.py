@@ -16,7 +16,7 @@ from cosmos_ray.replay.store import ReplayStore
 logger = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
-PAUSE_S = 0.05  # for who has nothing to do but call flush() again
+PAUSE_S = 0.05  #: between two calls of flush() while there is nothing else to do
 
 
 class Outbox:

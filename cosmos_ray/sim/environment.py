@@ -234,7 +234,8 @@ class Environment:
 
     def _action_entries(self) -> np.ndarray:
         """Indices of robosuite's action vector that this environment's actions fill; the other entries stay zero."""
-        entries, start = list[int](), 0
+        entries: list[int] = []
+        start = 0
         for robot in self.sim_env.robots:
             for part, (first, last) in robot._action_split_indexes.items():
                 if self.actions == "position" and part in robot.arms:

@@ -99,8 +99,8 @@ class StateRenderer:
 
     def _compare(self, view: EpisodeView | Episode, name: str, fingerprint: dict[str, str], states: np.ndarray, env: Environment) -> None:
         """StoreError when the fingerprint, or a stored frame of the first episode that has it, says that pictures differ here."""
-        kind = env.config, *(fingerprint.get(entry) for entry in (*DECISIVE, "make_seed"))
-        if kind in self._proven:
+        simulated = env.config, *(fingerprint.get(entry) for entry in (*DECISIVE, "make_seed"))
+        if simulated in self._proven:
             return
         differing = [item for item in compare_fingerprints(fingerprint, env.fingerprint)[0].items() if item[0] in DECISIVE]
         if differing:
@@ -119,7 +119,7 @@ class StateRenderer:
                 f"episode {name} looks different rendered here: at step {step}, {100 * changed:.2g} % of the pixels differ from the stored "
                 "frame (another graphics driver?); render it where it was recorded, or not strictly"
             )
-        self._proven.add(kind)
+        self._proven.add(simulated)
 
 
 def _changed(made: bytes, stored: bytes) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.inference.messages import ActingPolicy
+from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.oracle.actor import AuditAnswer, AuditTicket, OracleActor
 from cosmos_ray.oracle.chooser import ARMS
 from cosmos_ray.oracle.shares import shares
@@ -44,7 +45,7 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str
         raise ConfigError(f"there is no policy {checkpoint!r} in {path.parent}: run `pretrain` (base) or `refine` (refined) first")
     check_held_out(run, run.folder.store())
     planning = str((checkpoint == "refined" and planning_network(run)) or "")
-    digest = settings_digest(run, path, ActingPolicy(planner=config.planner, planning_checkpoint=planning))
+    digest = settings_digest(run, path, ActingPolicy(read_description(path)[1], config.planner, planning))
     answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{digest}.jsonl")
     questions: list[_Question] = [("play", arm, i) for arm in ARMS for i in range(config.eval_episodes)]
     questions += [("probe", "", i) for i in range(min(probes, config.eval_episodes))]

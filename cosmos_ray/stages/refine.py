@@ -71,7 +71,7 @@ def _refine_round(round: Round) -> dict:
         finally:
             learner.close()
     run.tracker.log("refine_result", round=round.number, **result)
-    forget_old_rollouts(run)
+    forget_old_rollouts(run, run.folder.store())
     return result
 
 

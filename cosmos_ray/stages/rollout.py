@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep.retention import keep_newest
 from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
 from cosmos_ray.run import Run
@@ -34,15 +35,14 @@ def act(run: Run, what: str, checkpoint: Path, wanted: list[EpisodeTicket]) -> d
     result = {"episodes": len(have), "new": len(tickets), "successes": sum(s.success for s in have), "abandoned": abandoned}
     if tickets:
         run.tracker.log("rollout", **result)
-        forget_old_rollouts(run)
+        forget_old_rollouts(run, store)
     return result
 
 
-def forget_old_rollouts(run: Run) -> int:
-    """Evict the run's rollouts that ``replay.keep_newest`` does not keep; returns how many."""
+def forget_old_rollouts(run: Run, store: ReplayStore) -> int:
+    """Evict the run's rollouts that ``replay.keep_newest`` does not keep, of an up-to-date ``store``; returns how many."""
     replay = run.config.replay
     if not replay.keep_newest:
         return 0
-    store = run.folder.store()
     own = own_rollouts(store, run.folder.identity.key, run.config.sim.task)
     return keep_newest(store, own, replay.keep_newest, replay.keep_failures)

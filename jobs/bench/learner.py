@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         results = compare(options)
     except CosmosRayError as error:
-        sys.stderr.write(f"bench_learner: {error}\n")
+        sys.stderr.write(f"learner: {error}\n")
         return 1
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n")

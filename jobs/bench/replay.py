@@ -92,8 +92,8 @@ class Again(WindowStream):
 class Reopened:
     """A reader that can be opened anew: what its library kept of the windows of a pass must not answer the next one."""
 
-    def __init__(self, kind, folder: Path, vectors: Vectors) -> None:
-        self._make = lambda: kind(folder, vectors)
+    def __init__(self, reader, folder: Path, vectors: Vectors) -> None:
+        self._make = lambda: reader(folder, vectors)
         self.reader = self._make()
 
     def again(self) -> None:

@@ -85,9 +85,9 @@ def writer(pipe, number: int, root: Path, episode: Episode, count: int) -> None:
     plain = root.parent / f"plain{number}"
     plain.mkdir()
     pipe.send("ready")
-    for kind, turn in iter(pipe.recv, None):
+    for operation, turn in iter(pipe.recv, None):
         for i in range(count):
-            if kind == "commit":
+            if operation == "commit":
                 store.commit(renamed(episode, f"writer{number}", turn * count + i))
             else:
                 write_fsync(data, plain / str(i))
@@ -115,13 +115,13 @@ def bench_writers(options, report: Report, folder: Path, episode: Episode, suffi
     rounds = min(options.rounds, 5)  # some gigabytes
     for turn in range(rounds):
         progress(f"{WRITERS} writers, round {turn + 1}/{rounds}")
-        for kind in ("commit", "fsync") if turn % 2 == 0 else ("fsync", "commit"):
+        for operation in ("commit", "fsync") if turn % 2 == 0 else ("fsync", "commit"):
             os.sync()
             began = time.perf_counter()
             for pipe in pipes:
-                pipe.send((kind, turn))
+                pipe.send((operation, turn))
             written = sum(pipe.recv() for pipe in pipes)
-            times[kind].append(time.perf_counter() - began)
+            times[operation].append(time.perf_counter() - began)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()
@@ -130,7 +130,7 @@ def bench_writers(options, report: Report, folder: Path, episode: Episode, suffi
     lost = before + WRITERS * options.per_writer * rounds - len(found)
     if lost:
         raise SystemExit(f"{WRITERS} writers: {lost} episodes are missing of those that were acknowledged")
-    ours, plain = (written / statistics.median(times[kind]) / 1e6 for kind in ("commit", "fsync"))
+    ours, plain = (written / statistics.median(times[operation]) / 1e6 for operation in ("commit", "fsync"))
     report.add(f"eight_writers_of_fsync{suffix}", times["fsync"], times["commit"],
                f"{ours:.0f} of {plain:.0f} MB/s, {len(found) - before} commits, none lost")
     shutil.rmtree(root)

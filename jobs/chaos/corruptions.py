@@ -220,15 +220,15 @@ def examine(root: Path, names: list[str], victims: list[str], rng: random.Random
 
 
 def _examine(seen: Examination, root: Path, names: list[str], victims: list[str], rng: random.Random) -> dict:
-    report = {"opened": False, "entries": [], "new": {}, "audit": None, "unknown": []}
+    report = {"opened": False, "entries": [], "new": {}, "verified": None, "unknown": []}
     store = seen.attempt("open the store", lambda: ReplayStore(root, create=False))
     if store is None:
         seen.attempt("open the store to write", lambda: ReplayStore(root))
         return report | seen.as_dict()
     report["opened"] = True
     if rng.random() < 0.5:
-        audit = seen.attempt("verify", lambda: verify(store, decode=True))
-        report["audit"] = [[problem.path, problem.fault, problem.reason[:LONGEST]] for problem in audit.problems] if audit else None
+        found = seen.attempt("verify", lambda: verify(store, decode=True))
+        report["verified"] = [[problem.path, problem.fault, problem.reason[:LONGEST]] for problem in found.problems] if found else None
     seen.attempt("refresh", store.refresh)
     reads = [lambda: seen.draw(store, 0), lambda: seen.read_all(store, names)]
     for read in rng.sample(reads, 2):
@@ -282,8 +282,8 @@ def judge(made: dict, report: dict, names: list[str], victims: list[str]) -> tup
             problems.append(f"a reason of {len(entry['reason'])} characters in the quarantine's list: {entry['reason'][:100]}")
     if report["unknown"]:
         problems.append(f"an episode that nobody committed is listed: {report['unknown'][:2]}")
-    if report["audit"] is not None:
-        problems += judge_audit(made, report, victims)
+    if report["verified"] is not None:
+        problems += judge_verification(made, report, victims)
     # What cannot be drawn for ever must say of whom.
     last = [error for error in report["errors"] if error["step"] in (f"draw {DRAWS - 1}", "open the sampler")]
     problems += [f"draws are impossible: {error['text'][:300]}" for error in last[:1]]
@@ -302,12 +302,12 @@ def judge_healthy(report: dict, healthy: list[str]) -> list[str]:
     return problems[:3]
 
 
-def judge_audit(made: dict, report: dict, victims: list[str]) -> list[str]:
+def judge_verification(made: dict, report: dict, victims: list[str]) -> list[str]:
     """Verify, which ran before anything was read, must know of what readers met, and of nothing else."""
     about = [os.path.basename(made["file"]), *made["foreign"], *victims]
-    others = [problem for problem in report["audit"] if not any(mark in problem[0] for mark in about)]
+    others = [problem for problem in report["verified"] if not any(mark in problem[0] for mark in about)]
     problems = [f"verify blames {path}, which is not damaged: {fault}, {reason[:200]}" for path, fault, reason in others[:1]]
-    if any("error" in report["read"][name][:1] for name in victims) and len(others) == len(report["audit"]):
+    if any("error" in report["read"][name][:1] for name in victims) and len(others) == len(report["verified"]):
         problems.append("verify does not name the damaged file")
     return problems
 

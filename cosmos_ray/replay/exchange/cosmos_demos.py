@@ -41,7 +41,7 @@ def export_demonstrations(
 ) -> Exchanged:  # fmt: skip
     """Write the successful episodes into ``<target>/<suite>``, one file per instruction, stored JPEGs taken over as they are.
 
-    Skipped and named are failures, episodes whose instruction a file name cannot say, those without both kinds of cameras, and those
+    Skipped and named are failures, episodes whose instruction a file name cannot say, those without both index_of of cameras, and those
     whose frames are not all stored, unless ``render`` makes them. StoreError if ``target`` exists, ``suite`` is no plain name or
     nothing can be written.
     """
@@ -78,10 +78,10 @@ def _file_name(view: EpisodeView) -> str:
 
 def _cameras(view: EpisodeView) -> dict[str, int]:
     """Dataset -> index of its camera: the first of either kind."""
-    kinds = {third_person(camera): index for index, camera in reversed(list(enumerate(view.cameras)))}
-    if len(kinds) != 2:
+    index_of = {third_person(camera): index for index, camera in reversed(list(enumerate(view.cameras)))}
+    if len(index_of) != 2:
         raise StoreError(f"cameras {', '.join(view.cameras)}: the format needs a third-person and a wrist camera")
-    return {"agentview_rgb_jpeg": kinds[True], "eye_in_hand_rgb_jpeg": kinds[False]}
+    return {"agentview_rgb_jpeg": index_of[True], "eye_in_hand_rgb_jpeg": index_of[False]}
 
 
 def _write(demo: h5py.Group, view: EpisodeView, frames: list[list[bytes]], cameras: dict[str, int]) -> None:

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "COSMOS_RAY_CACHE"
 CACHE_BYTES = 20 << 30
 HOUR = 3600.0
-NOTES_READ_S = 48 * HOUR  # who last looked longer ago lists all episodes instead
+NOTES_READ_S = 48 * HOUR  # a process that last looked longer ago lists all episodes instead
 NOTES_KEPT_S = 96 * HOUR
 TAIL = 1 << 16  # bytes at the end of an object that hold the header of an episode, unless that is very long
 
@@ -250,12 +250,12 @@ class ObjectStorage:
         for _, size, path in copies:
             if over <= 0:
                 return
-            path.unlink(missing_ok=True)  # who has it mapped keeps it
+            path.unlink(missing_ok=True)  # a process that has the file mapped keeps it
             over -= size
 
 
 def _cache_folder(given: str | Path | None) -> Path:
-    """StoreError if the default folder belongs to another user, who could put anything there."""
+    """StoreError if the default folder belongs to another user: that user could put anything there."""
     if given or (given := os.environ.get(CACHE_VARIABLE)):
         return Path(given)
     folder = Path(tempfile.gettempdir()) / f"cosmos_ray-cache-{os.getuid()}"

@@ -56,9 +56,10 @@ class Retention:
 
 
 def keep_newest(store: ReplayStore, rollouts: Iterable[EpisodeSummary], newest: int, keep_failures: bool) -> int:
-    """Evict all but the ``newest`` of ``rollouts``, and with ``keep_failures`` no failure; returns how many were evicted.
+    """Evict the ``rollouts`` that are not among the ``newest`` by time of commit, with ``keep_failures`` no failure; returns how many.
 
     StoreError if the store cannot be written.
     """
-    policy = Retention(("demo", "evaluation", "failure") if keep_failures else ("demo", "evaluation"), newest)
-    return store.evict(policy.expired(rollouts), f"retention: the newest {newest}{' and all failures' * keep_failures} stay")
+    older = sorted(rollouts, key=lambda s: (s.created, s.name), reverse=True)[newest:]
+    names = [s.name for s in reversed(older) if not (keep_failures and s.episode_class == "failure")]
+    return store.evict(names, f"retention: the newest {newest}{' and all failures' * keep_failures} stay")

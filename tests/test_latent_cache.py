@@ -306,7 +306,7 @@ def test_temporaries_of_killed_writers_are_removed_once_they_are_old(tmp_path):
 
 WRITER = """
 import sys
-from tests.test_replay_latents import ROW, keys_from, latents_of, make
+from tests.test_latent_cache import ROW, keys_from, latents_of, make
 cache = make(sys.argv[1], segment_bytes=4 * ROW)
 first = int(sys.argv[2])
 for batch in range(100_000):
