@@ -1,12 +1,15 @@
 """Eviction: what is kept is the same to the bit, what is gone stays gone, whenever the evicting process is killed."""
 
 import json
+import os
 import shutil
 import signal
+import threading
 
 import pytest
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep.repair import repair, verify
 from cosmos_ray.rollout.ticket import stored_result
@@ -56,6 +59,39 @@ def test_evicted_keys_stay_taken_everywhere(store):
         opened(store.root).read(name_of(0))
     assert_holds(store.root, (2, 3, 4, 5), removed=(0, 1))
     assert not any(each.commit(tiny(1)) for each in (running, never))
+
+
+def test_readers_in_another_process_survive_an_eviction(store):
+    """A reader that holds a view, an open store and a sampler goes on; it misses the evicted episodes alone."""
+    ready, go = os.pipe(), os.pipe()
+    names = [name_of(seed) for seed in (0, 1)]
+
+    def read():
+        reader = opened(store.root, open_limit=2)
+        held, sampler = reader.view(names[0]), WindowSampler(reader, chunk=1, gamma=0.9, seed=0)
+        sampler.draw(4)
+        os.write(ready[1], b"x")
+        assert os.read(go[0], 1) == b"x"
+        assert_same(held.episode(), tiny(0))  # mapped: its bytes stay until it is let go
+        for _ in range(20):
+            sampler.draw(8)  # meets episodes whose files are gone, and goes on without them
+        sampler.refresh()
+        assert not set(sampler.draw(40).episodes) & set(names) and set(reader.keys()).isdisjoint(names)
+        for seed in range(2, 6):
+            assert_same(reader.read(name_of(seed)), tiny(seed))
+        assert not reader.quarantine.entries()
+
+    def control():
+        os.read(ready[0], 1)
+        store.evict(names, "test")
+        os.write(go[1], b"x")
+
+    thread = threading.Thread(target=control)
+    thread.start()
+    status = in_child(read)
+    os.write(ready[1], b"x")
+    thread.join()
+    assert status == 0
 
 
 def test_ticket_of_an_evicted_episode_is_done(store):

@@ -155,6 +155,13 @@ def test_a_suite_wins_over_the_preset_and_files_and_flags_over_both(tmp_path):
     assert (config.model.chunk, config.learner.weight_decay) == (50, 0.1)  # the rest of suite and preset stays
 
 
+def test_a_suite_in_the_file_counts_and_a_flag_takes_it_back(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[model]\nsuite = "robocasa"\n')
+    assert configured(file=str(file)).model.chunk == 32
+    assert configured(file=str(file), model__suite="").model.chunk == RunConfig().model.chunk
+
+
 def test_a_stored_run_is_not_overlaid_again(tmp_path):
     """What a user changed in a run must not fall back to the suite's at its next stage."""
     first = configured(root=str(tmp_path), model__preset=LARGE_PRESET, model__suite="aloha", learner__lr="3e-5", rollout__execute="25",
@@ -164,6 +171,7 @@ def test_a_stored_run_is_not_overlaid_again(tmp_path):
     assert stored == first
     assert changed(stored, {"demos": 5}) == dataclasses.replace(first, demos=5)
     assert changed(stored, {"replay.gamma": 0.9}).replay.gamma == 0.9
+    assert configured(model__preset=LARGE_PRESET, model__suite="aloha").learner.lr == LARGE["learner.lr"]  # a new run has the suite's again
 
 
 def test_a_chunk_shorter_than_the_suite_executes_is_refused():
