@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import threading
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -283,6 +286,28 @@ def test_an_audit_goes_on_where_it_was_cut_off(run, local_ray):
     before = file.read_text()
     audit(run, probes=1)
     assert file.read_text() == before
+
+
+@pytest.mark.slow  # two audits
+def test_an_audit_goes_on_when_its_processes_are_killed(run, local_ray):
+    wanted = audit(run, probes=1)
+    (file,) = (run.folder.path / "audit").iterdir()
+    file.unlink()
+
+    def kill():
+        while not (file.exists() and file.read_text().count("\n") > 2):
+            time.sleep(0.1)
+        for process in psutil.process_iter(["cmdline"]):
+            if "ray::OracleActor" in " ".join(process.info["cmdline"] or []):
+                killed.append(process.pid)
+                process.kill()
+
+    killed = []
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert audit(run, probes=1) == wanted
+    killer.join()
+    assert killed
 
 
 def test_the_core_answers_one_row_per_episode(run):
