@@ -164,7 +164,7 @@ def test_the_run_finds_its_store(finished_run, capsys):
     where = ["--root", str(finished_run.parent), "--name", finished_run.name, "--quiet"]
     assert main(["replay", "verify", *where]) == 0
     capsys.readouterr()
-    assert main(["replay", "ls", "--class", "eval", "--last", "1", "--json", *where]) == 0
+    assert main(["replay", "ls", "--class", "evaluation", "--last", "1", "--json", *where]) == 0
     episode = json.loads(capsys.readouterr().out)
     assert main(["replay", "replay-episode", episode["name"], *where]) == 0
     assert "identical" in capsys.readouterr().out
