@@ -170,7 +170,7 @@ class RunFolder:
         for name in SETTINGS:
             if name.startswith(("sim.", "model.")) and (theirs := value_of(run, name)) != (ours := value_of(config, name)):
                 raise ConfigError(f"run {self.path} was made with {name} = {theirs!r}, not {ours!r}: "
-                                  "give another --name, or --fresh to move it aside")
+                                  "give another --name, or `collect --fresh` to move the run aside")
         if before and is_before(before) and not (self.path / BEFORE).exists():
             unfinished = self.path / f".{BEFORE}.tmp"
             shutil.copy2(self.path / "config.json", unfinished)  # with its permissions: a store's URI held credentials then

@@ -66,7 +66,7 @@ def handlers():
     (["dmo"], "invalid choice: 'dmo'"),
     (["pretrain"], "there is no run 'lift' in .*run `collect` first"),
     (["pretrain", "--fresh"], "unknown flag --fresh"),
-    (["pretrain", "--recipe", "can"], "unknown flag --recipe"),
+    (["pretrain", "--recipe", "can"], "--recipe is for the commands that make a run"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, complaint, tmp_path, capfd, handlers, monkeypatch):
     root = [] if arguments[0] == "dmo" else ["--name", "lift", "--root", str(tmp_path)]
@@ -190,3 +190,21 @@ def test_the_quick_counts_apply_to_an_existing_run_too(tmp_path):
     make_run(tmp_path, "quick", {"sim.placement": 0.2, "demos": 50})
     config = configured("demo", "--quick", "--root", str(tmp_path))
     assert (config.demos, config.sim.placement) == (recipe("quick")["demos"], 0.2)
+
+
+@pytest.mark.parametrize("flags", [[], ["--fresh"]])
+def test_a_command_that_is_refused_leaves_every_run_as_it_was(tmp_path, capfd, flags):
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "kept.txt").write_text("kept")
+    name = "good" if flags else "new"
+    assert main(["collect", "--root", str(tmp_path), "--name", name, "--sim.task", "Wipe", *flags]) != 0
+    assert "no scripted expert for task" in capfd.readouterr().err
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["good", "good/kept.txt"]
+
+
+def test_a_flag_of_before_is_named_by_its_present_name(capfd):
+    for flag, now in (("--planner.values", "--planner.value-samples"), ("--verify", "--repeat")):
+        assert main(["evaluate", "--name", "x", flag, "3"]) == 2
+        assert f"unknown flag {flag}: it is called {now} now" in capfd.readouterr().err
+    assert main(["replay", "ls", "--name", "x", "--kind", "demo"]) == 2 and "it is called --class now" in capfd.readouterr().err
+    assert main(["collect", "x"]) == 2 and "did you mean --name x?" in capfd.readouterr().err

@@ -25,8 +25,10 @@ def test_clean_expert_succeeds(task):
     env = Environment(SimConfig(task=task))
     for seed in (1000, 1001):
         trajectory = demonstrate(env, seed, CLEAN, render_every=0)
-        assert longest_rest(trajectory) < 15  # steps; else it waits for what the arm does not reach
-        assert trajectory.success and trajectory.rewards[-1] == 1.0
+        assert trajectory.success, f"{task}, seed {seed}: not solved within {trajectory.length} steps"
+        rest = longest_rest(trajectory)
+        assert rest < 15, f"{task}, seed {seed}: the hand rests for {rest} steps, as if it waited for what the arm does not reach"
+        assert trajectory.rewards[-1] == 1.0
         assert sorted(trajectory.frames) == [0, trajectory.length]
         assert np.array_equal(trajectory.actions, trajectory.labels)
     env.close()

@@ -44,6 +44,10 @@ class _Parser(argparse.ArgumentParser):
             name = bad.lstrip("-").replace("-", "_")
             if name in RENAMED:
                 raise ConfigError(f"unknown flag {bad}: it is called --{RENAMED[name].replace('_', '-')} now")
+            if name == "recipe":
+                raise ConfigError("--recipe is for the commands that make a run (collect, demo, import): a run keeps its settings")
+            if not bad.startswith("-"):
+                raise ConfigError(f"unexpected word {bad!r}: did you mean --name {bad}?")
             known = [s for action in self._actions for s in action.option_strings]
             close = difflib.get_close_matches(bad, known, n=1, cutoff=0.5)
             message = f"unknown flag {bad}" + (f"; did you mean {close[0]}?" if close else "; see --help")
@@ -139,7 +143,13 @@ def _run(options: argparse.Namespace) -> int:
     config = with_absolute_paths(configure(options))
 
     from cosmos_ray.commands.stage import run_stage
-    from cosmos_ray.run import open_run
+    from cosmos_ray.run import open_run, validate
+
+    if options.command in ("collect", "demo") and (fresh or stored_config(config) is None):
+        from cosmos_ray.sim.experts import check_expert
+
+        validate(config)
+        check_expert(config.sim)  # before a run is made or moved aside for nothing
 
     signal.signal(signal.SIGTERM, _interrupt)
     with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray) as run:

@@ -228,8 +228,10 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
         done = export_rollouts(store, episodes, options.to, render=renderer, progress=progress)
     elif options.format == "cosmos-demos":
         done = export_demonstrations(store, episodes, options.to, suite=options.suite, render=renderer, progress=progress)
-    else:
+    elif options.format == "parquet":
         done = export_parquet(store, episodes, options.to, progress=progress)
+    else:
+        raise NotImplementedError(f"EXPORTS has the format {options.format!r}, which nothing here writes")
     return _exchanged(f"{done.episodes} of {len(episodes)} episodes written to {options.to}", done.skipped)
 
 
@@ -243,10 +245,12 @@ def _import(options: argparse.Namespace) -> tuple[str, int]:
         results = [import_rollouts(options.paths, store, progress=progress)]
     elif options.format == "lerobot":
         results = [import_lerobot(path, store, progress=progress) for path in options.paths]
-    else:
+    elif options.format == "robomimic":
         flip = None if options.flip == "auto" else options.flip == "yes"
         results = [import_demonstrations(path, store, task=options.task, instruction=options.instruction, flip=flip, progress=progress)
                    for path in options.paths]
+    else:
+        raise NotImplementedError(f"IMPORTS has the format {options.format!r}, which nothing here reads")
     episodes, known = sum(done.episodes for done in results), sum(done.known for done in results)
     return _exchanged(f"{episodes} episodes imported into {store.root}, {known} of them were there before",
                       [entry for done in results for entry in done.skipped])

@@ -1,4 +1,4 @@
-"""What the project knows about five robosuite tasks, as plain data. To add a task, add a line to :data:`SPECS`."""
+"""What the project knows about five robosuite tasks, as plain data. A line of :data:`SPECS` needs an expert in ``sim.experts``."""
 
 from __future__ import annotations
 

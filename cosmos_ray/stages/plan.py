@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest
@@ -22,6 +23,8 @@ def plan_episode(run: Run) -> EpisodeTrace:
     The episode has the noise and the thread count of `evaluate`, so it equals the episode that `evaluate` stored for the planning arm.
     """
     config = run.config
+    if not (run.folder.checkpoint("refined") / "policy.json").exists():
+        raise ConfigError("there is no refined policy to plan with: run `refine` first")
     torch.set_num_threads(config.inference.threads)
     client = LocalClient(load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu",
                                    planning_network(run) or ""))

@@ -33,6 +33,8 @@ def refine(run: Run) -> dict:
 
     Every round after the first starts with rollouts of the policy that the round before trained, and trains that policy on.
     """
+    if not (run.folder.checkpoint("base") / "policy.json").exists():
+        raise ConfigError("there is no base policy to refine: run `pretrain` first")
     base_version = read_description(run.folder.checkpoint("base"))[1]
     rounds = [Round(run, number, base_version) for number in range(1, run.config.rounds + 1)]
     results = [_refine_round(round) for round in rounds if not round.done("refined", run.config.refine_steps)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep.retention import keep_newest
 from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
@@ -13,6 +14,8 @@ from cosmos_ray.stages.acting import acting_fleet, rollout_ticket, run_episodes
 
 def rollout(run: Run) -> dict:
     """Act with checkpoint ``base`` until the store holds ``config.rollouts`` of the run's rollouts."""
+    if not (run.folder.checkpoint("base") / "policy.json").exists():
+        raise ConfigError("there is no base policy to roll out: run `pretrain` first")
     return act(run, "rollout", run.folder.checkpoint("base"), [rollout_ticket(run, i) for i in range(run.config.rollouts)])
 
 

@@ -32,7 +32,8 @@ class Retention:
             raise StoreError(f"cannot keep {', '.join(sorted(unknown))}: classes of episodes are {', '.join(CLASSES)}")
         bounds = (self.newest, self.max_staleness, self.max_bytes)
         if all(bound is None for bound in bounds):
-            raise StoreError("a retention policy needs a bound: the newest M, a maximum staleness or a size")
+            raise StoreError("a retention policy needs a bound: the newest M (--newest), a maximum staleness (--max-staleness) or a size "
+                             "(--max-gb)")
         if any(bound is not None and bound < 0 for bound in bounds):
             raise StoreError(f"the bounds of a retention policy must not be negative: {bounds}")
 
