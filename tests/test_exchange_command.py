@@ -172,7 +172,8 @@ def test_a_run_is_used_from_another_folder_than_it_was_made_in(files, tmp_path, 
 @pytest.mark.parametrize("changes, code, complaint", [
     ({"statistics": "nothing.json"}, 1, "cannot read the dataset statistics .*nothing.json: No such file"),
     ({"statistics": "half.json"}, 1, "half.json: proprio_max is missing"),
-    ({"statistics": "aloha.json"}, 2, r"aloha.json describes 14 numbers per action and 14 of proprioception, suite 'libero' has 7 and 9: give"),
+    ({"statistics": "aloha.json"}, 2, r"aloha.json describes 14 numbers per action and 14 of proprioception, suite 'libero' has 7 and 9: "
+                                        "give"),
     ({"weights": "nothing.pt"}, 1, "there is no .*nothing.pt: give a .pt or .pth file"),
     ({"weights": "statistics.json"}, 1, "no weights in .*statistics.json: give a .pt or .pth file"),
     ({"model__layers": "3"}, 1, r"policy.pt: key blocks\.2\..* is missing.*choose weights of this model"),
