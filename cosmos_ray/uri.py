@@ -19,12 +19,12 @@ def uri_problem(root: str | Path) -> str:
     if not mark:
         return ""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in authority:
+    if re.fullmatch(r"[\w.-]+:\d+", authority) and "@" not in rest:
+        return (f"the URI of the replay store has a server where the bucket's name belongs: write {scheme}://BUCKET/FOLDER"
+                f"?endpoint_override={authority}")
+    if "@" in authority or ":" in authority:
         return ("the URI of the replay store holds credentials: leave them out, and give them in the environment "
                 "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or GOOGLE_APPLICATION_CREDENTIALS)")
-    if ":" in authority:  # not shown: it may be the front of a password with a slash
-        return (f"the URI of the replay store has a colon where the bucket's name belongs: write {scheme}://BUCKET/FOLDER, with "
-                "?endpoint_override=SERVER:PORT for a server of your own and credentials in the environment")
     if scheme not in SCHEMES:
         return f"{root} is neither a folder nor an s3:// or gs:// URI"
     return "" if authority else f"{root} names no bucket: write {scheme}://BUCKET/FOLDER"

@@ -98,6 +98,7 @@ def test_credentials_in_a_uri_are_refused_and_not_shown(uri):
 
 @pytest.mark.parametrize("uri, message", [
     ("ftp://host/x", "ftp://host/x is neither a folder nor an s3:// or gs:// URI"),
+    ("s3://localhost:9000/x", "has a server where the bucket's name belongs: write s3://BUCKET/FOLDER?endpoint_override=localhost:9000"),
     ("s3:///x", "names no bucket: write s3://BUCKET/FOLDER"),
     ("s3://bucket/x?no_such_option=1", "s3://bucket/x cannot be used as a store: it has no option 'no_such_option', only region"),
     ("gs://bucket/x?region=eu", "it has no option 'region', only none"),

@@ -289,7 +289,7 @@ def test_store_with_packs_of_earlier_code_is_refused(tmp_path):
     (store.root / "packs" / "demo-Lift").mkdir(parents=True)
     assert len(opened(store.root)) == 2
     (store.root / "packs" / "demo-Lift" / "1-1-ab.arrow").write_bytes(b"x")
-    with pytest.raises(StoreError, match="packs holds packed episodes, which this version of cosmos_ray does not read: move"):
+    with pytest.raises(StoreError, match="packs holds packed episodes, which this version of cosmos_ray does not read: write them out"):
         ReplayStore(store.root)
 
 
