@@ -130,7 +130,7 @@ class RunFolder:
         if before is not None and not is_before(before):
             raise ConfigError(f"{file} is missing: without it the run's episodes cannot be told from others; bring it back from where the "
                               "run was copied from, or give --fresh to move the run aside")
-        identity = RunIdentity.new() if before is None else RunIdentity.of_before(before)
+        identity = RunIdentity(self.path.name) if before is None else RunIdentity.of_before(before)
         self.write_json(file.name, identity.to_json())
         return identity
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +24,11 @@ SIM_BEFORE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Written to ``identity.json`` when a run begins; a copy of the run keeps it."""
+    """Written to ``identity.json`` when a run begins; a copy of the run keeps it.
+
+    The key is the name that the run begins with. Two runs of one name and seed so have the same keys, and training, which draws episodes
+    in an order by their keys, gives the same weights. Runs that share a store must begin with different names.
+    """
 
     key: str  #: the ``run`` part of the run's episode keys
     digest_version: int = DIGEST_VERSION
@@ -34,11 +37,6 @@ class RunIdentity:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-    @classmethod
-    def new(cls) -> RunIdentity:
-        """An identity that no other run has."""
-        return cls(uuid.uuid4().hex[:12])
 
     @classmethod
     def of_before(cls, stored: dict[str, Any]) -> RunIdentity:

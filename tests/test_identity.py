@@ -90,11 +90,22 @@ def test_a_renamed_run_runs_no_episode_again(run, tmp_path):
     renamed.folder.close()
 
 
-def test_a_run_of_the_same_name_that_begins_anew_is_another_run(run, tmp_path):
+def test_a_run_begun_again_under_its_name_has_the_same_keys(run, tmp_path):
+    """Training draws episodes in an order by their keys: other keys would be other weights from the same seed."""
     config = stored_config(RunConfig(root=str(tmp_path), name="first"))
     fresh = RunFolder(config, fresh=True)
-    assert fresh.identity.key != run.folder.identity.key
+    assert fresh.identity == run.folder.identity == RunIdentity("first") and not len(fresh.store())
     fresh.close()
+
+
+def test_a_renamed_run_and_a_new_one_of_its_old_name_are_two_runs(run, tmp_path):
+    config = stored_config(RunConfig(root=str(tmp_path), name="first"))
+    run.folder.path.rename(tmp_path / "renamed")
+    new, renamed = opened(tmp_path, "first", config), opened(tmp_path, "renamed")
+    assert not len(new.folder.store())
+    assert_nothing_runs_again(renamed)
+    new.folder.close()
+    renamed.folder.close()
 
 
 def test_an_upgraded_run_finds_the_episodes_of_before_and_runs_none_again(tmp_path):
@@ -135,7 +146,7 @@ def test_a_damaged_or_missing_identity_is_one_clear_line(run, tmp_path, content)
     ("planner", {"candidates": 9}), ("planner", {"spread": 0.5}), ("planner", {"futures": 3}), ("planner", {"aggregate": "lcb"}),
     ("inference", {"steps": 2}), ("inference", {"reference_steps": True}), ("rollout", {"execute": 2})])
 def test_every_value_that_acts_changes_the_digest(digest_version, section, change):
-    identity, config = dataclasses.replace(RunIdentity.new(), digest_version=digest_version), RunConfig()
+    identity, config = dataclasses.replace(RunIdentity("run"), digest_version=digest_version), RunConfig()
     changed = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **change)})
     assert digest(identity, changed) != digest(identity, config)
 
@@ -145,7 +156,7 @@ def test_every_setting_of_the_simulator_changes_the_digest(change):
     other = {"task": "Door", "robots": ("Sawyer",), "controller": "JOINT_POSITION", "wrist_cameras": (), "third_cameras": ("frontview",),
              "image_size": 128, "actions": "pose", "horizon": 7, "control_freq": 10, "placement": 0.2, "mesh_cell": 0.0,
              "fast_step": False}[change]
-    config, identity = RunConfig(), RunIdentity.new()
+    config, identity = RunConfig(), RunIdentity("run")
     assert digest(identity, dataclasses.replace(config, sim=dataclasses.replace(config.sim, **{change: other}))) != digest(identity, config)
 
 
@@ -155,13 +166,13 @@ def test_every_setting_of_the_planner_changes_the_digest(digest_version, change)
     other = {"candidates": 3, "rank_by": "both", "spread": 0.3, "futures": 2, "future_steps": 4, "value_samples": 3, "value_steps": 2,
              "aggregate": "success_vote"}
     assert change in other, f"give planner.{change} another value in this table, and append it in _planner_values of cosmos_ray/identity.py"
-    identity, config = dataclasses.replace(RunIdentity.new(), digest_version=digest_version), RunConfig()
+    identity, config = dataclasses.replace(RunIdentity("run"), digest_version=digest_version), RunConfig()
     changed = dataclasses.replace(config, planner=dataclasses.replace(config.planner, **{change: other[change]}))
     assert digest(identity, changed) != digest(identity, config), f"append planner.{change} in _planner_values of cosmos_ray/identity.py"
 
 
 def test_settings_that_do_not_act_leave_the_digest_alone():
-    identity, config = RunIdentity.new(), RunConfig()
+    identity, config = RunIdentity("run"), RunConfig()
     changed = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, workers=7, horizon=300), eval_episodes=9)
     assert digest(identity, changed) == digest(identity, config)
     alone = [evaluation_digest(identity, dataclasses.replace(config, planner=PlannerConfig(candidates=n)), None, "w", "") for n in (2, 3)]
@@ -171,7 +182,7 @@ def test_settings_that_do_not_act_leave_the_digest_alone():
 def test_digests_are_what_stored_episodes_carry():
     """Literal values: whatever renames or reorders the settings must leave these as they are."""
     config = RunConfig(sim=SimConfig(actions="position", horizon=100), rollout=RolloutConfig(execute=8), planner=PlannerConfig(spread=0.06))
-    assert digest(dataclasses.replace(RunIdentity.new(), digest_version=2), config) == "4aea1a0c6e"
+    assert digest(dataclasses.replace(RunIdentity("run"), digest_version=2), config) == "4aea1a0c6e"
 
 
 def digest(identity: RunIdentity, config: RunConfig) -> str:
