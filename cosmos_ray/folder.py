@@ -63,6 +63,10 @@ class RunFolder:
         """Policy checkpoint ``initial``, ``base`` or ``refined``."""
         return self.path / "checkpoints" / name
 
+    def has_policy(self, name: str) -> bool:
+        """Whether checkpoint ``name`` is there."""
+        return (self.checkpoint(name) / "policy.json").exists()
+
     def learner_state(self, name: str) -> Path:
         """Resumable learner state of a training stage."""
         return self.path / "learner" / name

@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from cosmos_ray.config import RunConfig, SimConfig, check
+from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
@@ -22,6 +23,7 @@ from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
 from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
+from cosmos_ray.sim.experts import check_expert
 from cosmos_ray.tracking import Tracker
 
 
@@ -125,9 +127,15 @@ def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, create: bool = True, with_ray: bool = True) -> Iterator[Run]:
-    """Validate, take the run's folder, start or join Ray; give everything back at the end, however it comes."""
+def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, create: bool = True, with_ray: bool = True,
+             demonstrates: bool = False) -> Iterator[Run]:
+    """Validate, take the run's folder, start or join Ray; give everything back at the end, however it comes.
+
+    A new run that ``demonstrates`` needs a scripted expert; ConfigError before a run is made, or moved aside by ``fresh``, for nothing.
+    """
     validate(config)
+    if demonstrates and (fresh or stored_config(config) is None):
+        check_expert(config.sim)
     folder = RunFolder(config, fresh=fresh, create=create)
     tracker = None
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 for _name, _value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}.items():
     os.environ.setdefault(_name, _value)
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
@@ -52,6 +53,18 @@ def metrics(folder: Path, stage: str) -> list[dict]:
     """Rows of metrics.jsonl of one stage."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["stage"] == stage]
+
+
+def flips_and_cuts(intact: bytes, trials: int = 1500) -> Iterator[bytes]:
+    """A file's bytes with one bit flipped, or every fifth time cut short at random."""
+    rng = np.random.default_rng(0)
+    for trial in range(trials):
+        data = bytearray(intact)
+        if trial % 5:
+            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        else:
+            data = data[: rng.integers(len(data))]
+        yield bytes(data)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import pytest
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.learner.latent_cache import STRAY_SECONDS, LatentCache
+from tests.conftest import flips_and_cuts
 
 SHAPE = (4, 3, 2, 2)
 ROW = 4 * 3 * 2 * 2 * 2  # bytes
@@ -241,14 +242,8 @@ def test_no_flip_or_cut_raises_or_returns_another_row(tmp_path, caplog):
     path = files(tmp_path)[0]
     intact = path.read_bytes()
     right = latents_of(keys).astype(np.float16)
-    rng = np.random.default_rng(0)
     damaged = 0
-    for trial in range(1500):
-        data = bytearray(intact)
-        if trial % 5:
-            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
-        else:
-            data = data[: rng.integers(len(data))]
+    for data in flips_and_cuts(intact):
         path.write_bytes(data)
         found, latents = make(tmp_path).get(keys)
         assert latents[found].tobytes() == right[found].tobytes()

@@ -13,6 +13,7 @@ from cosmos_ray.replay.format import schema
 from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep.repair import repair
+from tests.conftest import flips_and_cuts
 from tests.test_replay_episode import assert_same, make_episode
 from tests.test_replay_store import episode_files, fresh_store, path_of, rewrite, store_of_three
 
@@ -180,14 +181,8 @@ def test_no_flip_or_cut_is_ever_read_as_another_episode(store):
     store.commit(episode)
     (path,) = episode_files(store.root)
     intact = path.read_bytes()
-    rng = np.random.default_rng(0)
     damaged = 0
-    for trial in range(1500):
-        data = bytearray(intact)
-        if trial % 5:
-            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
-        else:
-            data = data[: rng.integers(len(data))]
+    for data in flips_and_cuts(intact):
         copy = store.root / "copy"
         copy.write_bytes(data)
         try:

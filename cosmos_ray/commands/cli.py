@@ -59,8 +59,9 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
     parser = _Parser(prog="cosmos_ray", add_help=False)
     parser.add_argument("-h", "--help", action="store_true")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    usual, demo = ((defaults, given(defaults)) for defaults in (RunConfig(), new_config(recipe("demo"))))
     for name, command in COMMANDS.items():
-        defaults = new_config(recipe("demo")) if name == "demo" else RunConfig()
+        defaults, told = demo if name == "demo" else usual
         sub = commands.add_parser(name, usage=usage(name), description=command.help[0].upper() + command.help[1:] + ".",
                                   allow_abbrev=False, add_help=False)
         sub.add_argument("-h", "--help", action=ShortHelp, command=name, defaults=defaults)
@@ -75,7 +76,7 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
             sub.add_argument(flag, **keywords)
         if name == "demo":
             sub.add_argument("--quick", action="store_true", help="every stage at small counts, five minutes on two cores")
-        _add_settings(sub, defaults, named=name == "demo")
+        _add_settings(sub, defaults, told, named=name == "demo")
     replay = commands.add_parser("replay", description=REPLAY.capitalize() + ".")
     if with_verbs:
         from cosmos_ray.commands.replay import add_verbs
@@ -84,10 +85,9 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, defaults: RunConfig, named: bool) -> None:
+def _add_settings(parser: argparse.ArgumentParser, defaults: RunConfig, told: dict[str, Any], named: bool) -> None:
     """A flag for every setting, grouped by section. ``named`` says whether the run's name has a default."""
     groups: dict[str, Any] = {}
-    told = given(defaults)
     for name, setting in SETTINGS.items():
         group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
         text = full_help(setting, defaults, name in told) if name != "name" or named else setting.help
@@ -143,16 +143,11 @@ def _run(options: argparse.Namespace) -> int:
     config = with_absolute_paths(configure(options))
 
     from cosmos_ray.commands.stage import run_stage
-    from cosmos_ray.run import open_run, validate
-
-    if options.command in ("collect", "demo") and (fresh or stored_config(config) is None):
-        from cosmos_ray.sim.experts import check_expert
-
-        validate(config)
-        check_expert(config.sim)  # before a run is made or moved aside for nothing
+    from cosmos_ray.run import open_run
 
     signal.signal(signal.SIGTERM, _interrupt)
-    with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray) as run:
+    with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray,
+                  demonstrates=command.demonstrates) as run:
         signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0

@@ -14,6 +14,7 @@ class Command:
     reads: tuple[str, ...]  #: sections and settings that ``--help`` shows, after the run's name and root
     needs_ray: bool = True
     creates: bool = False  #: whether it may start a new run
+    demonstrates: bool = False  #: whether a scripted expert records demonstrations for it
     options: tuple[tuple[str, dict[str, Any]], ...] = ()  #: flags of its own, as ``argparse`` takes them; handed to the stage
 
 
@@ -21,12 +22,12 @@ FLEET = ("rollout.workers", "rollout.envs_per_worker", "rollout.execute", "rollo
 NEW_RUN = ("seed", "sim", "model.preset", "model.suite", "model.chunk", "model.tokenizer_path", "model.text_path")
 
 COMMANDS = {
-    "demo": Command("run every stage and write the report", creates=True, reads=(
+    "demo": Command("run every stage and write the report", creates=True, demonstrates=True, reads=(
         "seed", "demos", "pretrain_steps", "rollouts", "rounds", "refine_steps", "planning_steps", "refine_rollouts", "eval_episodes",
         "sim", "model.preset", "model.suite", "model.chunk", "replay.gamma", "learner.lr", "learner.refine_lr", "learner.self_imitation",
         "learner.advantage_temperature", "inference.gpus", "rollout.workers", "rollout.chunk_noise", "rollout.horizon",
         "planner.candidates", "planner.rank_by", "planner.spread")),
-    "collect": Command("record scripted demonstrations in a new run", creates=True, reads=(
+    "collect": Command("record scripted demonstrations in a new run", creates=True, demonstrates=True, reads=(
         "demos", *NEW_RUN, "replay.store", "replay.patience_s", *FLEET[:1])),
     "pretrain": Command("train the base policy on the demonstrations", reads=(
         "pretrain_steps", "init", "replay.gamma", "replay.success_share", "learner")),

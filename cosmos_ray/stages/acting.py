@@ -59,9 +59,10 @@ def planning_network(run: Run, suffix: str = "") -> Path | None:
     A planning network counts if the settings ask for one and it was trained from the same base policy as the refined policy. ``suffix``
     "_before" asks for the networks that the present round began from. The path is absolute.
     """
-    paths = [run.folder.checkpoint(name + suffix) for name in ("planning", "refined")]
-    if not run.config.planning_steps or not all((path / "policy.json").exists() for path in paths):
+    names = [name + suffix for name in ("planning", "refined")]
+    if not run.config.planning_steps or not all(map(run.folder.has_policy, names)):
         return None
+    paths = [run.folder.checkpoint(name) for name in names]
     planning, refined = (read_description(path)[2].get("base_version") for path in paths)
     return paths[0].resolve() if planning == refined else None
 

@@ -41,7 +41,7 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str
         raise ConfigError(f"--probes {probes} must be at least 0")
     checkpoint = checkpoint or _newest(run)
     path = run.folder.checkpoint(checkpoint)
-    if not (path / "policy.json").exists():
+    if not run.folder.has_policy(checkpoint):
         raise ConfigError(f"there is no policy {checkpoint!r} in {path.parent}: run `pretrain` (base) or `refine` (refined) first")
     check_held_out(run, run.folder.store())
     planning = str((checkpoint == "refined" and planning_network(run)) or "")
@@ -121,4 +121,4 @@ def _tickets(todo: list[_Question]) -> list[AuditTicket]:
 
 
 def _newest(run: Run) -> str:
-    return next((name for name in ("refined", "base") if (run.folder.checkpoint(name) / "policy.json").exists()), "base")
+    return next((name for name in ("refined", "base") if run.folder.has_policy(name)), "base")

@@ -48,7 +48,7 @@ def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
     out = []
     for name, (checkpoint, plans) in ARMS.items():
         path, planner = run.folder.checkpoint(checkpoint), run.config.planner if plans else None
-        if (path / "policy.json").exists() and name in (only or ARMS):
+        if run.folder.has_policy(checkpoint) and name in (only or ARMS):
             acting_policy = ActingPolicy(read_description(path)[1], planner, str((plans and planning_network(run)) or ""))
             out.append(Arm(name, path, acting_policy, f"{run.folder.identity.key}:{name}:{settings_digest(run, path, acting_policy)}"))
     if not out:

@@ -23,7 +23,7 @@ def plan_episode(run: Run) -> EpisodeTrace:
     The episode has the noise and the thread count of `evaluate`, so it equals the episode that `evaluate` stored for the planning arm.
     """
     config = run.config
-    if not (run.folder.checkpoint("refined") / "policy.json").exists():
+    if not run.folder.has_policy("refined"):
         raise ConfigError("there is no refined policy to plan with: run `refine` first")
     torch.set_num_threads(config.inference.threads)
     client = LocalClient(load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu",

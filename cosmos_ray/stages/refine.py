@@ -33,7 +33,7 @@ def refine(run: Run) -> dict:
 
     Every round after the first starts with rollouts of the policy that the round before trained, and trains that policy on.
     """
-    if not (run.folder.checkpoint("base") / "policy.json").exists():
+    if not run.folder.has_policy("base"):
         raise ConfigError("there is no base policy to refine: run `pretrain` first")
     base_version = read_description(run.folder.checkpoint("base"))[1]
     rounds = [Round(run, number, base_version) for number in range(1, run.config.rounds + 1)]

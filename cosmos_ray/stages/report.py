@@ -22,7 +22,7 @@ WINDOWS = 256  #: held-out stretches that world model and value are measured on
 def report(run: Run) -> dict:
     """Write ``report.html`` and ``report.json``, with a filmstrip of planned episode ``config.plan_seed`` and an assessment of the network
     that plans it."""
-    if not (run.folder.checkpoint("refined") / "policy.json").exists():
+    if not run.folder.has_policy("refined"):
         return write_report(run.folder, run.config)
     return write_report(run.folder, run.config, plan_episode(run), assessment(run))
 

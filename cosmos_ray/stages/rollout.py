@@ -14,7 +14,7 @@ from cosmos_ray.stages.acting import acting_fleet, rollout_ticket, run_episodes
 
 def rollout(run: Run) -> dict:
     """Act with checkpoint ``base`` until the store holds ``config.rollouts`` of the run's rollouts."""
-    if not (run.folder.checkpoint("base") / "policy.json").exists():
+    if not run.folder.has_policy("base"):
         raise ConfigError("there is no base policy to roll out: run `pretrain` first")
     return act(run, "rollout", run.folder.checkpoint("base"), [rollout_ticket(run, i) for i in range(run.config.rollouts)])
 
