@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ import ray
 from cosmos_ray.config import RunConfig, SimConfig, check
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
+from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
-from cosmos_ray.model.spec import PolicySpec, make_spec
+from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
 from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
+from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.experts import check_expert
 from cosmos_ray.tracking import Tracker
 
@@ -60,7 +63,11 @@ class Run:
 
     def pool(self, checkpoint, cpus: float) -> InferencePool:
         """Start the inference pool from a checkpoint. ConfigError when that policy cannot act in this simulation."""
-        _check_fits(read_description(checkpoint)[0], self.config.sim)
+        spec = read_description(checkpoint)[0]
+        if spec.image_size != self.config.sim.image_size:
+            raise ConfigError(f"the policy was trained with {spec.image_size} pixels a side, the simulation has "
+                              f"{self.config.sim.image_size}: change sim.image_size, or take another policy")
+        check_fits("the policy", Embodiment(spec.cameras, spec.action_dim, spec.proprio_dim), self.config.sim)
         _check_instruction(Path(checkpoint), self.config)
         return InferencePool(checkpoint, self.config.inference, cpus)
 
@@ -81,15 +88,11 @@ def _check_model(config: RunConfig) -> None:
     size, sim = config.sim.image_size, config.sim
     if size % PATCH:
         raise ConfigError(f"sim.image_size = {size} is not a multiple of {PATCH}, the tokenizer's patch")
-    action_dim, proprio_dim = _vector_sizes(sim)
-    spec = make_spec(config.model, sim.cameras, size, action_dim, proprio_dim)
-    channels, height, width = spec.frame_shape
+    spec = make_spec(config.model, sim.cameras, size, action_dim=0, proprio_dim=0)  # `_check_chunk` asks for the true sizes
+    height, width = spec.frame_shape[1:]
     if height % spec.transformer.patch:
         raise ConfigError(f"a latent grid of {height}x{width} (sim.image_size / {PATCH}) does not divide into model.patch = "
                           f"{spec.transformer.patch}")
-    if config.model.chunk * action_dim > channels * height * width:
-        raise ConfigError(f"model.chunk = {config.model.chunk} actions of {action_dim} numbers do not fit a latent frame of "
-                          f"{channels * height * width}: shorten the chunk or enlarge sim.image_size")
     if config.learner.advantage_temperature and not spec.top_share:
         raise ConfigError("learner.advantage_temperature asks for a value in one evaluation, which model.top_share trains: set it above 0 "
                           "(0.7, say), or learner.advantage_temperature to 0")
@@ -100,20 +103,24 @@ def _check_model(config: RunConfig) -> None:
                 raise ConfigError(f"preset {spec.preset} needs model.{name}, and {path!r} does not exist")
 
 
-def _vector_sizes(sim: SimConfig) -> tuple[int, int]:
-    """(action, proprio) dimensions of the simulation."""
-    return len(sim.robots) * (4 if sim.actions == "position" else 7), 9 * len(sim.robots)
+def _check_chunk(config: RunConfig) -> None:
+    """Whether the numbers of an action chunk fit into the latent frame that carries them."""
+    body = simulated(config.sim)
+    spec = make_spec(config.model, body.cameras, config.sim.image_size, body.action_dim, body.proprio_dim)
+    numbers, room = config.model.chunk * body.action_dim, math.prod(spec.frame_shape)
+    if numbers > room:
+        raise ConfigError(f"model.chunk = {config.model.chunk} actions of {body.action_dim} numbers do not fit a latent frame of {room}: "
+                          "shorten the chunk or enlarge sim.image_size")
 
 
-def _check_fits(spec: PolicySpec, sim: SimConfig) -> None:
-    """Whether a policy sees and moves what the simulation has."""
-    theirs = (len(spec.cameras), spec.image_size, spec.action_dim, spec.proprio_dim)
-    ours = (len(sim.cameras), sim.image_size, *_vector_sizes(sim))
-    what = ("cameras", "pixels a side", "numbers per action", "numbers of proprioception")
-    for name, needed, given in zip(what, theirs, ours, strict=True):
-        if needed != given:
-            raise ConfigError(f"the policy was trained with {needed} {name}, the simulation has {given}: change sim.* to what it knows, "
-                              "or take another policy")
+def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> None:
+    """ConfigError when ``whose`` (the policy, the demonstrations) embodiment is not that of the simulation; both sizes are named."""
+    ours = simulated(sim)
+    if differing := theirs.misfit(ours):
+        known, given = (" and ".join(f"{pair[i]} {pair[0]}" for pair in differing) for i in (1, 2))
+        arms = f"{sim.task} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions}"
+        raise ConfigError(f"{whose} of {known} cannot be used in a simulation of {given} ({arms}): change sim.* to the robot, controller "
+                          f"and action space that {whose} knows, or take other ones")
 
 
 def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
@@ -134,8 +141,10 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
     A new run that ``demonstrates`` needs a scripted expert; ConfigError before a run is made, or moved aside by ``fresh``, for nothing.
     """
     validate(config)
-    if demonstrates and (fresh or stored_config(config) is None):
-        check_expert(config.sim)
+    if fresh or stored_config(config) is None:  # a run keeps sim.* and model.*, so its later commands need not look again
+        if demonstrates:
+            check_expert(config.sim)
+        _check_chunk(config)
     folder = RunFolder(config, fresh=fresh, create=create)
     tracker = None
     try:

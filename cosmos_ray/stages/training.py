@@ -7,6 +7,7 @@ import ray
 import torch
 
 from cosmos_ray.config import LearnerConfig
+from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
 from cosmos_ray.learner.mixture import Mixture
@@ -15,7 +16,7 @@ from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
 from cosmos_ray.replay.sampling.sampler import WindowSampler
-from cosmos_ray.run import Run
+from cosmos_ray.run import Run, check_fits
 from cosmos_ray.sim import tasks
 
 BURST = 25  #: learner steps between two progress updates while nobody acts
@@ -27,6 +28,7 @@ def make_initial_policy(run: Run) -> None:
     """Write checkpoint ``initial``: normalisation and tokenizer fitted on the demonstrations, weights from ``config.init`` or random."""
     config, store = run.config, run.folder.store()
     stats = dataset_statistics(store, ("demo",))
+    check_fits("the demonstrations", Embodiment(config.sim.cameras, len(stats.labels_min), len(stats.proprio_min)), config.sim)
     spec = make_spec(config.model, config.sim.cameras, config.sim.image_size, len(stats.labels_min), len(stats.proprio_min))
     policy = build(spec, None if config.init else config.seed)
     proprio = widened(stats.proprio_min, stats.proprio_max) if spec.preset == "tiny" else (stats.proprio_min, stats.proprio_max)

@@ -1,0 +1,33 @@
+"""The embodiment of a simulation, read from the simulation itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from cosmos_ray.config import SimConfig
+from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.sim.environment import Environment
+
+
+def simulated(config: SimConfig) -> Embodiment:
+    """What a policy sees and moves in the simulation of ``config``.
+
+    Robots, grippers, task and controller decide the sizes together (a task may exchange the gripper), so they are read from an environment
+    that is built once per process and never rendered: one to two seconds, later calls nothing.
+
+    Raises:
+        ConfigError: the configuration cannot work.
+    """
+    action_dim, proprio_dim = _sizes(dataclasses.replace(config, image_size=64, horizon=1, control_freq=20, placement=0.0, fast_step=False))
+    return Embodiment(config.cameras, action_dim, proprio_dim, config.control_freq)
+
+
+@functools.cache
+def _sizes(config: SimConfig) -> tuple[int, int]:
+    """(numbers per action, numbers of proprioception)."""
+    environment = Environment(config)
+    try:
+        return environment.action_dim, environment.proprio_dim
+    finally:
+        environment.close()
