@@ -138,7 +138,8 @@ class _Writer:
         return {
             "observation.state": view.column("proprio")[:-1], "action": view.column("action"), "label": view.column("label"),
             "next.reward": view.column("reward"), "next.done": last, "next.success": last & summary.success,
-            "return": np.full(steps, summary.episode_return, np.float32), "value": value_targets(steps, summary.score, self.gamma)[:-1],
+            "return": np.full(steps, summary.episode_return, np.float32),
+            "value": value_targets(steps, summary.score, self.gamma, view.last_seen)[:-1],
             "policy_version": view.column("policy_version"), "timestamp": (at / self._layout.fps).astype(np.float32),
             "frame_index": at.astype(np.int64), "episode_index": np.full(steps, len(self.episodes), np.int64),
             "index": (self.rows + at).astype(np.int64), "task_index": np.full(steps, task, np.int64),

@@ -20,6 +20,9 @@ EpisodeClass = Literal["demo", "success", "failure", "evaluation", "invalid"]
 CLASSES: tuple[EpisodeClass, ...] = get_args(EpisodeClass)
 TRAINED: tuple[EpisodeClass, ...] = ("demo", "success", "failure")  # the classes that training windows are drawn from
 
+#: Entry of :attr:`Episode.info`: true where the state after the last action was not recorded, and row ``T`` repeats row ``T - 1``.
+LAST_STATE_REPEATED = "last_state_repeated"
+
 
 def class_of(source: str, success: bool, invalid: bool) -> EpisodeClass:
     """The class of an episode; no other code decides it.

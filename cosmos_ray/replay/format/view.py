@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from cosmos_ray.replay.format.checksum import crc32
-from cosmos_ray.replay.format.episode import Episode, EpisodeSummary
+from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeSummary
 from cosmos_ray.replay.format.schema import (
     COLUMN_TYPES,
     STATE_COLUMNS,
@@ -93,6 +93,11 @@ class EpisodeView:
                 raise DamagedEpisode(f"{self.path}: column {name} is of vectors without numbers")
         if types.field("action").type != types.field("label").type:
             raise DamagedEpisode(f"{self.path}: actions and labels differ in type")
+
+    @property
+    def last_seen(self) -> int:
+        """The last state that was recorded: ``T``, or ``T - 1`` where row ``T`` repeats it (see :data:`LAST_STATE_REPEATED`)."""
+        return self.length - bool(self.header["info"].get(LAST_STATE_REPEATED))
 
     def column(self, name: str) -> np.ndarray:
         """Rows of one non-frame column, ``(T + 1, n)`` or ``(T, ...)``, checked once against its CRC-32."""

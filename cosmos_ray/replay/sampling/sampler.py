@@ -32,7 +32,8 @@ Empty = Callable[[tuple[int, ...], Any], np.ndarray]
 class WindowBatch:
     """``B`` windows; row ``i`` is the chunk of ``K`` actions taken from state ``t = offsets[i]`` of ``episodes[i]``.
 
-    The future state is ``min(t + K, T)``. Where the episode ends inside the chunk, its last action is repeated.
+    The future state is ``min(t + K, T)``. Where the episode ends inside the chunk, its last action is repeated. Where the state after
+    the last action was not recorded, state ``T`` is that before it, and both have the value of the end.
     """
 
     images: np.ndarray  # (B, C, H, W, 3) uint8 RGB at t, cameras in the episode's order
@@ -197,7 +198,7 @@ class WindowSampler:
             "labels": empty((n, self.chunk, layout.action), np.float32),
             "policy_versions": np.empty(n, np.int64),
         }
-        instructions = []
+        instructions, ends = [], np.empty(n, np.int64)
         for i, name in enumerate(names):
             try:
                 view = self.store.view(name)
@@ -209,7 +210,9 @@ class WindowSampler:
             except NewerSchema as error:
                 raise Unusable(name) from error
             instructions.append(view.instruction)
-        value = (2.0 * self.gamma ** (lengths - future).astype(np.float64) * scores - 1.0).astype(np.float32)  # as sampling.returns
+            ends[i] = view.last_seen
+        steps_to_end = np.maximum(ends - future, 0).astype(np.float64)
+        value = (2.0 * self.gamma**steps_to_end * scores - 1.0).astype(np.float32)  # as sampling.returns
         sources = [SOURCES[number] for number in index["source"][picks.rows]]
         return WindowBatch(**out, value=value, instructions=instructions, sources=sources, episodes=names, offsets=picks.offsets)
 
