@@ -182,11 +182,20 @@ def test_what_is_not_given_follows_another_setting():
 
 
 def test_every_setting_that_follows_can_be_given():
-    told = {"sim.horizon": 50, "sim.actions": "pose", "rollout.horizon": 60, "rollout.execute": 3, "learner.refine_warmup": 0,
-            "learner.refine_cycle": 5, "learner.base_value_mode": "full", "learner.planning_world_weight": 2.0}
+    told = {"sim.horizon": 50, "sim.actions": "pose", "sim.instruction": "lift it", "rollout.horizon": 60, "rollout.execute": 3,
+            "learner.refine_warmup": 0, "learner.refine_cycle": 5, "learner.base_value_mode": "full", "learner.planning_world_weight": 2.0}
     config = new_config(told)
     assert {name: value_of(config, name) for name in told} == told
     assert told.keys() | {name for name in SETTINGS if name.startswith("model.")} >= {n for n, s in SETTINGS.items() if s.follows}
+
+
+def test_what_a_task_decided_follows_another_task_unless_it_was_given():
+    """A run of data without a simulation gets one: its horizon is the new task's, not that of none."""
+    without = new_config({"sim.task": ""})
+    assert changed(without, {"sim.task": "Lift"}) == new_config({"sim.task": "Lift"}) and without.sim.instruction == ""
+    given_before = new_config({"sim.task": "", "sim.horizon": 50, "sim.instruction": "up"})
+    config = changed(given_before, {"sim.task": "Door", "sim.actions": "position"})
+    assert (config.sim.horizon, config.sim.instruction, config.sim.actions) == (50, "up", "position")
 
 
 def test_a_setting_of_a_run_follows_on_unless_it_was_given_a_value_of_its_own():

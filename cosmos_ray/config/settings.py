@@ -15,6 +15,7 @@ from typing import Any
 from cosmos_ray.config.option import choices
 from cosmos_ray.config.presets import preset_settings
 from cosmos_ray.config.run import RunConfig
+from cosmos_ray.config.sim import SimConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.uri import is_uri
 
@@ -90,6 +91,8 @@ def from_values(values: dict[str, Any]) -> RunConfig:
 
 def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """The config of an existing run with other ``values`` by name. A setting that follows one of them, and has its value, follows on."""
+    if values.get("sim.task", config.sim.task) != config.sim.task:
+        values = {**_of_another_task(config.sim, str(values["sim.task"])), **values}
     values = {**{name: values[setting.follows] for name, setting in SETTINGS.items()
                  if setting.follows in values and value_of(config, name) == value_of(config, setting.follows)}, **values}
     changes: dict[str, Any] = {}
@@ -100,6 +103,13 @@ def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
         else:
             changes[field] = value
     return dataclasses.replace(config, **changes)
+
+
+def _of_another_task(sim: SimConfig, task: str) -> dict[str, Any]:
+    """What follows ``task`` among the settings that the task of ``sim`` decided, by name."""
+    own, other = (SimConfig(task=name, controller=sim.controller) for name in (sim.task, task))
+    follow = [name.removeprefix("sim.") for name, setting in SETTINGS.items() if setting.follows == "sim.task"]
+    return {f"sim.{name}": getattr(other, name) for name in follow if getattr(sim, name) == getattr(own, name)}
 
 
 def given(config: RunConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cosmos_ray.config.option import fill, option
-from cosmos_ray.config.tasks import SPECS, ActionSpace, TaskSpec
+from cosmos_ray.config.tasks import ActionSpace, task_spec
 from cosmos_ray.errors import ConfigError
 
 
@@ -13,11 +13,12 @@ from cosmos_ray.errors import ConfigError
 class SimConfig:
     """Which robosuite environment runs, and what is seen of it.
 
-    ``horizon`` and ``actions`` are the task's own unless they are given. ``dataclasses.replace`` keeps both when it changes the task:
-    make a new object instead.
+    ``horizon``, ``actions`` and ``instruction`` are the task's own unless they are given. ``dataclasses.replace`` keeps them when it
+    changes the task: make a new object instead.
     """
 
-    task: str = option("Lift", "robosuite task; Lift, Stack, PickPlaceCan, NutAssemblySquare and Door have a scripted expert")
+    task: str = option("Lift", "robosuite task; Lift, Stack, PickPlaceCan, NutAssemblySquare and Door have a scripted expert. Empty = no "
+                       "simulation, as in a run of imported demonstrations that name no robosuite task")
     robots: tuple[str, ...] = option(("Panda",), "robot arms by robosuite name; two-arm tasks need two", rare=True)
     controller: str = option("OSC_POSE", "robosuite part controller of the arms", rare=True)
     wrist_cameras: tuple[str, ...] = option(("robot0_eye_in_hand",), "wrist cameras; their order is that of the latent frames")
@@ -27,6 +28,7 @@ class SimConfig:
                                   "rotation", follows="sim.task")
     horizon: int = option(None, "control steps before an episode times out", low=1, follows="sim.task")
     control_freq: int = option(20, "control steps per simulated second", low=1, high=500, rare=True)
+    instruction: str = option(None, "instruction that the policy is given", follows="sim.task", rare=True)
     placement: float = option(0.0, "half-width of object placement in m, 0 = robosuite's; the initial place of an object is drawn "
                               "within it", low=0, high=0.3)
     mesh_cell: float = option(0.008, "vertex-clustering cell of rendered meshes in m, 0 = none; larger cells render faster",
@@ -35,8 +37,9 @@ class SimConfig:
                              "valid", rare=True)
 
     def __post_init__(self):
-        own = SPECS.get(self.task, TaskSpec(self.task, ""))
-        fill(self, {"horizon": own.horizon, "actions": "pose" if self.controller == "JOINT_POSITION" else own.actions})
+        own = task_spec(self.task)
+        actions = "pose" if self.controller == "JOINT_POSITION" else own.actions
+        fill(self, {"horizon": own.horizon, "actions": actions, "instruction": own.instruction})
 
     @property
     def cameras(self) -> tuple[str, ...]:

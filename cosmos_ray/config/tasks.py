@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,3 +55,8 @@ SPECS = {
         TaskSpec("Door", "turn the handle and open the door", horizon=200),
     )
 }
+
+
+def task_spec(name: str) -> TaskSpec:
+    """The entry of a task in :data:`SPECS`. A task without an entry gets the defaults, and the words of its name as instruction."""
+    return SPECS.get(name) or TaskSpec(name, " ".join(re.findall(r"[A-Z][a-z]*|\d+", name)).lower() or name)

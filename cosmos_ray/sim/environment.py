@@ -55,11 +55,11 @@ class Environment:
     """
 
     def __init__(self, config: SimConfig, make_seed: int = 0):
-        spec = tasks.validate(config)
+        tasks.validate(config)
         self.mujoco, robosuite = gl.load()
         self.config = config
         self.task = config.task
-        self.instruction = spec.instruction
+        self.instruction = config.instruction
         self.horizon = config.horizon
         self.actions = config.actions
         self.cameras = config.cameras

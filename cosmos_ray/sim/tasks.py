@@ -6,10 +6,9 @@ What the project knows about five of them is in :mod:`cosmos_ray.config.tasks`.
 from __future__ import annotations
 
 import difflib
-import re
 
 from cosmos_ray.config import SimConfig
-from cosmos_ray.config.tasks import SPECS, TaskSpec
+from cosmos_ray.config.tasks import SPECS, TaskSpec, task_spec
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim import gl
 
@@ -35,8 +34,7 @@ def spec(name: str) -> TaskSpec:
     known = task_names()
     if name not in known:
         raise ConfigError(f"unknown task {name!r} (sim.task); {_suggestion(name, known)}")
-    words = re.findall(r"[A-Z][a-z]*|\d+", name)
-    return TaskSpec(name, " ".join(words).lower() or name)
+    return task_spec(name)
 
 
 def task_names() -> tuple[str, ...]:
