@@ -128,8 +128,8 @@ def test_nothing_to_resume_is_said_and_changes_nothing(alone, store, tmp_path):
     assert alone(run, store.root, tmp_path / "state") == (False, 0)
 
 
-@pytest.mark.parametrize("name, theirs, ours", [("world_size", 1, 2), ("zero_stage", 1, 0), ("zero_stage", 0, 1)])
-def test_state_of_another_number_of_ranks_or_zero_stage_is_refused(alone, store, tmp_path, name, theirs, ours):
+@pytest.mark.parametrize("name, theirs, ours", [("zero_stage", 1, 0), ("zero_stage", 0, 1), ("precision", "fp32", "bf16"), ("lora_rank", 0, 4)])
+def test_state_that_these_settings_cannot_continue_is_refused_with_both_ways_out(alone, store, tmp_path, name, theirs, ours):
     def run(root, folder):
         core_on(root, **{name: theirs}).save(folder)
         try:
@@ -138,7 +138,9 @@ def test_state_of_another_number_of_ranks_or_zero_stage_is_refused(alone, store,
             return str(error)
 
     message = alone(run, store.root, tmp_path / "state")
-    assert f"written with learner.{name} {theirs}, not {ours}: resume with the same" in message and len(message.splitlines()) == 1
+    assert f"written with learner.{name} {theirs}, not {ours}: give --learner.{name.replace('_', '-')} {theirs} to continue" in message
+    assert f"or delete {tmp_path / 'state'} to begin this stage anew" in message and len(message.splitlines()) == 1
+    assert "--fresh" not in message
 
 
 def truncate(file):
@@ -185,7 +187,8 @@ def test_damaged_state_is_refused_with_one_clear_line(alone, store, saved_state,
 
     message = alone(run, store.root, folder)
     assert message is not None, "damaged state was loaded without complaint"
-    assert len(message.splitlines()) == 1 and "step_00000001" in message and "--fresh" in message
+    assert len(message.splitlines()) == 1 and "step_00000001" in message
+    assert f"delete {folder} to begin this stage anew" in message and "--fresh" not in message
 
 
 def test_a_save_that_was_killed_half_way_leaves_the_one_before(alone, store, saved_state, tmp_path):
@@ -276,7 +279,7 @@ def test_bf16_trains_and_publishes_float32(alone, store):
 def group_of(store, folder, stage: int, resume=False, **changes) -> LearnerGroup:
     if not (folder / "policy").exists():
         save_policy(tiny(), folder / "policy", 0)
-    config = dataclasses.replace(CONFIG, world_size=2, zero_stage=stage, **changes)
+    config = dataclasses.replace(CONFIG, **{"world_size": 2, "zero_stage": stage, **changes})
     task = LearnerTask(str(folder / "policy"), str(store.root), str(folder / "state"), REFINEMENT, 8, 0.98, 2e-3, 1000, 0)
     return LearnerGroup(config, task, cpus=0.5, threads=1, gpus=0.0, resume=resume)
 

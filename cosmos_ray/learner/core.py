@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from cosmos_ray.learner.encoder import WindowEncoder
 from cosmos_ray.learner.engine import gathered, make_engine
 from cosmos_ray.learner.latent_cache import LatentCache
 from cosmos_ray.learner.mixture import BatchSource
+from cosmos_ray.learner.shards import RESHARDED, load_shards
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.objective import Objective
@@ -30,6 +32,7 @@ from cosmos_ray.weights import Weights, pack
 
 logger = logging.getLogger(__name__)
 
+LAYOUT = ("zero_stage", "precision", "lora_rank")  #: settings that decide which tensors a resumable state has
 FILE_WRITER = ("PytorchStreamWriter", "inline_container")  #: marks of the RuntimeErrors with which torch reports a full disk
 
 
@@ -187,8 +190,8 @@ class LearnerCore:
         """This rank's part of the state, not yet what a resume begins from."""
         self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=bool(self.config.lora_rank))
         source = self.source.state_dict(self.loader.snapshot() if self.loader else None)
-        own = {"step": self.step_count, "world_size": self.config.world_size, "zero_stage": self.config.zero_stage, "source": source,
-               "generator": self.generator.get_state().tolist()}
+        own = {"step": self.step_count, "source": source, "generator": self.generator.get_state().tolist(), "ema": bool(self.config.ema),
+               **{name: getattr(self.config, name) for name in ("world_size", *LAYOUT)}}
         (folder / tag / f"rank{self.rank}.json").write_text(json.dumps(own))
         if self.average is not None and self.rank == 0:
             torch.save(self.average, folder / tag / "average.pt")
@@ -196,30 +199,54 @@ class LearnerCore:
     def load(self, folder: str | Path) -> bool:
         """Continue from :meth:`save`; False when there is nothing to continue from.
 
-        CheckpointError when the state was written by another number of ranks, in another ZeRO stage, or is damaged.
+        Ranks beyond those that wrote the state begin their own random numbers. CheckpointError when the state is damaged, or was written
+        with other settings than DeepSpeed can continue with.
         """
         folder = Path(folder)
         if not (folder / "latest").exists():
             return False
         tag = (folder / "latest").read_text().strip()
         try:
-            own = json.loads((folder / tag / f"rank{self.rank}.json").read_text())
-            for name in ("world_size", "zero_stage"):
-                ours = getattr(self.config, name)
-                if (theirs := own.get(name, ours)) != ours:
-                    raise CheckpointError(f"{folder / tag} was written with learner.{name} {theirs}, not {ours}: resume with the same, or "
-                                          "start afresh from the exported policy")
-            if self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self.config.lora_rank)[0] is None:
-                raise OSError("DeepSpeed found no states in it")
+            stored = folder / tag / f"rank{self.rank}.json"
+            known = self.rank == 0 or stored.exists()
+            own = json.loads((stored if known else folder / tag / "rank0.json").read_text())
+            self._check_layout(folder, tag, own)
+            self._load_engine(folder, tag, own)
             if self.average is not None:
-                torch._foreach_copy_(self.average, torch.load(folder / tag / "average.pt", weights_only=True))
+                if own.get("ema", True):
+                    torch._foreach_copy_(self.average, torch.load(folder / tag / "average.pt", weights_only=True))
+                else:  # averaging begins here
+                    torch._foreach_copy_(self.average, [p.detach().float() for p in self.trained])
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, AssertionError, UnpicklingError) as error:
             # DeepSpeed asserts where files are missing; torch's messages run over several lines.
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {reason}; start afresh with --fresh") from error
+            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {reason}; delete {folder} to begin this stage anew, the "
+                                  "rest of the run stays") from error
         self.step_count = own["step"]
         if self.loader:
             self.loader.restart()
-        self.source.load_state_dict(own["source"])
-        self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))
+        if known:
+            self.source.load_state_dict(own["source"])
+            self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))
         return True
+
+    def _check_layout(self, folder: Path, tag: str, own: dict[str, Any]) -> None:
+        """CheckpointError for a state whose tensors these settings would not know."""
+        for name in ("world_size", *LAYOUT):
+            ours = getattr(self.config, name)
+            theirs = own.get(name, ours)
+            if name == "world_size" and self.config.zero_stage != 3:
+                continue
+            if theirs != ours and not (name == "zero_stage" and {theirs, ours} <= set(RESHARDED)):
+                raise CheckpointError(f"{folder / tag} was written with learner.{name} {theirs}, not {ours}: give --learner."
+                                      f"{name.replace('_', '-')} {theirs} to continue, or delete {folder} to begin this stage anew")
+
+    def _load_engine(self, folder: Path, tag: str, own: dict[str, Any]) -> None:
+        """The weights and the optimiser's state. OSError when DeepSpeed finds none."""
+        writers, stage = own.get("world_size", self.config.world_size), own.get("zero_stage", self.config.zero_stage)
+        anew = stage in RESHARDED and writers != self.config.world_size
+        if self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self.config.lora_rank,
+                                       load_module_only=anew)[0] is None:
+            raise OSError("DeepSpeed found no states in it")
+        if anew:
+            load_shards(self.engine.optimizer, folder / tag, writers, self.rank, self.config.world_size)
