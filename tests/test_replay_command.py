@@ -121,7 +121,7 @@ def test_export_and_import_again(replay, tmp_path, format, back):
     if back:
         paths = [str(out)] if back != "robomimic" else sorted(map(str, out.rglob("*.hdf5")))
         code, lines, _ = replay("import", *paths, "--format", back, store=other)
-        assert code == 0 and lines == [f"3 episodes imported into {other}, 0 of them were there before"]
+        assert code == 0 and lines[0] == f"3 episodes imported into {other}, 0 of them were there before"
         assert replay("import", *paths, "--format", back, store=other)[1][0].endswith("3 of them were there before")
         assert json.loads(replay("stats", "--json", store=other)[1][0])["steps"] == 3 * 11  # the last action is not in these formats
 

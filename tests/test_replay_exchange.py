@@ -14,11 +14,12 @@ import pytest
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore, WindowSampler, value_targets
-from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, import_rollouts
+from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, read_rollouts
+from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
 from cosmos_ray.replay.exchange.lerobot import CODECS, export_lerobot
 from cosmos_ray.replay.exchange.parquet import export_parquet
 from cosmos_ray.replay.exchange.ray_data import read_episodes
-from cosmos_ray.replay.exchange.robomimic import import_demonstrations, quaternions
+from cosmos_ray.replay.exchange.robomimic import quaternions, read_demonstrations
 from cosmos_ray.replay.exchange.video import open_video
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 from tests.test_replay_episode import CAMERAS, make_episode
@@ -74,7 +75,7 @@ def test_libero_demonstrations_come_in_upright_with_the_last_action_left_out(tmp
     path = tmp_path / "pick_up_the_black_bowl_demo.hdf5"
     write_libero(path)
     store = ReplayStore(tmp_path / "store")
-    done = import_demonstrations(path, store)
+    done = import_episodes(read_demonstrations, path, store)
     assert (done.episodes, done.known, done.skipped) == (2, 0, ())
     episode = store.read(next(s.name for s in store.refresh() if s.key.seed == 1))
     with h5py.File(path) as file:
@@ -86,7 +87,7 @@ def test_libero_demonstrations_come_in_upright_with_the_last_action_left_out(tmp
         assert np.abs(shown - demo["obs/eye_in_hand_rgb"][3][::-1]).mean() < 4
     assert episode.cameras == ("robot0_eye_in_hand", "agentview") and episode.instruction == "pick up the black bowl"
     assert episode.success and episode.rewards[-1] == 1 and episode.key.task == "pick_up_the_black_bowl" and episode.key.source == "demo"
-    again = import_demonstrations(path, store)
+    again = import_episodes(read_demonstrations, path, store)
     assert (again.episodes, again.known) == (2, 2) and len(store) == 2
     assert len(WindowSampler(store, chunk=4, gamma=0.9, seed=0).draw(8, "demo")) == 8
 
@@ -95,7 +96,7 @@ def test_stored_jpegs_are_taken_over_byte_for_byte(tmp_path):
     path = tmp_path / "task_demo.hdf5"
     write_libero(path, jpeg=True, convention="", quaternion=True)
     store = ReplayStore(tmp_path / "store")
-    import_demonstrations(path, store, task="bowl", instruction="lift it")
+    import_episodes(read_demonstrations, path, store, ImportOptions(task="bowl", instruction="lift it"))
     episode = store.read(next(iter(store.keys())))
     with h5py.File(path) as file:
         assert episode.frames[2][1] == file["data/demo_0/obs/agentview_rgb_jpeg"][2].tobytes()
@@ -121,7 +122,7 @@ def test_robomimic_names_are_understood(tmp_path):
         demo["actions"], demo["states"] = np.zeros((steps, 7)), np.zeros((steps, 5))
         demo["dones"] = np.zeros(steps)
     store = ReplayStore(tmp_path / "store")
-    assert import_demonstrations(path, store).episodes == 1
+    assert import_episodes(read_demonstrations, path, store).episodes == 1
     (summary,) = store.refresh()
     assert (summary.task, summary.key.seed, summary.success) == ("PickPlaceCan", 5, False)
     assert store.read(summary.name).cameras == ("robot0_eye_in_hand", "agentview")
@@ -161,7 +162,7 @@ def test_a_damaged_demonstration_is_named_and_the_others_come_in(tmp_path, how, 
     write_libero(path)
     damaged(path, how)
     store = ReplayStore(tmp_path / "store")
-    done = import_demonstrations(path, store)
+    done = import_episodes(read_demonstrations, path, store)
     assert done.episodes == 1 and [which for which, _ in done.skipped] == ["demo_0"] and message in done.skipped[0][1]
     assert [s.key.seed for s in store.refresh()] == [1]
 
@@ -172,9 +173,9 @@ def test_files_that_are_no_hdf5_are_one_clear_error(tmp_path, content):
     path.write_bytes(content)
     store = ReplayStore(tmp_path / "store")
     with pytest.raises(StoreError, match="cannot be read as HDF5") as error:
-        import_demonstrations(path, store)
+        import_episodes(read_demonstrations, path, store)
     assert "\n" not in str(error.value)
-    assert import_rollouts([path], store).skipped[0][0] == str(path)
+    assert import_episodes(read_rollouts, path, store).skipped[0][0] == str(path)
 
 
 def test_cosmos_policy_files_come_back_as_they_went_out(tmp_path, store):
@@ -188,8 +189,8 @@ def test_cosmos_policy_files_come_back_as_they_went_out(tmp_path, store):
         assert bool(file.attrs.get("success")) and file.attrs["task_description"] == "lift the cube 0"
         assert decode_jpeg(file["wrist_images_jpeg"][0]).shape == (32, 32, 3)
     other = ReplayStore(tmp_path / "other")
-    assert import_rollouts([tmp_path / "out"], other).episodes == 3
-    assert import_rollouts(files, other).known == 3
+    assert import_episodes(read_rollouts, [tmp_path / "out"], other).episodes == 3
+    assert import_episodes(read_rollouts, files, other).known == 3
     for summary in other.refresh():
         episode, original = other.read(summary.name), make_episode(summary.key.seed, length=LENGTH + summary.key.seed, size=32)
         last = original.length - 1

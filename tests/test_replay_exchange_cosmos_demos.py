@@ -7,7 +7,8 @@ import pytest
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
 from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
-from cosmos_ray.replay.exchange.robomimic import import_demonstrations
+from cosmos_ray.replay.exchange.importing import import_episodes
+from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 from tests.test_replay_episode import make_episode
 
 
@@ -33,7 +34,7 @@ def test_successes_are_grouped_by_instruction_and_come_back_as_they_went_out(tmp
     with h5py.File(tmp_path / "out" / files[0]) as file:
         assert sorted(file["data"]) == ["demo_0", "demo_1"] and file["data/demo_1/robot_states"].shape == (12, 9)
     other = ReplayStore(tmp_path / "other")
-    assert import_demonstrations(tmp_path / "out" / files[0], other).episodes == 2
+    assert import_episodes(read_demonstrations, tmp_path / "out" / files[0], other).episodes == 2
     for summary in other.refresh():
         episode, wanted = other.read(summary.name), make(2 * summary.key.seed)
         assert episode.instruction == "open the drawer" and episode.success and episode.length == wanted.length - 1

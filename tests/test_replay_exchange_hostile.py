@@ -8,9 +8,10 @@ import pytest
 import robosuite
 
 from cosmos_ray.replay import ReplayStore
-from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, import_rollouts
+from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, read_rollouts
+from cosmos_ray.replay.exchange.importing import import_episodes
 from cosmos_ray.replay.exchange.lerobot import export_lerobot
-from cosmos_ray.replay.exchange.robomimic import import_demonstrations
+from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 from cosmos_ray.replay.format.codec import encode_jpeg
 from tests.test_replay_episode import make_episode
 
@@ -74,7 +75,7 @@ def test_observations_recorded_after_the_action_are_put_to_the_state_they_show(t
         file["data/demo_0/states"] = states
         actions = file["data/demo_0/actions"][:].astype(np.float32)
     store = ReplayStore(tmp_path / "store")
-    assert not import_demonstrations(path, store).skipped
+    assert not import_episodes(read_demonstrations, path, store).skipped
     episode = store.read(store.keys()[0])
     # Observation i shows what action i led to, so between observations i and i + 1 lies action i + 1.
     assert np.array_equal(episode.actions, actions[1:]) and len(episode.frames) == STEPS
@@ -91,7 +92,7 @@ def test_observations_recorded_before_the_action_stay_where_they_are(tmp_path, r
         file["data/demo_0/states"] = states
         actions = file["data/demo_0/actions"][:].astype(np.float32)
     store = ReplayStore(tmp_path / "store")
-    import_demonstrations(path, store)
+    import_episodes(read_demonstrations, path, store)
     episode = store.read(store.keys()[0])
     assert np.array_equal(episode.actions, actions[:-1]) and np.array_equal(episode.states, states)
     assert "unrecorded_states" not in episode.info
@@ -108,7 +109,7 @@ def test_success_is_what_the_reward_says_and_only_then_the_done(tmp_path, reward
     path = tmp_path / "demo.hdf5"
     write_demo(path, **{name: values for name, values in (("rewards", rewards), ("dones", dones)) if values is not None})
     store = ReplayStore(tmp_path / "store")
-    import_demonstrations(path, store)
+    import_episodes(read_demonstrations, path, store)
     assert [s.success for s in store.summaries()] == [success]
 
 
@@ -118,10 +119,11 @@ def test_files_of_one_name_and_task_do_not_shadow_each_other(tmp_path):
         (tmp_path / folder).mkdir()
         write_demo(tmp_path / folder / "image.hdf5", seed)
         write_rollout(tmp_path / folder / "episode_data--suite=s--task=1--ep=2--success=True--x.hdf5", seed=seed)
-        assert import_demonstrations(tmp_path / folder / "image.hdf5", store).known == 0
-    done = import_rollouts([tmp_path / "ph", tmp_path / "mh"], store)
+        assert import_episodes(read_demonstrations, tmp_path / folder / "image.hdf5", store).known == 0
+    rollouts = ReplayStore(tmp_path / "rollouts")
+    done = import_episodes(read_rollouts, [tmp_path / "ph", tmp_path / "mh"], rollouts)
     # The demonstrations' own files are in these folders too, and are no rollouts.
-    assert (done.episodes, done.known, len(done.skipped)) == (2, 0, 2) and len(store) == 4
+    assert (done.episodes, done.known, len(done.skipped)) == (2, 0, 2) and len(store) == len(rollouts) == 2
 
 
 @pytest.mark.parametrize("said, named, outcome", [
@@ -132,7 +134,7 @@ def test_a_rollouts_success_is_in_its_name_or_inside_and_may_not_differ(tmp_path
     path = tmp_path / ("episode_data--suite=s--ep=0" + (f"--success={named}" if named else "") + "--x.hdf5")
     write_rollout(path, said)
     store = ReplayStore(tmp_path / "store")
-    done = import_rollouts([path], store)
+    done = import_episodes(read_rollouts, path, store)
     if isinstance(outcome, bool):
         assert [s.success for s in store.summaries()] == [outcome]
     else:
@@ -175,7 +177,7 @@ def test_shapes_without_data_and_other_peoples_files_are_refused(tmp_path, how, 
         file.copy("data/demo_0", "data/demo_1")
         spoil(file, how, other)
     store = ReplayStore(tmp_path / "store")
-    done = import_demonstrations(path, store)
+    done = import_episodes(read_demonstrations, path, store)
     assert done.episodes == 1 and [which for which, _ in done.skipped] == ["demo_0"] and message in done.skipped[0][1]
 
 

@@ -12,8 +12,9 @@ import pytest
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
 from cosmos_ray.replay.exchange import lerobot
+from cosmos_ray.replay.exchange.importing import import_episodes
 from cosmos_ray.replay.exchange.lerobot import export_lerobot
-from cosmos_ray.replay.exchange.lerobot_import import import_lerobot
+from cosmos_ray.replay.exchange.lerobot_import import read_lerobot
 from cosmos_ray.replay.format.codec import decode_jpeg
 from tests.test_replay_episode import CAMERAS, make_episode
 
@@ -32,7 +33,7 @@ def store(tmp_path):
 
 def read_back(folder, tmp_path):
     other = ReplayStore(tmp_path / "other")
-    done = import_lerobot(folder, other)
+    done = import_episodes(read_lerobot, folder, other)
     return other, done, {s.key.seed: other.read(s.name) for s in other.refresh()}
 
 
@@ -52,7 +53,7 @@ def test_stored_jpegs_come_back_byte_for_byte(tmp_path, store):
     for seed, episode in episodes.items():
         check(episode, original(seed))
         assert episode.frames == {t: original(seed).frames[t] for t in range(episode.length + 1)}
-    assert import_lerobot(tmp_path / "set", other).known == 3 and len(other) == 3
+    assert import_episodes(read_lerobot, tmp_path / "set", other).known == 3 and len(other) == 3
 
 
 @pytest.mark.parametrize("rows", [20_000, 15])  # all in one file, or one file each
@@ -128,7 +129,7 @@ def test_what_is_no_v3_dataset_is_one_clear_error(tmp_path, store, how):
     path = tmp_path / "set/meta/info.json"
     path.write_text({"no json": "{", "empty": ""}.get(how, json.dumps(change(json.loads(path.read_text()), how))))
     with pytest.raises(StoreError, match="LeRobot") as error:
-        import_lerobot(tmp_path / "set", store)
+        import_episodes(read_lerobot, tmp_path / "set", store)
     assert "\n" not in str(error.value)
 
 

@@ -236,24 +236,29 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
 
 
 def _import(options: argparse.Namespace) -> tuple[str, int]:
-    from cosmos_ray.replay.exchange.cosmos_hdf5 import import_rollouts
-    from cosmos_ray.replay.exchange.lerobot_import import import_lerobot
-    from cosmos_ray.replay.exchange.robomimic import import_demonstrations
+    from cosmos_ray.replay.exchange.cosmos_hdf5 import read_rollouts
+    from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
+    from cosmos_ray.replay.exchange.lerobot_import import read_lerobot
+    from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 
-    store, progress = _open(options, create=True), _progress(options, "import", "episodes")
-    if options.format == "cosmos":
-        results = [import_rollouts(options.paths, store, progress=progress)]
-    elif options.format == "lerobot":
-        results = [import_lerobot(path, store, progress=progress) for path in options.paths]
-    elif options.format == "robomimic":
-        flip = None if options.flip == "auto" else options.flip == "yes"
-        results = [import_demonstrations(path, store, task=options.task, instruction=options.instruction, flip=flip, progress=progress)
-                   for path in options.paths]
-    else:
-        raise NotImplementedError(f"IMPORTS has the format {options.format!r}, which nothing here reads")
-    episodes, known = sum(done.episodes for done in results), sum(done.known for done in results)
-    return _exchanged(f"{episodes} episodes imported into {store.root}, {known} of them were there before",
-                      [entry for done in results for entry in done.skipped])
+    readers = {"cosmos": read_rollouts, "lerobot": read_lerobot, "robomimic": read_demonstrations}
+    said = ImportOptions(
+        task=options.task, instruction=options.instruction, flip=None if options.flip == "auto" else options.flip == "yes",
+        control_freq=options.control_freq, keys=_pairs(options.key, "--key", "NEW=OLD"), cameras=tuple(options.cameras),
+        rename_camera=_pairs(options.rename_camera, "--rename-camera", "OLD=NEW"), resize=options.resize,
+    )  # fmt: skip
+    store = _open(options, create=True)
+    done = import_episodes(readers[options.format], options.paths, store, said, _progress(options, "import", "episodes"))
+    return done.text(store.root), 1 if done.skipped else 0
+
+
+def _pairs(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
+    """``A=B`` texts of a flag as a table from A to B."""
+    pairs = [text.partition("=") for text in texts]
+    wrong = [text for text, (left, _, right) in zip(texts, pairs, strict=True) if not left or not right]
+    if wrong:
+        raise ConfigError(f"{flag} {wrong[0]!r} is not of the form {form}")
+    return {left: right for left, _, right in pairs}
 
 
 def _exchanged(text: str, skipped: Sequence[tuple[str, str]]) -> tuple[str, int]:
@@ -304,9 +309,14 @@ VERBS = {
         (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files; for cosmos also folders of them; for lerobot dataset folders"}),
         (("--format",), {"required": True, "choices": IMPORTS,
                          "help": "demonstrations of LIBERO and robomimic, rollouts of cosmos-policy, or LeRobot v3"}),
-        (("--task",), {"default": "", "help": "robomimic: name of the task [as the file says]"}),
-        (("--instruction",), {"default": "", "help": "robomimic: instruction [as the file says]"}),
-        (("--flip",), {"default": "auto", "choices": ("auto", "yes", "no"),
-                       "help": "robomimic: turn pictures upside down [as the file says]"}))),
+        (("--task",), {"default": "", "help": "name of the task [as the files say]"}),
+        (("--instruction",), {"default": "", "help": "instruction of every episode [as the files say]"}),
+        (("--flip",), {"default": "auto", "choices": ("auto", "yes", "no"), "help": "turn pictures upside down [as the files say]"}),
+        (("--cameras",), {"nargs": "+", "default": (), "metavar": "CAMERA", "help": "take only these, by their names in the files [all]"}),
+        (("--rename-camera",), {"nargs": "+", "default": (), "metavar": "OLD=NEW", "help": "names of cameras in the store"}),
+        (("--resize",), {"type": int, "default": 0, "metavar": "N", "help": "make frames N x N pixels [as they are]"}),
+        (("--key",), {"nargs": "+", "default": (), "metavar": "NEW=OLD",
+                      "help": "lerobot: where the files keep what the format calls NEW, as in observation.state=state"}),
+        (("--control-freq",), {"type": float, "default": 0.0, "metavar": "HZ", "help": "control steps per second [as the files say]"}))),
     "replay-episode": Verb("simulate an episode again and compare the states bit by bit", _resimulate, (_EPISODE,)),
 }

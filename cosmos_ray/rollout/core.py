@@ -168,7 +168,8 @@ class RolloutCore:
             planner = ticket.acting.planner
             info = {"arm": ticket.arm, "noise_seed": ticket.noise_seed, "action_noise": ticket.action_noise,
                     "chunk_noise": ticket.chunk_noise, "steps": self.steps, "candidates": planner.candidates if planner else 1,
-                    "decisions": episode.decisions, "seconds": round(seconds, 3), "horizon": env.horizon, "fingerprint": env.fingerprint}
+                    "decisions": episode.decisions, "seconds": round(seconds, 3), "horizon": env.horizon,
+                    "control_freq": env.config.control_freq, "fingerprint": env.fingerprint}
             self.outbox.put(Episode.from_trajectory(trajectory, ticket.key, policy_version=version, step_versions=episode.versions,
                                                     predicted_values=episode.values, info=info), finished)
             self._store_finished()

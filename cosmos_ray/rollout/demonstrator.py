@@ -66,7 +66,8 @@ class DemonstratorCore:
         actual = key if trajectory.success else failure_key(key)
         finished = Finished(actual.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, -1)
         if trajectory.length:
-            info = {"arm": "expert", "seconds": round(seconds, 3), "horizon": self.env.horizon, "fingerprint": self.env.fingerprint}
+            info = {"arm": "expert", "seconds": round(seconds, 3), "horizon": self.env.horizon,
+                    "control_freq": self.env.config.control_freq, "fingerprint": self.env.fingerprint}
             self.outbox.put(Episode.from_trajectory(trajectory, actual, policy_version=-1, info=info), finished)
             return []
         return [finished]

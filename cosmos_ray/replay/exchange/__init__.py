@@ -1,6 +1,7 @@
 """Episodes in other projects' formats, in and out.
 
 =====================  ===========================================================================================
+``importing``          what every import shares: options, checks against the store, the summary
 ``robomimic``          demonstrations of LIBERO and robomimic (HDF5, ``data/demo_i``) into a store
 ``cosmos_hdf5``        rollouts of the public cosmos-policy code (HDF5, a file per episode) into a store, and episodes of a
                        store as such files
@@ -11,5 +12,6 @@
 ``ray_data``           the store as a Ray Data dataset, read where it lies
 =====================  ===========================================================================================
 
-Each function returns an :class:`~cosmos_ray.replay.exchange.exchanged.Exchanged` that names what was left out and why.
+An export returns an :class:`~cosmos_ray.replay.exchange.exchanged.Exchanged`, an import an
+:class:`~cosmos_ray.replay.exchange.exchanged.ImportSummary`: both name what was left out and why.
 """

@@ -63,7 +63,7 @@ def export_demonstrations(
             written[file] = written.get(file, 0) + 1
         if not written:
             raise nothing_to_write(skipped)
-    return Exchanged(sum(written.values()), 0, tuple(skipped))
+    return Exchanged(sum(written.values()), tuple(skipped))
 
 
 def _file_name(view: EpisodeView) -> str:

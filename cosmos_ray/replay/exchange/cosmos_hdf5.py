@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ import numpy as np
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
+from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.sampling.sampler import Render
@@ -28,29 +30,14 @@ VIEWS = {"wrist": "robot0_eye_in_hand", "primary": "agentview", "secondary": "se
 THIRD_PERSON = ("primary", "secondary")
 
 
-def import_rollouts(
-    paths: Iterable[str | Path], store: ReplayStore, *, policy_version: int = 0, progress: Progress | None = None
-) -> Exchanged:
-    """Commit the episodes of files or of folders of files as rollouts of ``policy_version``; importing again finds them known.
-
-    A file that cannot be read is skipped and named. StoreError if there is no file at all.
-    """
-    files = sorted(file for path in map(Path, paths) for file in (path.rglob("*.hdf5") if path.is_dir() else [path]))
+def read_rollouts(path: Path, options: ImportOptions, notes: Notes) -> Iterator[Episode | Skip]:
+    """The episode of a file, or of each file of a folder. StoreError if there is no file at all."""
+    files = sorted(path.rglob("*.hdf5")) if path.is_dir() else [path]
     if not files:
-        raise StoreError("there is no .hdf5 file to import: give files, or a folder that has some")
-    done = known = 0
-    skipped: list[tuple[str, str]] = []
-    for number, file in enumerate(files):
-        try:
-            episode = _read(file, policy_version)
-        except (StoreError, TypeError, ValueError) as error:
-            skipped.append((str(file), str(error).partition("\n")[0]))
-        else:
-            known += not store.commit(episode)
-            done += 1
-        if progress:
-            progress(number + 1, len(files))
-    return Exchanged(done, known, tuple(skipped))
+        raise StoreError(f"there is no .hdf5 file to import in {path}: give files, or a folder that has some")
+    notes.total = len(files)
+    for file in files:
+        yield attempt(str(file), partial(_read, file, options.policy_version))
 
 
 def export_rollouts(
@@ -78,7 +65,7 @@ def export_rollouts(
             count += 1
         if not count:
             raise nothing_to_write(skipped)
-    return Exchanged(count, 0, tuple(skipped))
+    return Exchanged(count, tuple(skipped))
 
 
 def _read(file: Path, policy_version: int) -> Episode:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.files.durable import TEMPORARY, explained, sync_directory
 from cosmos_ray.replay.format.episode import EpisodeSummary
@@ -18,15 +19,48 @@ from cosmos_ray.replay.sampling.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
 
 Progress = Callable[[int, int], None]
+_NAMED = 5  # of many that were left out for one reason
 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """``episodes`` went through, ``known`` of them were there before; ``skipped`` are (which, why)."""
+    """The result of an export: ``episodes`` were written; ``skipped`` are (which, why)."""
 
     episodes: int
-    known: int
     skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """The result of an import."""
+
+    episodes: int  #: that the store has now
+    known: int  #: of these, there before
+    tasks: dict[str, int]  #: name -> episodes
+    instructions: dict[str, int]  #: text -> episodes that have it
+    sizes: dict[str, tuple[int, int]]  #: camera, as stored -> (height, width) of its frames
+    embodiment: Embodiment | None  #: of the episodes; None where there are none
+    notes: tuple[str, ...]  #: what was assumed, and on what ground; what of the files was left out
+    skipped: tuple[tuple[str, str], ...]  #: episodes and files that were left out: (which, why)
+
+    def text(self, where: object) -> str:
+        """The lines for a user, of an import into the store ``where``."""
+        lines = [f"{self.episodes} episodes imported into {where}, {self.known} of them were there before"]
+        if self.embodiment and self.episodes:
+            robot = self.embodiment
+            rate = f"{robot.control_freq:g} control steps per second" if robot.control_freq else "control steps per second not known"
+            lines.append("  tasks: " + ", ".join(f"{name} ({count})" for name, count in sorted(self.tasks.items())))
+            lines += [f"  instruction of {count}: {text!r}" for text, count in sorted(self.instructions.items())]
+            lines.append("  cameras, height x width: " + ", ".join(f"{name} {h}x{w}" for name, (h, w) in self.sizes.items()))
+            lines.append(f"  {robot.action_dim} numbers per action, {robot.proprio_dim} of proprioception, {rate}")
+        lines += [f"  note: {note}" for note in self.notes]
+        by_reason: dict[str, list[str]] = {}
+        for which, why in self.skipped:
+            by_reason.setdefault(why, []).append(which)
+        for why, left in by_reason.items():
+            more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+            lines.append(f"  left out {', '.join(left[:_NAMED])}{more}: {why}")
+        return "\n".join(lines)
 
 
 def nothing_to_write(skipped: list[tuple[str, str]]) -> StoreError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +42,13 @@ _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 def export_lerobot(
-    store: ReplayStore, summaries: Iterable[EpisodeSummary], target: str | Path, *, frames: str = "h264", fps: int = 0, gamma: float = 0.99,
-    robot: str = "panda", render: Render | None = None, progress: Progress | None = None,
+    store: ReplayStore, summaries: Iterable[EpisodeSummary], target: str | Path, *, frames: str = "h264", fps: float = 0,
+    gamma: float = 0.99, robot: str = "panda", render: Render | None = None, progress: Progress | None = None,
 ) -> Exchanged:  # fmt: skip
     """Write the episodes as the new folder ``target``.
 
-    ``frames`` is ``h264``, ``av1`` or ``image``; ``fps`` are control steps per second, 0 takes them from the episodes' simulator
-    fingerprint, or 20; ``gamma`` discounts ``value`` per step. Episodes whose frames are not all stored are skipped and named,
+    ``frames`` is ``h264``, ``av1`` or ``image``; ``fps`` are control steps per second, 0 takes the episodes' own, or 20 where they
+    do not say; ``gamma`` discounts ``value`` per step. Episodes whose frames are not all stored are skipped and named,
     unless ``render`` makes them; so are those that differ from the first in cameras, sizes or rate. StoreError if ``target``
     exists or nothing can be written.
     """
@@ -67,7 +68,7 @@ def export_lerobot(
             writer.finish(robot)
         finally:
             writer.close()
-    return Exchanged(len(writer.episodes), 0, tuple(skipped))
+    return Exchanged(len(writer.episodes), tuple(skipped))
 
 
 class _Layout(NamedTuple):
@@ -76,13 +77,13 @@ class _Layout(NamedTuple):
     pixels: dict[str, tuple[int, ...]]  # feature -> (height, width, channels)
     state: int  # numbers
     action: int  # numbers
-    fps: int
+    fps: float  # control steps per second
 
 
 class _Writer:
     """The files of a dataset while it grows."""
 
-    def __init__(self, folder: Path, frames: str, fps: int, gamma: float) -> None:
+    def __init__(self, folder: Path, frames: str, fps: float, gamma: float) -> None:
         self.folder, self.frames, self.fps, self.gamma = folder, frames, fps, gamma
         self.episodes: list[dict[str, Any]] = []
         self.tasks: dict[str, int] = {}
@@ -125,9 +126,9 @@ class _Writer:
             raise StoreError("a dataset without episodes has no layout")
         return self._first
 
-    def _rate(self, view: EpisodeView) -> int:
-        fingerprint = view.header["info"].get("fingerprint") or {}
-        return self.fps or int(float(fingerprint.get("control_freq", 20)))
+    def _rate(self, view: EpisodeView) -> float:
+        rate = self.fps or view.embodiment.control_freq or 20.0
+        return int(rate) if rate == int(rate) else rate  # LeRobot's own is whole
 
     def _columns(self, view: EpisodeView) -> dict[str, np.ndarray]:
         """Every column but the pictures."""
@@ -159,7 +160,8 @@ class _Writer:
         if key not in self._videos:
             codec, options = CODECS[self.frames]
             size = frames.shape[1], frames.shape[2]
-            self._videos[key] = open_video(self._path(_VIDEO, video_key=key), codec, self._layout.fps, size, options)
+            rate = Fraction(self._layout.fps).limit_denominator(1001)
+            self._videos[key] = open_video(self._path(_VIDEO, video_key=key), codec, rate, size, options)
         container, stream = self._videos[key]
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +23,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress
+from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 from cosmos_ray.replay.format.episode import SOURCES, Episode, EpisodeKey
-from cosmos_ray.replay.store import ReplayStore
 
 MOST_PIXELS = 1 << 24  # of one picture
 PICTURES = "observation.images."
 
 
-def import_lerobot(folder: str | Path, store: ReplayStore, *, source: str = "", progress: Progress | None = None) -> Exchanged:
-    """Commit every episode of the dataset, one at a time; importing again finds them known.
+def read_lerobot(folder: Path, options: ImportOptions, notes: Notes) -> Iterator[Episode | Skip]:
+    """Every episode of the dataset, one at a time.
 
-    ``source`` is ``demo``, ``rollout`` or ``eval``; by default what the dataset's episodes say, else ``demo``. Success is the last
-    ``next.success``, else the episode's ``success``, else taken for granted, as in a dataset of demonstrations. An episode that cannot
-    be read is skipped and named. StoreError for a folder that is no LeRobot v3.0 dataset.
+    Source is that of the options, else what the dataset's episodes say, else ``demo``. Success is the last
+    ``next.success``, else the episode's ``success``, else taken for granted, as in a dataset of demonstrations. StoreError for a folder
+    that is no LeRobot v3.0 dataset.
     """
-    folder = Path(folder)
     dataset = _Dataset(folder)
-    done = known = 0
-    skipped: list[tuple[str, str]] = []
-    for number, row in enumerate(dataset.episodes):
-        try:
-            episode = dataset.read(row, source)
-        except (StoreError, KeyError, TypeError, ValueError, OSError, pa.ArrowException, av.error.FFmpegError) as error:
-            skipped.append((f"episode {row.get('episode_index')}", str(error).partition("\n")[0]))
-        else:
-            known += not store.commit(episode)
-            done += 1
-        if progress:
-            progress(number + 1, len(dataset.episodes))
-    return Exchanged(done, known, tuple(skipped))
+    notes.total = len(dataset.episodes)
+    for row in dataset.episodes:
+        yield attempt(f"episode {row.get('episode_index')}", partial(dataset.read, row, options.source))
 
 
 class _Dataset:
@@ -103,7 +93,7 @@ class _Dataset:
             labels=_matrix(table, "label", length)[:steps] if "label" in self.columns else action[:steps], rewards=rewards,
             proprio=state, states=np.full((length, 1), np.nan), step_versions=versions, predicted_values=np.full(steps, np.nan),
             frames={t: [images[t] for images in frames.values()] for t in range(length)} if frames else {},
-            info={"imported": self.folder.name, "fps": self.fps}, score=row.get("score"),
+            info={"imported": self.folder.name, "control_freq": self.fps}, score=row.get("score"),
         )  # fmt: skip
 
     def _rows(self, row: dict[str, Any], length: int) -> pa.Table:
@@ -124,7 +114,10 @@ class _Dataset:
         if name not in self.videos:
             return [_as_jpeg(value["bytes"], name) for value in table[name].to_pylist()]
         path = _numbered(self.folder / "videos" / _plain(name), row, f"videos/{name}", "mp4")
-        return [encode_jpeg(picture) for picture in _decoded(path, float(row[f"videos/{name}/from_timestamp"]), self.fps, length)]
+        try:
+            return [encode_jpeg(picture) for picture in _decoded(path, float(row[f"videos/{name}/from_timestamp"]), self.fps, length)]
+        except av.error.FFmpegError as error:
+            raise StoreError(f"{path} cannot be decoded: {error}") from error
 
 
 def _decoded(path: Path, begin: float, fps: float, length: int) -> list[np.ndarray]:

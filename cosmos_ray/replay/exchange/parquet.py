@@ -52,7 +52,7 @@ def export_parquet(
         if not rows:
             raise nothing_to_write(skipped)
         pq.write_table(pa.Table.from_pylist(rows), folder / "episodes.parquet")
-    return Exchanged(len(rows), 0, tuple(skipped))
+    return Exchanged(len(rows), tuple(skipped))
 
 
 def step_table(view: EpisodeView) -> pa.Table:

@@ -25,6 +25,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,47 +35,37 @@ import numpy as np
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
-from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, third_person
+from cosmos_ray.replay.exchange.exchanged import third_person
+from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
-from cosmos_ray.replay.store import ReplayStore
 
 _HAND = (("robot0_gripper_qpos", "gripper_states"), ("robot0_eef_pos", "ee_pos"))
 _JOINTS = ("joint_states", "robot0_joint_pos")
 _RENAMED = {"eye_in_hand": "robot0_eye_in_hand"}
 
 
-def import_demonstrations(
-    path: str | Path, store: ReplayStore, *, task: str = "", instruction: str = "", flip: bool | None = None,
-    progress: Progress | None = None,
-) -> Exchanged:  # fmt: skip
-    """Commit every demonstration of the file, one at a time; importing again finds them known.
+def read_demonstrations(path: Path, options: ImportOptions, notes: Notes) -> Iterator[Episode | Skip]:
+    """Every demonstration of the file, one at a time.
 
-    ``task`` and ``instruction`` default to what the file or its name says, ``flip`` (turn the pictures upside down) to what
-    its image convention asks for. A demonstration that cannot be read is skipped and named. StoreError for another kind of file.
+    ``task`` and ``instruction`` of the options default to what the file or its name says, ``flip`` to what its image convention asks
+    for. StoreError for another kind of file.
     """
-    path = Path(path)
-    done = known = 0
-    skipped: list[tuple[str, str]] = []
     with hdf5.opened(path) as file:
         data = hdf5.group(file, "data")
-        task, instruction = _described(path, data, task, instruction)
-        turn = hdf5.attribute(data, "macros_image_convention") == "opengl" if flip is None else flip
+        task, instruction = _described(path, data, options.task, options.instruction)
+        turn = hdf5.attribute(data, "macros_image_convention") == "opengl" if options.flip is None else options.flip
         names = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda name: int(name[5:]))
         if not names:
             raise StoreError(f"{path} has no demonstration data/demo_0: it is not of LIBERO or robomimic")
-        for number, name in enumerate(names):
-            try:
-                demo = hdf5.group(data, name)
-                key = EpisodeKey(f"import:{path.stem}", task, "demo", int(name[5:]), initial_state=_beginning(demo))
-                episode = _episode(demo, key, instruction, turn)
-            except (StoreError, KeyError, RuntimeError, TypeError, ValueError, OSError) as error:
-                skipped.append((name, str(error).partition("\n")[0]))
-            else:
-                known += not store.commit(episode)
-                done += 1
-            if progress:
-                progress(number + 1, len(names))
-    return Exchanged(done, known, tuple(skipped))
+        notes.total = len(names)
+        for name in names:
+            yield attempt(name, partial(_demonstration, path, data, name, task, instruction, turn))
+
+
+def _demonstration(path: Path, data: h5py.Group, name: str, task: str, instruction: str, turn: bool) -> Episode:
+    demo = hdf5.group(data, name)
+    key = EpisodeKey(f"import:{path.stem}", task, "demo", int(name[5:]), initial_state=_beginning(demo))
+    return _episode(demo, key, instruction, turn)
 
 
 def _described(path: Path, data: h5py.Group, task: str, instruction: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.codec import encode_cameras
 
@@ -153,6 +154,16 @@ class Episode:
         """Number of executed actions ``T``."""
         return len(self.actions)
 
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every text of the episode once, in the order of their first steps; see :func:`spoken`."""
+        return tuple(dict.fromkeys(text for _, text in spoken(self.info, self.instruction)))
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What the policy sees and moves here."""
+        return Embodiment(self.cameras, self.actions.shape[1], self.proprio.shape[1], control_rate(self.info))
+
     @classmethod
     def from_trajectory(
         cls,
@@ -237,6 +248,34 @@ class EpisodeSummary:
     def of_policy(self) -> bool:
         """Whether a policy acted to train from it: neither an evaluation nor an attempt of the scripted expert."""
         return self.source == "rollout" and self.policy_version >= 0
+
+
+def spoken(info: dict[str, Any], instruction: str) -> list[tuple[int, str]]:
+    """(first step, text) of an episode's instructions, ascending from step 0.
+
+    An episode has one instruction, unless ``info["instructions"]`` has such pairs: then ``instruction`` is the first one's text.
+    StoreError if these are no such pairs.
+    """
+    pairs = info.get("instructions") or [[0, instruction]]
+    steps = [pair[0] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2 and type(pair[0]) is int
+             and isinstance(pair[1], str)] if isinstance(pairs, list | tuple) else []  # fmt: skip
+    if len(steps) != len(pairs) or steps != sorted(set(steps)) or steps[0] != 0:
+        raise StoreError(f"instructions {str(pairs)[:80]} are not (first step, text) from step 0 on")
+    return [(step, text) for step, text in pairs]
+
+
+def control_rate(info: dict[str, Any]) -> float:
+    """Control steps per second of an episode, 0.0 where it does not say.
+
+    They are ``info["control_freq"]``; episodes of earlier versions have them in the simulator's fingerprint or, imported, as ``fps``.
+    """
+    fingerprint = info.get("fingerprint")
+    said = info.get("control_freq") or (fingerprint.get("control_freq") if isinstance(fingerprint, dict) else None) or info.get("fps")
+    try:
+        rate = float(said or 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+    return rate if 0.0 < rate < float("inf") else 0.0
 
 
 def expand_ranges(ranges: tuple[tuple[int, int, int], ...]) -> np.ndarray:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 import pyarrow as pa
 
+from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.checksum import crc32
-from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeSummary
+from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeSummary, control_rate, spoken
 from cosmos_ray.replay.format.schema import (
     COLUMN_TYPES,
     STATE_COLUMNS,
@@ -78,6 +82,10 @@ class EpisodeView:
         if not isinstance(checksums, dict) or not isinstance(self.header.get("info"), dict):
             raise DamagedEpisode(f"{where} has a header whose checksums or info are not tables")
         self.cameras = tuple(cameras)
+        try:
+            self.spoken = spoken(self.header["info"], self.instruction)
+        except StoreError as error:
+            raise DamagedEpisode(f"{where}: {error}") from error
         self._check_types(batch.schema)
 
     def _check_types(self, types: pa.Schema) -> None:
@@ -98,6 +106,22 @@ class EpisodeView:
     def last_seen(self) -> int:
         """The last state that was recorded: ``T``, or ``T - 1`` where row ``T`` repeats it (see :data:`LAST_STATE_REPEATED`)."""
         return self.length - bool(self.header["info"].get(LAST_STATE_REPEATED))
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every text of the episode once, in the order of their first steps."""
+        return tuple(dict.fromkeys(text for _, text in self.spoken))
+
+    def instruction_at(self, step: int) -> str:
+        """The text that holds at a step."""
+        return self.spoken[bisect_right(self.spoken, step, key=lambda pair: pair[0]) - 1][1]
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What the policy sees and moves here."""
+        types = self.batch.schema
+        sizes = [types.field(types.get_field_index(name)).type.list_size for name in ("action", "proprio")]
+        return Embodiment(self.cameras, sizes[0], sizes[1], control_rate(self.header["info"]))
 
     def column(self, name: str) -> np.ndarray:
         """Rows of one non-frame column, ``(T + 1, n)`` or ``(T, ...)``, checked once against its CRC-32."""

@@ -43,7 +43,7 @@ class WindowBatch:
     actions: np.ndarray  # (B, K, d) float32, executed
     labels: np.ndarray  # (B, K, d) float32, what a policy should imitate
     value: np.ndarray  # (B,) float32 in [-1, 1], target at the future state
-    instructions: list[str]
+    instructions: list[str]  # at t
     sources: list[str]
     episodes: list[str]  # names, see EpisodeKey.name
     offsets: np.ndarray  # (B,) int64, t
@@ -209,7 +209,7 @@ class WindowSampler:
                 raise Unusable(name, str(error)) from error
             except NewerSchema as error:
                 raise Unusable(name) from error
-            instructions.append(view.instruction)
+            instructions.append(view.instruction_at(int(picks.offsets[i])))
             ends[i] = view.last_seen
         steps_to_end = np.maximum(ends - future, 0).astype(np.float64)
         value = (2.0 * self.gamma**steps_to_end * scores - 1.0).astype(np.float32)  # as sampling.returns
