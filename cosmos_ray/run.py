@@ -64,9 +64,6 @@ class Run:
     def pool(self, checkpoint, cpus: float) -> InferencePool:
         """Start the inference pool from a checkpoint. ConfigError when that policy cannot act in this simulation."""
         spec = read_description(checkpoint)[0]
-        if spec.image_size != self.config.sim.image_size:
-            raise ConfigError(f"the policy was trained with {spec.image_size} pixels a side, the simulation has "
-                              f"{self.config.sim.image_size}: change sim.image_size, or take another policy")
         check_fits("the policy", Embodiment(spec.cameras, spec.action_dim, spec.proprio_dim), self.config.sim)
         _check_instruction(Path(checkpoint), self.config)
         return InferencePool(checkpoint, self.config.inference, cpus)
@@ -85,13 +82,13 @@ def validate(config: RunConfig) -> None:
 
 def _check_model(config: RunConfig) -> None:
     """Whether the network can be built for these cameras, actions and frames, and gives what the learner asks of it."""
-    size, sim = config.sim.image_size, config.sim
+    size, sim = config.model.image_size, config.sim
     if size % PATCH:
-        raise ConfigError(f"sim.image_size = {size} is not a multiple of {PATCH}, the tokenizer's patch")
-    spec = make_spec(config.model, sim.cameras, size, action_dim=0, proprio_dim=0)  # `_check_chunk` asks for the true sizes
+        raise ConfigError(f"model.image_size = {size} is not a multiple of {PATCH}, the tokenizer's patch")
+    spec = make_spec(config.model, sim.cameras, action_dim=0, proprio_dim=0)  # `_check_chunk` asks for the true sizes
     height, width = spec.frame_shape[1:]
     if height % spec.transformer.patch:
-        raise ConfigError(f"a latent grid of {height}x{width} (sim.image_size / {PATCH}) does not divide into model.patch = "
+        raise ConfigError(f"a latent grid of {height}x{width} (model.image_size / {PATCH}) does not divide into model.patch = "
                           f"{spec.transformer.patch}")
     if config.learner.advantage_temperature and not spec.top_share:
         raise ConfigError("learner.advantage_temperature asks for a value in one evaluation, which model.top_share trains: set it above 0 "
@@ -106,11 +103,11 @@ def _check_model(config: RunConfig) -> None:
 def _check_chunk(config: RunConfig) -> None:
     """Whether the numbers of an action chunk fit into the latent frame that carries them."""
     body = simulated(config.sim)
-    spec = make_spec(config.model, body.cameras, config.sim.image_size, body.action_dim, body.proprio_dim)
+    spec = make_spec(config.model, body.cameras, body.action_dim, body.proprio_dim)
     numbers, room = config.model.chunk * body.action_dim, math.prod(spec.frame_shape)
     if numbers > room:
         raise ConfigError(f"model.chunk = {config.model.chunk} actions of {body.action_dim} numbers do not fit a latent frame of {room}: "
-                          "shorten the chunk or enlarge sim.image_size")
+                          "shorten the chunk or enlarge model.image_size")
 
 
 def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> None:

@@ -54,7 +54,7 @@ def handlers():
     (["collect", "--learner.advantage-temperature", "0.1", "--learner.self-imitation", "0.5", "--planning-steps", "9",
       "--model.top-share", "0"],
      "model.top_share trains: set it above 0"),
-    (["collect", "--sim.image-size", "60"], "sim.image_size = 60 is not a multiple of 8"),
+    (["collect", "--model.image-size", "60"], "model.image_size = 60 is not a multiple of 8"),
     (["pretrain", "--learner.base-mix", "0.5,0.5,0.5"], "learner.base_mix.*add up to 1"),
     (["collect", "--config", "nowhere.toml"], "cannot read the config file nowhere.toml"),
     (["collect", "--recipe", "wide_dor"], "unknown recipe 'wide_dor'; did you mean 'wide_door'"),

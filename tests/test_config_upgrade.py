@@ -22,8 +22,8 @@ from cosmos_ray.stages.refine import schedule
 FILES = sorted((Path(__file__).parent / "data" / "config_before").glob("*.json"))
 
 #: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
-NEW = ("model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens", "model.loss_scale", "model.jpeg",
-       "replay.keep_newest", "replay.keep_failures")
+NEW = ("model.image_size", "model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens", "model.loss_scale",
+       "model.jpeg", "replay.keep_newest", "replay.keep_failures")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -44,7 +44,7 @@ def test_a_run_of_before_acts_as_it_did(before):
     folder, _, acted = before
     config = stored(folder)
     check(config)
-    assert json.loads(json.dumps(make_spec(config.model, config.sim.cameras, config.sim.image_size, 7, 9).to_json())) == acted["spec"]
+    assert json.loads(json.dumps(make_spec(config.model, config.sim.cameras, 7, 9).to_json())) == acted["spec"]
     assert (config.sim.horizon, config.sim.actions) == (acted["horizon"], acted["actions"])
     assert (config.rollout.horizon, config.rollout.execute) == (acted["rollout_horizon"], acted["execute"])
     refine = schedule(config.learner)
@@ -112,6 +112,14 @@ def test_a_run_from_before_a_setting_came_has_its_default(tmp_path):
     whole = read_config(file, tree)
     del tree["model"]["uniform_share"], tree["model"]["top_share"], tree["learner"]["refine_mix"], tree["planner"]["spread"]
     assert read_config(file, tree) == whole and whole.learner.refine_mix == (0.1, 0.45, 0.45)
+
+
+@pytest.mark.parametrize("tree", [
+    {"sim": {"image_size": 96}}, {"format": FORMAT, "sim": {"image_size": 96}}, {"format": FORMAT, "model": {"image_size": 96}},
+    {"format": FORMAT, "model": {"suite": "libero"}, "sim": {"image_size": 96}},
+], ids=str)  # fmt: skip
+def test_the_network_of_a_run_from_before_sees_the_frames_as_they_were_rendered(tmp_path, tree):
+    assert read_config(tmp_path / "config.json", tree).model.image_size == 96
 
 
 @pytest.mark.parametrize("change, complaint", [

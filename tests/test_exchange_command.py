@@ -45,7 +45,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release")
     torch.manual_seed(0)
     AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1).save_pretrained(folder / "wan")
-    spec = make_spec(ModelConfig(preset="cosmos-predict2-2b", width=64, heads=2, layers=2), ("a", "b"), 64, 7, 9)
+    spec = make_spec(ModelConfig(preset="cosmos-predict2-2b", width=64, heads=2, layers=2, image_size=64), ("a", "b"), 7, 9)
     net, generator = Transformer(spec.transformer), torch.Generator().manual_seed(1)
     net.initialize(generator)
     state = {f"net.{k}": (v + 0.02 * torch.randn(v.shape, generator=generator)).bfloat16() for k, v in net.state_dict().items()}
@@ -64,7 +64,8 @@ def files(tmp_path_factory):
 
 def settings(files, root, **changes: str) -> list[str]:
     """Flags of a small imported run; ``changes`` such as ``model__layers="3"``."""
-    chosen = {"root": str(root), "name": "lib", "sim.image-size": "64", "sim.horizon": "40", "model.preset": "cosmos-predict2-2b",
+    chosen = {"root": str(root), "name": "lib", "model.image-size": "64", "sim.image-size": "64", "sim.horizon": "40",
+              "model.preset": "cosmos-predict2-2b",
               "model.suite": "libero", "model.width": "64", "model.heads": "2", "model.layers": "2", "learner.batch-size": "4",
               "model.tokenizer-path": str(files / "wan"), "model.text-path": str(files / "t5.pkl"),
               **{k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}}

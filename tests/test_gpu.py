@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 def policy(seed: int = 0, dtype: torch.dtype = torch.float32) -> CosmosPolicy:
-    made = build(make_spec(ModelConfig(width=128, heads=2, layers=2), ("wrist", "agent"), 64, 4, 9), seed=seed)
+    made = build(make_spec(ModelConfig(width=128, heads=2, layers=2), ("wrist", "agent"), 4, 9), seed=seed)
     made.tokenizer.fit(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)))
     with torch.no_grad():
         made.net.final_layer.linear.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(seed))

@@ -26,8 +26,8 @@ CAMERAS = ("wrist", "agent")
 
 
 def tiny(**changes) -> CosmosPolicy:
-    config = ModelConfig(**{"width": 64, "heads": 2, "layers": 2, **changes})
-    policy = build(make_spec(config, CAMERAS, 32, action_dim=4, proprio_dim=9), seed=1)
+    config = ModelConfig(**{"width": 64, "heads": 2, "layers": 2, "image_size": 32, **changes})
+    policy = build(make_spec(config, CAMERAS, action_dim=4, proprio_dim=9), seed=1)
     rng = np.random.default_rng(0)
     policy.tokenizer.fit(torch.from_numpy(rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)))
     return policy
@@ -132,7 +132,7 @@ def test_noise_of_a_row_does_not_depend_on_its_batch():
 
 
 def test_the_2b_preset_has_the_real_dimensions():
-    spec = make_spec(ModelConfig(preset="cosmos-predict2-2b", chunk=16), CAMERAS, 224, 7, 9)
+    spec = make_spec(ModelConfig(preset="cosmos-predict2-2b", chunk=16), CAMERAS, 7, 9)
     with torch.device("meta"):
         net = Transformer(spec.transformer)
     assert sum(p.numel() for p in net.parameters()) == 1_956_413_440

@@ -26,7 +26,7 @@ def small_2b(**changes) -> ModelConfig:
 
 def test_the_2b_preset_says_what_it_needs():
     with pytest.raises(ConfigError, match=r"model\.tokenizer_path.*model\.text_path"):
-        build(make_spec(small_2b(), CAMERAS, 64, 7, 9))
+        build(make_spec(small_2b(), CAMERAS, 7, 9))
 
 
 def test_text_embeddings_come_from_safetensors(tmp_path):
@@ -72,7 +72,7 @@ def test_a_small_model_of_the_2b_preset_acts_and_learns(wan_folder, tmp_path):
     """Wan VAE, cached T5 embeddings, velocity output and scaled sigmas through the classes that run the tiny preset."""
     file = tmp_path / "t5.safetensors"
     save_file({"lift the cube": torch.randn(512, 1024)}, file)
-    policy = build(make_spec(small_2b(tokenizer_path=str(wan_folder), text_path=str(file)), CAMERAS, 32, 7, 9), seed=0)
+    policy = build(make_spec(small_2b(image_size=32, tokenizer_path=str(wan_folder), text_path=str(file)), CAMERAS, 7, 9), seed=0)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 2, 32, 32, 3), dtype=np.uint8)
     proprio = rng.uniform(-1, 1, (2, 9)).astype(np.float32)
@@ -90,7 +90,7 @@ def test_a_small_model_of_the_2b_preset_acts_and_learns(wan_folder, tmp_path):
 def small_policy(wan_folder, tmp_path):
     file = tmp_path / "t5.safetensors"
     save_file({"lift the cube": torch.randn(512, 1024)}, file)
-    return build(make_spec(small_2b(tokenizer_path=str(wan_folder), text_path=str(file)), CAMERAS, 32, 7, 9), seed=0)
+    return build(make_spec(small_2b(image_size=32, tokenizer_path=str(wan_folder), text_path=str(file)), CAMERAS, 7, 9), seed=0)
 
 
 def observation() -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ def demo_policy() -> CosmosPolicy:
     Of these dimensions because bit-identity across batch sizes is a property of the matrix kernels, which a BLAS chooses by
     shape: with a quarter of the tokens a lone row takes another kernel and its last bits differ.
     """
-    policy = build(make_spec(ModelConfig(), CAMERAS, 64, action_dim=4, proprio_dim=9), seed=1)
+    policy = build(make_spec(ModelConfig(), CAMERAS, action_dim=4, proprio_dim=9), seed=1)
     rng = np.random.default_rng(0)
     policy.tokenizer.fit(torch.from_numpy(rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)))
     policy.set_statistics(np.full(4, -2.0), np.full(4, 3.0), np.full(9, -1.0), np.full(9, 1.0))

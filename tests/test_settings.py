@@ -182,8 +182,9 @@ def test_what_is_not_given_follows_another_setting():
 
 
 def test_every_setting_that_follows_can_be_given():
-    told = {"sim.horizon": 50, "sim.actions": "pose", "sim.instruction": "lift it", "rollout.horizon": 60, "rollout.execute": 3,
-            "learner.refine_warmup": 0, "learner.refine_cycle": 5, "learner.base_value_mode": "full", "learner.planning_world_weight": 2.0}
+    told = {"sim.image_size": 72, "sim.horizon": 50, "sim.actions": "pose", "sim.instruction": "lift it", "rollout.horizon": 60,
+            "rollout.execute": 3, "learner.refine_warmup": 0, "learner.refine_cycle": 5, "learner.base_value_mode": "full",
+            "learner.planning_world_weight": 2.0}
     config = new_config(told)
     assert {name: value_of(config, name) for name in told} == told
     assert told.keys() | {name for name in SETTINGS if name.startswith("model.")} >= {n for n, s in SETTINGS.items() if s.follows}
@@ -196,6 +197,18 @@ def test_what_a_task_decided_follows_another_task_unless_it_was_given():
     given_before = new_config({"sim.task": "", "sim.horizon": 50, "sim.instruction": "up"})
     config = changed(given_before, {"sim.task": "Door", "sim.actions": "position"})
     assert (config.sim.horizon, config.sim.instruction, config.sim.actions) == (50, "up", "position")
+
+
+@pytest.mark.parametrize("told, seen, rendered", [
+    ({}, 64, 64), ({"model.preset": "cosmos-predict2-2b"}, 224, 224), ({"model.image_size": 96}, 96, 96),
+    ({"sim.image_size": 128}, 64, 128),
+    ({"model.suite": "libero"}, 224, 256), ({"model.suite": "libero", "sim.image_size": 64}, 224, 64),
+    ({"model.suite": "robocasa", "model.image_size": 64, "sim.image_size": 48}, 64, 48),
+], ids=str)  # fmt: skip
+def test_frames_are_rendered_at_the_size_that_the_network_sees_unless_another_is_given(told, seen, rendered):
+    config = new_config(told)
+    assert (config.model.image_size, config.sim.image_size) == (seen, rendered)
+    assert new_config(given(config)) == config
 
 
 def test_a_setting_of_a_run_follows_on_unless_it_was_given_a_value_of_its_own():

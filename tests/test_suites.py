@@ -39,7 +39,7 @@ def test_layout_is_the_one_of_the_method(name, action, frames, pixel_frames, tok
     assert layout.images == tuple(range(2, action)) and layout.future_images == tuple(range(action + 2, frames - 1))
     assert clean_frames(layout, SampleType.POLICY) == tuple(range(action))  # the clean prefix: all that comes before ACTION
     assert 1 + 4 * (layout.frames - 1) == pixel_frames
-    spec = make_spec(ModelConfig(preset=LARGE_PRESET, suite=name), suite.cameras, suite.image_size, suite.action_dim, suite.proprio_dim)
+    spec = make_spec(ModelConfig(preset=LARGE_PRESET, suite=name), suite.cameras, suite.action_dim, suite.proprio_dim)
     _, height, width = spec.frame_shape
     assert spec.layout == layout
     assert layout.frames * (height // spec.transformer.patch) * (width // spec.transformer.patch) == tokens
@@ -51,8 +51,7 @@ def test_layout_is_the_one_of_the_method(name, action, frames, pixel_frames, tok
 def test_a_chunk_fills_its_frame_with_the_copies_of_the_method(name, chunk, dimensions, numbers, copies, remainder):
     suite = SUITES[name]
     assert (suite.chunk, suite.action_dim, suite.chunk * suite.action_dim) == (chunk, dimensions, numbers)
-    spec = make_spec(ModelConfig(preset=LARGE_PRESET, suite=name, chunk=chunk), suite.cameras, suite.image_size, dimensions,
-                     suite.proprio_dim)
+    spec = make_spec(ModelConfig(preset=LARGE_PRESET, suite=name, chunk=chunk), suite.cameras, dimensions, suite.proprio_dim)
     vector = torch.arange(numbers).float()[None]
     flat = inject(vector, spec.frame_shape).flatten()
     assert divmod(len(flat), numbers) == (copies, remainder)
@@ -62,13 +61,13 @@ def test_a_chunk_fills_its_frame_with_the_copies_of_the_method(name, chunk, dime
 
 
 def test_dimensions_and_evaluation_settings_are_the_released_ones():
-    rows = {name: (s.proprio_dim, s.open_loop, s.gamma, s.steps, s.image_size) for name, s in SUITES.items()}
-    assert rows == {"libero": (9, 16, 0.99, 5, 224), "robocasa": (9, 16, 0.99, 5, 224), "aloha": (14, 50, 0.998, 10, 224)}
+    rows = {name: (s.proprio_dim, s.open_loop, s.gamma, s.steps, s.image_size, s.rendered) for name, s in SUITES.items()}
+    assert rows == {"libero": (9, 16, 0.99, 5, 224, 256), "robocasa": (9, 16, 0.99, 5, 224, 224), "aloha": (14, 50, 0.998, 10, 224, 224)}
 
 
 @pytest.mark.parametrize("name, jpeg", [("libero", True), ("robocasa", True), ("aloha", False), ("", False)])
 def test_frames_go_through_jpeg_in_the_simulated_suites_alone(name, jpeg):
-    assert make_spec(ModelConfig(preset=LARGE_PRESET, suite=name), ("a",), 224, 7, 9).jpeg is jpeg
+    assert make_spec(ModelConfig(preset=LARGE_PRESET, suite=name), ("a",), 7, 9).jpeg is jpeg
 
 
 @pytest.mark.parametrize("preset, augment, expected", [
@@ -76,7 +75,7 @@ def test_frames_go_through_jpeg_in_the_simulated_suites_alone(name, jpeg):
 ])  # fmt: skip
 def test_augmentation_is_the_presets_unless_it_is_set(preset, augment, expected):
     for suite in ("", *SUITES):
-        assert make_spec(ModelConfig(preset=preset, suite=suite, augment=augment), ("a",), 224, 7, 9).augmented is expected
+        assert make_spec(ModelConfig(preset=preset, suite=suite, augment=augment), ("a",), 7, 9).augmented is expected
 
 
 # ---------------------------------------------------------------- laid over the defaults
@@ -139,7 +138,7 @@ def test_a_suite_brings_its_chunk_discount_steps_and_schedule(suite, chunk, exec
     assert (config.model.chunk, config.rollout.execute, config.replay.gamma, config.inference.steps) == (chunk, execute, gamma, steps)
     held = config.learner
     assert (held.warmup, held.cycle, held.refine_warmup, held.refine_cycle) == learner
-    assert (config.sim.image_size, config.sim.actions) == (224, "pose")
+    assert (config.sim.image_size, config.model.image_size, config.sim.actions) == (SUITES[suite].rendered, 224, "pose")
 
 
 def test_the_defaults_are_untouched_without_preset_and_suite():

@@ -95,8 +95,9 @@ def test_hashed_words_fill_the_front_and_the_rest_is_zero(words, kept):
 def policy(wan_folder, tmp_path) -> CosmosPolicy:
     """A small policy whose text comes from a pickle."""
     path = pickled(tmp_path / "t5.pkl", {LIFT: embedding(0), FOLD: embedding(1)})
-    config = ModelConfig(preset="cosmos-predict2-2b", width=64, heads=2, layers=1, chunk=16, tokenizer_path=str(wan_folder), text_path=path)
-    made = build(make_spec(config, ("wrist", "agent"), 32, 7, 9), seed=0)
+    config = ModelConfig(preset="cosmos-predict2-2b", width=64, heads=2, layers=1, chunk=16, image_size=32,
+                         tokenizer_path=str(wan_folder), text_path=path)
+    made = build(make_spec(config, ("wrist", "agent"), 7, 9), seed=0)
     torch.nn.init.normal_(made.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     for name, parameter in made.net.named_parameters():

@@ -140,7 +140,7 @@ class _Operations(TorchDispatchMode):
 
 
 def untrained_policy() -> CosmosPolicy:
-    spec = make_spec(ModelConfig(width=64, heads=2, layers=2), ("wrist", "agent"), 32, 4, 9)
+    spec = make_spec(ModelConfig(width=64, heads=2, layers=2, image_size=32), ("wrist", "agent"), 4, 9)
     return CosmosPolicy(spec, PatchPCA(), HashText(spec.text_tokens, spec.transformer.text_width))
 
 

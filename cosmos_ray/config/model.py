@@ -22,6 +22,8 @@ class ModelConfig:
                                                            "dimensions")
     suite: Literal["", "libero", "robocasa", "aloha"] = option("", "suite of a released policy: 'libero', 'robocasa', 'aloha'; sets its "
                                                                "dimensions and its evaluation settings; empty = none")
+    image_size: int = option(None, "height and width of the frames that the network sees; a multiple of 8 pixels. Frames of any other "
+                             "size, simulated or stored, are resized to it", low=16, high=1024, follows="model.preset")
     chunk: int = option(None, "actions per chunk (K)", low=1, high=256, follows="model.preset")
     output: Literal["x0", "velocity"] = option(None, "what the network outputs: 'x0' or 'velocity'; velocity is that of rectified flow",
                                                follows="model.preset")

@@ -12,7 +12,7 @@ from cosmos_ray.config.suites import SUITES, Suite
 #: 1.5 M parameters, 64-pixel frames: trains from scratch in minutes on a laptop.
 TINY: dict[str, Any] = {
     "pretrain_steps": 600, "refine_steps": 600, "publish_every": 50,
-    "sim.image_size": 64, "sim.actions": None,
+    "sim.actions": None, "model.image_size": 64,
     "model.chunk": 8, "model.output": "x0", "model.width": 128, "model.layers": 4, "model.heads": 4, "model.patch": 4,
     "model.adaln_rank": 64, "model.rope_scale": (1.0, 1.0, 1.0), "model.text_width": 64, "model.text_tokens": 16,
     "model.sigma_frame_scale": False, "model.sigma_min": 1.0, "model.residual": True, "model.top_share": 0.7,
@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 #: the paper's 200 to 1920: raise learner.batch_size with learner.world_size and learner.accumulate.
 LARGE: dict[str, Any] = {
     "pretrain_steps": 50_000, "refine_steps": 18_000, "publish_every": 500,
-    "sim.image_size": 224, "sim.actions": "pose",
+    "sim.actions": "pose", "model.image_size": 224,
     "model.chunk": 16, "model.output": "velocity", "model.width": 2048, "model.layers": 28, "model.heads": 16, "model.patch": 2,
     "model.adaln_rank": 256, "model.rope_scale": (1.0, 3.0, 3.0), "model.text_width": 1024, "model.text_tokens": 512,
     "model.sigma_frame_scale": True, "model.sigma_min": 4.0, "model.residual": False, "model.top_share": 0.0,
@@ -59,7 +59,8 @@ def preset_settings(preset: str, suite: str) -> dict[str, Any]:
 
 def _suite_settings(suite: Suite) -> dict[str, Any]:
     return {
-        "sim.image_size": suite.image_size, "sim.actions": "pose", "model.chunk": suite.chunk, "model.jpeg": suite.jpeg,
+        "sim.image_size": suite.rendered, "sim.actions": "pose",
+        "model.image_size": suite.image_size, "model.chunk": suite.chunk, "model.jpeg": suite.jpeg,
         "rollout.execute": suite.open_loop, "replay.gamma": suite.gamma, "inference.steps": suite.steps,
         "learner.warmup": suite.warmup, "learner.cycle": suite.cycle, "learner.refine_warmup": suite.refine_warmup,
         "learner.refine_cycle": suite.refine_cycle,

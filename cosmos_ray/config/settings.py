@@ -75,7 +75,8 @@ def new_config(values: dict[str, Any]) -> RunConfig:
     """The config of a new run that is given ``values`` by name; the rest is the preset's, the suite's, or what it follows."""
     chosen = [str(values.get(name, value_of(RunConfig(), name))) for name in CHOSEN]
     decided = {name: value for name, value in preset_settings(*chosen).items() if not name.startswith("model.")}  # ModelConfig has them
-    return from_values({**decided, **values})
+    seen = preset_settings(*chosen)["model.image_size"]
+    return from_values({"sim.image_size": values.get("model.image_size", seen), **decided, **values})
 
 
 def from_values(values: dict[str, Any]) -> RunConfig:

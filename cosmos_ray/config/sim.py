@@ -23,7 +23,8 @@ class SimConfig:
     controller: str = option("OSC_POSE", "robosuite part controller of the arms", rare=True)
     wrist_cameras: tuple[str, ...] = option(("robot0_eye_in_hand",), "wrist cameras; their order is that of the latent frames")
     third_cameras: tuple[str, ...] = option(("agentview",), "third-person cameras; their order is that of the latent frames")
-    image_size: int = option(64, "height and width of a frame in pixels", low=16, high=1024)
+    image_size: int = option(64, "height and width of a rendered and stored frame in pixels; the network sees it at model.image_size",
+                             low=16, high=1024, follows="model.image_size")
     actions: ActionSpace = option(None, "action space, 'position' or 'pose'; 'position' is (dx, dy, dz, gripper), 'pose' adds the "
                                   "rotation", follows="sim.task")
     horizon: int = option(None, "control steps before an episode times out", low=1, follows="sim.task")

@@ -22,7 +22,8 @@ class Suite:
     cycle: int  #: steps of the first learning-rate cycle
     refine_warmup: int
     refine_cycle: int
-    image_size: int = 224
+    rendered: int  #: pixels a side of the simulator's frames
+    image_size: int = 224  #: of the frames that the network sees
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -31,9 +32,9 @@ class Suite:
 
 SUITES = {
     "libero": Suite(("wrist",), ("primary",), chunk=16, open_loop=16, action_dim=7, proprio_dim=9, gamma=0.99, steps=5, jpeg=True,
-                    warmup=1000, cycle=30_000, refine_warmup=1000, refine_cycle=30_000),
+                    warmup=1000, cycle=30_000, refine_warmup=1000, refine_cycle=30_000, rendered=256),
     "robocasa": Suite(("wrist",), ("primary", "secondary"), chunk=32, open_loop=16, action_dim=7, proprio_dim=9, gamma=0.99, steps=5,
-                      jpeg=True, warmup=1000, cycle=30_000, refine_warmup=1000, refine_cycle=30_000),
+                      jpeg=True, warmup=1000, cycle=30_000, refine_warmup=1000, refine_cycle=30_000, rendered=224),
     "aloha": Suite(("left_wrist", "right_wrist"), ("primary",), chunk=50, open_loop=50, action_dim=14, proprio_dim=14, gamma=0.998,
-                   steps=10, jpeg=False, warmup=2000, cycle=20_000, refine_warmup=1500, refine_cycle=15_000),
+                   steps=10, jpeg=False, warmup=2000, cycle=20_000, refine_warmup=1500, refine_cycle=15_000, rendered=224),
 }

@@ -62,9 +62,7 @@ class WindowEncoder:
     def _frames(self, images: np.ndarray, centre_crop: bool) -> torch.Tensor:
         """Stored images after the policy's image pipeline, on the policy's device."""
         spec = self.policy.spec
-        if spec.jpeg or centre_crop:
-            images = prepare(images, spec.image_size, spec.jpeg, centre_crop)
-        return torch.as_tensor(images, device=self.policy.device)
+        return torch.as_tensor(prepare(images, spec.image_size, spec.jpeg, centre_crop), device=self.policy.device)
 
 
 def open_latents(policy: CosmosPolicy, config: LearnerConfig, chunk: int, folder: str) -> LatentCache | None:

@@ -1,4 +1,4 @@
-"""The image pipeline between simulator and model at evaluation time (method 1.2)."""
+"""The one way from a simulated or stored frame to the frame that the network sees (method 1.2)."""
 
 from __future__ import annotations
 

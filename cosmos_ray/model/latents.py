@@ -20,7 +20,7 @@ def current_latents(policy: CosmosPolicy, images: np.ndarray, proprio: np.ndarra
     Only the clean prefix is encoded: the tokenizers are causal.
 
     Args:
-        images: (B, cameras, H, W, 3) uint8. H = W = ``image_size``; any size where the spec names a suite's image pipeline.
+        images: (B, cameras, H, W, 3) uint8 of any size, resized to the spec's ``image_size``.
         proprio: (B, p) float32, physical units.
 
     ConfigError when images or proprioception do not fit the model.
@@ -36,20 +36,24 @@ def current_latents(policy: CosmosPolicy, images: np.ndarray, proprio: np.ndarra
 
 
 def encode_images(policy: CosmosPolicy, images: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, 2 * cameras, h, w) float32 of whole windows: (B, 2 * cameras, H, W, 3) uint8, current images before future ones."""
+    """Latents (B, C, 2 * cameras, h, w) float32 of whole windows: (B, 2 * cameras, H, H, 3) uint8, current images before future ones.
+
+    H is the spec's ``image_size``: ``images.prepare`` makes it so.
+    """
     slots = policy.layout.images + policy.layout.future_images
     return policy.tokenizer.encode(torch.as_tensor(images, device=policy.device), slots, policy.layout.value)[:, :, list(slots)]
 
 
 def training_latents(policy: CosmosPolicy, batch: TrainingBatch, encoded: torch.Tensor | None = None) -> torch.Tensor:
-    """Ground-truth latents (B, C, T, h, w) float32 of a batch.
+    """Ground-truth latents (B, C, T, h, w) float32 of a batch, its frames as the acting policy sees them.
 
     ``encoded`` is the result of :func:`encode_images`, if it is known. ConfigError when the batch does not fit the model.
     """
     layout, shape = policy.layout, policy.spec.frame_shape
     if encoded is None:
-        _check(policy, batch.images, batch.proprio)
-        encoded = encode_images(policy, np.concatenate((batch.images, batch.future_images), axis=1))
+        images, future_images = _viewed(policy, batch.images), _viewed(policy, batch.future_images)
+        _check(policy, images, batch.proprio)
+        encoded = encode_images(policy, np.concatenate((images, future_images), axis=1))
     latents = encoded.new_empty(len(encoded), shape[0], layout.frames, *shape[1:])
     latents[:, :, 0] = policy.tokenizer.blank(policy.spec.image_size)
     latents[:, :, list(layout.images + layout.future_images)] = encoded
@@ -105,10 +109,8 @@ def read_future_images(policy: CosmosPolicy, latents: torch.Tensor, images: np.n
 
 
 def _viewed(policy: CosmosPolicy, images: np.ndarray) -> np.ndarray:
-    """Images after the evaluation pipeline of the policy's suite."""
-    if policy.spec.jpeg or policy.spec.augmented:
-        return prepare(images, policy.spec.image_size, policy.spec.jpeg, policy.spec.augmented)
-    return images
+    """Images as the acting policy sees them."""
+    return prepare(images, policy.spec.image_size, policy.spec.jpeg, policy.spec.augmented)
 
 
 def _vector_frame(policy: CosmosPolicy, scale: Normalizer, vector: np.ndarray) -> torch.Tensor:

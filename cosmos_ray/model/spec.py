@@ -18,7 +18,7 @@ class PolicySpec:
 
     preset: str
     cameras: tuple[str, ...]  #: latent order: wrist cameras, then third-person ones
-    image_size: int  #: pixels, square
+    image_size: int  #: pixels, square; frames of other sizes are resized to it
     chunk: int  #: actions per chunk K
     action_dim: int
     proprio_dim: int
@@ -69,16 +69,16 @@ class PolicySpec:
             raise CheckpointError(f"model description is incomplete or malformed: {error}") from error
 
 
-def make_spec(config: ModelConfig, cameras: tuple[str, ...], image_size: int, action_dim: int, proprio_dim: int) -> PolicySpec:
-    """The record of a network with the settings of ``config``, for these cameras (in latent order), square frames of ``image_size``
-    pixels, and actions and proprioception of so many numbers. ConfigError when the transformer's dimensions do not fit together."""
+def make_spec(config: ModelConfig, cameras: tuple[str, ...], action_dim: int, proprio_dim: int) -> PolicySpec:
+    """The record of a network with the settings of ``config``, for these cameras (in latent order), and actions and proprioception
+    of so many numbers. ConfigError when the transformer's dimensions do not fit together."""
     transformer = TransformerConfig(
         width=config.width, heads=config.heads, layers=config.layers, patch=config.patch, text_width=config.text_width,
         adaln_rank=config.adaln_rank, rope_scale=(config.rope_scale[0], config.rope_scale[1], config.rope_scale[2]))
     return PolicySpec(
-        preset=config.preset, cameras=cameras, image_size=image_size, chunk=config.chunk, action_dim=action_dim, proprio_dim=proprio_dim,
-        transformer=transformer, output=config.output, frame_scale=config.sigma_frame_scale, sigma_min=config.sigma_min,
-        action_weight=config.action_weight, value_weight=config.value_weight, world_weight=config.world_weight,
+        preset=config.preset, cameras=cameras, image_size=config.image_size, chunk=config.chunk, action_dim=action_dim,
+        proprio_dim=proprio_dim, transformer=transformer, output=config.output, frame_scale=config.sigma_frame_scale,
+        sigma_min=config.sigma_min, action_weight=config.action_weight, value_weight=config.value_weight, world_weight=config.world_weight,
         loss_scale=config.loss_scale, text_tokens=config.text_tokens, residual=config.residual, imagined_share=config.imagined_share,
         top_share=config.top_share, uniform_share=config.uniform_share, jpeg=config.jpeg, augmented=config.augment,
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)

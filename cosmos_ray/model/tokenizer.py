@@ -96,7 +96,7 @@ def _patches(images: torch.Tensor) -> torch.Tensor:
     """(N, H, W, 3) to (N, (H/8)*(W/8), 192)."""
     n, height, width, _ = images.shape
     if height % PATCH or width % PATCH:
-        raise ConfigError(f"image size {height}x{width} is not a multiple of {PATCH}: set sim.image_size to one that is")
+        raise ConfigError(f"image size {height}x{width} is not a multiple of {PATCH}: set model.image_size to one that is")
     x = images.view(n, height // PATCH, PATCH, width // PATCH, PATCH, 3)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(n, -1, PATCH * PATCH * 3)
 

@@ -12,6 +12,7 @@ import torch
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.evidence import auc
 from cosmos_ray.model import sampling
+from cosmos_ray.model.images import prepare
 from cosmos_ray.model.injection import probability
 from cosmos_ray.model.latents import action_frame, current_latents, read_future_images, read_future_proprio
 from cosmos_ray.model.policy import CosmosPolicy
@@ -80,7 +81,7 @@ def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, sample_
     sums = [{name: np.zeros(4) for name in ("proprioception", *policy.spec.cameras)} for _ in range(horizon)]
     for first in range(0, len(chains), ROWS):
         rows = slice(first, first + ROWS)
-        images, proprio = chains.images[rows], chains.proprio[rows]
+        images, proprio = _resized(chains.images[rows], policy.spec.image_size), chains.proprio[rows]
         text, seeds = policy.embed(chains.instructions[rows]), torch.arange(first, first + len(images))
         seen, felt = images[:, 0], proprio[:, 0]
         for step in range(horizon):
@@ -101,6 +102,12 @@ def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, sample_
     return {"windows": len(chains), "successes": int(chains.success.sum()),
             "values": {name: auc(np.concatenate(found), chains.success) for name, found in values.items()},
             "world_model": [{"horizon": step + 1, **{name: _ratio(sums[step][name]) for name in sums[step]}} for step in range(horizon)]}
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    """(M, states, cameras, h, w, 3) uint8 as (M, states, cameras, size, size, 3), the size of the frames that the network imagines."""
+    frames = prepare(images.reshape(-1, *images.shape[2:]), size, jpeg=False, centre_crop=False)
+    return frames.reshape(*images.shape[:3], *frames.shape[2:])
 
 
 def _add_errors(sums: dict[str, np.ndarray], policy: CosmosPolicy, imagined: np.ndarray, real: np.ndarray, before: np.ndarray,

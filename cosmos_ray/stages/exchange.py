@@ -30,7 +30,7 @@ def import_policy(run: Run, weights: str, statistics: str) -> dict:
         raise ConfigError(f"run {config.name!r} has a base policy already: give another --name, or --fresh to move the run aside")
     cameras, ranges = _cameras(run), read_statistics(statistics)
     _check_ranges(run, ranges, statistics)
-    spec = make_spec(config.model, cameras, config.sim.image_size, len(ranges.actions_low), len(ranges.proprio_low))
+    spec = make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low))
     policy = build(spec, seed=None)
     load_net(policy, weights, dtype=None)
     policy.set_statistics(ranges.actions_low, ranges.actions_high, ranges.proprio_low, ranges.proprio_high)

@@ -12,6 +12,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import load_net, save_policy
+from cosmos_ray.model.images import prepare
 from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
@@ -29,7 +30,7 @@ def make_initial_policy(run: Run) -> None:
     config, store = run.config, run.folder.store()
     stats = dataset_statistics(store, ("demo",))
     check_fits("the demonstrations", Embodiment(config.sim.cameras, len(stats.labels_min), len(stats.proprio_min)), config.sim)
-    spec = make_spec(config.model, config.sim.cameras, config.sim.image_size, len(stats.labels_min), len(stats.proprio_min))
+    spec = make_spec(config.model, config.sim.cameras, len(stats.labels_min), len(stats.proprio_min))
     policy = build(spec, None if config.init else config.seed)
     proprio = widened(stats.proprio_min, stats.proprio_max) if spec.preset == "tiny" else (stats.proprio_min, stats.proprio_max)
     policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max), *proprio)
@@ -39,7 +40,7 @@ def make_initial_policy(run: Run) -> None:
     info = {"init": config.init}
     if hasattr(policy.tokenizer, "fit"):
         sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=config.seed)
-        frames = sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images
+        frames = prepare(sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images, spec.image_size, jpeg=False, centre_crop=False)
         info["tokenizer_variance_kept"] = policy.tokenizer.fit(torch.from_numpy(frames.reshape(-1, *frames.shape[2:])))
     save_policy(policy, run.folder.checkpoint("initial"), 0, info)
 

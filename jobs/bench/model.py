@@ -273,7 +273,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device, dtype = options.device, torch.bfloat16 if options.device == "cuda" else torch.float32
     config = ModelConfig(preset=options.preset, layers=options.layers or None)
-    spec = make_spec(config, CAMERAS[options.frames[0]], 64 if options.preset == "tiny" else 224, 7, 9)
+    spec = make_spec(config, CAMERAS[options.frames[0]], 7, 9)
     net = Transformer(spec.transformer).to(device, dtype).eval()
     with torch.no_grad():
         for p in net.parameters():
