@@ -22,8 +22,8 @@ from cosmos_ray.stages.refine import schedule
 FILES = sorted((Path(__file__).parent / "data" / "config_before").glob("*.json"))
 
 #: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
-NEW = ("model.image_size", "model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens", "model.loss_scale",
-       "model.jpeg", "replay.keep_newest", "replay.keep_failures")
+NEW = ("sim.instruction", "model.image_size", "model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens",
+       "model.loss_scale", "model.jpeg", "replay.keep_newest", "replay.keep_failures")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
