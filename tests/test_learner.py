@@ -128,7 +128,8 @@ def test_nothing_to_resume_is_said_and_changes_nothing(alone, store, tmp_path):
     assert alone(run, store.root, tmp_path / "state") == (False, 0)
 
 
-@pytest.mark.parametrize("name, theirs, ours", [("zero_stage", 1, 0), ("zero_stage", 0, 1), ("precision", "fp32", "bf16"), ("lora_rank", 0, 4)])
+@pytest.mark.parametrize("name, theirs, ours", [
+    ("zero_stage", 1, 0), ("zero_stage", 0, 1), ("precision", "fp32", "bf16"), ("lora_rank", 0, 4)])
 def test_state_that_these_settings_cannot_continue_is_refused_with_both_ways_out(alone, store, tmp_path, name, theirs, ours):
     def run(root, folder):
         core_on(root, **{name: theirs}).save(folder)

@@ -1,6 +1,8 @@
-"""A training that goes on with another number of learner ranks."""
+"""Learner ranks: another number of them on resume, and variables of another launcher in their environment."""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import ray
 
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.learner.actor import LearnerGroup
-from tests.test_learner import digests, fill, group_of
+from cosmos_ray.learner.engine import free_port, rendezvous
+from tests.test_learner import core_on, digests, fill, group_of
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,17 @@ def test_zero_3_keeps_its_number_of_ranks_and_says_how_to_go_on(local_ray, store
         first.close()
     with pytest.raises(CheckpointError, match="learner.world_size 2, not 1: give --learner.world-size 2 to continue, or delete .*state"):
         group_of(store, tmp_path, 3, resume=True, ema=0.0, world_size=1)
+
+
+STRAY = {"OMPI_COMM_WORLD_LOCAL_RANK": "3", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "PMI_RANK": "3", "PMI_SIZE": "8",
+         "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "other", "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3",
+         "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1", "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "LOCAL_WORLD_SIZE": "8"}
+
+
+def test_variables_of_mpi_torchrun_and_slurm_do_not_mislead_a_rank(local_ray, store):
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {**STRAY, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}})
+    def train(root):
+        os.environ.update(rendezvous(0, 1, "127.0.0.1", free_port()))
+        return core_on(root).step()["loss"]
+
+    assert np.isfinite(ray.get(train.remote(store.root), timeout=120))

@@ -220,8 +220,8 @@ class LearnerCore:
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, AssertionError, UnpicklingError) as error:
             # DeepSpeed asserts where files are missing; torch's messages run over several lines.
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {reason}; delete {folder} to begin this stage anew, the "
-                                  "rest of the run stays") from error
+            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {reason}; delete {folder} to begin this stage anew, "
+                                  "the rest of the run stays") from error
         self.step_count = own["step"]
         if self.loader:
             self.loader.restart()

@@ -14,6 +14,10 @@ import torch
 
 from cosmos_ray.config import LearnerConfig
 
+LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "MV2_", "TORCHELASTIC_")
+"""Beginnings of the variables by which MPI and torchrun tell a process its place. DeepSpeed and torch believe them, even where a shell or
+a batch job only passed them on."""
+
 
 def free_port() -> int:
     """A TCP port of this machine that nothing listens on."""
@@ -28,7 +32,12 @@ def rendezvous(rank: int, world_size: int, address: str, port: int) -> dict[str,
 
 
 def make_engine(config: LearnerConfig, net: torch.nn.Module, device: str) -> Any:
-    """A ``DeepSpeedEngine`` around the network; quiet, and without compiled extension ops on a CPU."""
+    """A ``DeepSpeedEngine`` around the network; quiet, and without compiled extension ops on a CPU.
+
+    The process must have the variables of :func:`rendezvous`, which alone say its place: those of :data:`LAUNCHERS` are removed.
+    """
+    for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
+        del os.environ[name]
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
