@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -9,7 +10,10 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private.utils import read_ray_address
+from ray.exceptions import AuthenticationError
 
+from cosmos_ray.authentication import check_accepted, use_private_token
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.remote import first_line
 from cosmos_ray.sim import gl
@@ -20,28 +24,46 @@ STARTS = 3  #: attempts to start a private Ray
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
-def connect(address: str = "") -> None:
-    """Join the cluster at ``address`` or ``$RAY_ADDRESS``, or start a private one. ConfigError when that is impossible."""
+def connect(address: str = "", simulates: bool = True) -> None:
+    """Join the cluster at ``address`` or ``$RAY_ADDRESS``, or start a private one. ConfigError when that is impossible.
+
+    ``simulates`` says whether processes on this machine will draw pictures, for which a private Ray needs an OpenGL backend.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES alone in CPU workers
     address = address or os.environ.get("RAY_ADDRESS", "")
-    _check_reachable(address)
+    private = address in ("", "local")
+    if private and simulates:
+        gl.choose_backend()  # also tells the workers which one, through the environment
     try:
-        if address:
-            ray.init(address=address, **QUIET)
-        else:
-            gl.choose_backend()  # also tells the workers which one, through the environment
+        if private:
             start_private()
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"no Ray cluster answers at {address!r}" if address else "Ray did not start on this machine"
-        raise ConfigError(f"{where}: {first_line(error)}") from error
+        else:
+            ray.init(address=_checked(address), **QUIET)
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
+        where = "Ray did not start on this machine" if private else f"no Ray cluster answers at {address!r}"
+        raise ConfigError(f"{where}: {first_line(error)}{_advice(error) if private else ''}") from error
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a private Ray that did not start."""
+    if "AF_UNIX" in str(error):
+        return "; set RAY_TMPDIR to a folder with a short path, such as /tmp"
+    if isinstance(error, PermissionError):
+        return "; set RAY_TMPDIR to a folder of your own with a short path"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        return "; make room there, or set RAY_TMPDIR to another folder with a short path"
+    return ""
 
 
 def start_private(**options: Any) -> None:
     """Start Ray on this machine for this process alone; ``options`` go to ``ray.init``. RuntimeError when it does not start.
 
+    No other process can join, not even one that takes any Ray that it finds.
+
     Ray allows itself 30 s. On a machine too busy for that, Ray gives up with a bare Exception and leaves its processes behind. This
     function ends those processes and starts Ray again, :data:`STARTS` times in all.
     """
+    use_private_token()
     me = psutil.Process()
     for attempt in range(1, STARTS + 1):
         before = set(me.children(recursive=True))
@@ -58,12 +80,22 @@ def start_private(**options: Any) -> None:
             logger.warning("Ray did not start within its time limit; trying again")
 
 
-def _check_reachable(address: str) -> None:
-    """ConfigError at once when nobody listens on ``address``; Ray itself tries for minutes. Leaves "auto" and ray:// to Ray."""
+def _checked(address: str) -> str:
+    """``address`` with "auto" replaced by what it means. ConfigError at once when nobody listens there or the cluster refuses us; Ray
+    itself tries for long and does not say why. Leaves ray:// to Ray."""
+    found = address == "auto"
+    if found:
+        # Ray's own search would also take the private Ray of another process.
+        address = read_ray_address() or ""
+        if not address:
+            raise ConfigError("--address auto finds no Ray on this machine that `ray start` began: begin one with `ray start --head`, give "
+                              "its host:port, or leave --address and $RAY_ADDRESS out for a private Ray")
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host:
-        return
+        return address
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError, OverflowError) as error:
         raise ConfigError(f"no Ray cluster answers at {address} ({error}): check --address or $RAY_ADDRESS") from error
+    check_accepted(address, found)
+    return address
