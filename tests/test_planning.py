@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_ray.config import ModelConfig, PlannerConfig
+from cosmos_ray.config import LearnerConfig, ModelConfig, PlannerConfig, RunConfig, check
 from cosmos_ray.config.settings import SETTINGS
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model import sampling
+from cosmos_ray.model.injection import probability
 from cosmos_ray.model.latents import action_frame, current_latents, read_actions
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.planning.aggregate import AGGREGATIONS, THRESHOLD, aggregate
 from cosmos_ray.planning.best_of_n import act_directly, best_of_n, propose, score, step_ladder
+from cosmos_ray.seeds import mix_seed
 from tests.test_model import CAMERAS
 
 STEPS = 2
@@ -137,7 +139,8 @@ def test_ties_change_nothing(policy, monkeypatch):
     PlannerConfig(candidates=3, rank_by="action", value_samples=3, value_steps=3),
     PlannerConfig(candidates=2, futures=2, future_steps=2, value_samples=2, value_steps=2, aggregate="lcb"),
     PlannerConfig(candidates=4, spread=0.3),
-], ids=["V(s')", "Q(s, a)", "ensembles", "spread"])  # fmt: skip
+    PlannerConfig(candidates=4, rank_by="joint"),
+], ids=["V(s')", "Q(s, a)", "ensembles", "spread", "joint"])  # fmt: skip
 def test_rows_do_not_depend_on_their_batch(policy, config):
     known, text, seeds = observed(policy, 3)
     together = best_of_n(policy, known, text, seeds, STEPS, config)
@@ -162,7 +165,7 @@ def test_spread_moves_every_second_candidate_by_a_constant_and_no_gripper(policy
     assert torch.equal(moved.latents[:, :, policy.layout.action], action_frame(policy, moved.actions))  # the world model is asked about it
 
 
-@pytest.mark.parametrize("value", ["future", "action", "both"])
+@pytest.mark.parametrize("value", ["future", "action", "both", "joint"])
 @pytest.mark.parametrize("aggregate", AGGREGATIONS)
 def test_the_chosen_candidate_has_the_best_score_and_is_executed(policy, value, aggregate):
     known, text, seeds = observed(policy, 4)
@@ -218,6 +221,35 @@ def test_ranking_by_both_values_is_ranking_by_their_mean(policy, aggregate):
     future, action, both = (best_of_n(policy, known, text, seeds, STEPS, dataclasses.replace(config, rank_by=value))
                             for value in ("future", "action", "both"))
     assert torch.equal(both.scores, (future.scores + action.scores) / 2) and torch.equal(both.chosen, both.scores.argmax(1))
+
+
+def test_the_joint_value_ranks_as_the_public_code_does_one_candidate_after_another(policy, monkeypatch):
+    """Public code with `ar_future_prediction` and `ar_value_prediction` False: query after query, the first highest generated value."""
+    known, text, seeds = observed(policy, 3)
+    for name in ("imagine", "evaluate"):
+        monkeypatch.setattr(sampling, name, lambda *_: pytest.fail("the joint value takes no further evaluation"))
+    config, network = PlannerConfig(candidates=6, rank_by="joint", futures=3, value_samples=5), (demo_policy(), text)
+    decision = best_of_n(policy, known, text, seeds, STEPS, config, network)
+    firsts = []
+    for row, seed in enumerate(seeds.tolist()):
+        prompt, best = dataclasses.replace(text, rows=text.rows[row : row + 1]), None
+        for query in range(6):
+            drawn = torch.tensor([mix_seed(seed, 1, query) if query else seed])
+            latents = sampling.act(policy, known[row : row + 1], prompt, drawn, STEPS)
+            value = ((latents[0, :, policy.layout.value].mean() + 1) / 2).clamp(0, 1)
+            torch.testing.assert_close(decision.scores[row, query], value)
+            if best is None or value > best[0]:
+                best = value, query, read_actions(policy, latents)[0]
+        assert decision.chosen[row] == best[1] and torch.equal(decision.actions[row], best[2])
+        firsts.append(best[1])
+    assert len(set(firsts)) > 1 and len(set(decision.scores.flatten().tolist())) > 6
+    assert torch.equal(decision.scores[torch.arange(3), decision.chosen], probability(decision.values))
+
+
+def test_a_joint_value_of_a_candidate_that_was_moved_is_refused():
+    check(RunConfig(planner=PlannerConfig(rank_by="joint"), learner=LearnerConfig(value_mode="action")))  # any value_mode trains it
+    with pytest.raises(ConfigError, match=r"planner.spread = 0.1 moves candidates after their joint value .*: set it to 0, or"):
+        check(RunConfig(planner=PlannerConfig(rank_by="joint", spread=0.1)))
 
 
 @pytest.mark.parametrize("value", ["future", "action", "both"])

@@ -8,7 +8,8 @@ from typing import Literal
 from cosmos_ray.config.option import option
 from cosmos_ray.errors import ConfigError
 
-RankBy = Literal["future", "action", "both"]  #: V(s') of imagined futures, Q(s, a), or the mean of both
+#: V(s') of imagined futures, Q(s, a), the mean of both, or the value that the policy generates jointly with the candidate
+RankBy = Literal["future", "action", "both", "joint"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class PlannerConfig:
     """Best-of-N planning (paper section on test-time planning)."""
 
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
-    rank_by: RankBy = option("future", "value that ranks candidates: 'future', 'action', 'both'; V(s') of "
-                                                          "imagined futures, Q(s, a), or the mean of the two")
+    rank_by: RankBy = option("future", "value that ranks candidates: 'future', 'action', 'both', 'joint'; V(s') of imagined futures, "
+                             "Q(s, a), the mean of the two, or the value that the policy generates jointly with each candidate, which takes "
+                             "no further evaluation")
     spread: float = option(0.0, "standard deviation of an offset on every second candidate; the offset moves the hand. Give rollouts at "
                            "least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "imagined futures per candidate", low=1, high=64)
@@ -66,3 +68,9 @@ class PlannerConfig:
     value_samples: int = option(1, "value samples per imagined future", low=1, high=64)
     value_steps: int = option(1, "network evaluations of the longest value sample", low=1, high=100)
     aggregate: Literal["average", "lcb", "success_vote", "majority_mean"] = option("average", "how value samples become one score")
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for settings of the planner that do not go together."""
+        if self.rank_by == "joint" and self.spread:
+            raise ConfigError(f"planner.spread = {self.spread:g} moves candidates after their joint value was generated: set it to 0, or "
+                              "planner.rank_by to 'future', 'action' or 'both'")

@@ -58,7 +58,7 @@ class RunConfig:
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of two sections that do not go together."""
         learner, planner = self.learner, self.planner
-        if learner.value_mode not in (planner.rank_by, "both"):
+        if planner.rank_by != "joint" and learner.value_mode not in (planner.rank_by, "both"):  # policy samples train the joint value
             raise ConfigError(f"planner.rank_by = {planner.rank_by!r} ranks by what learner.value_mode = {learner.value_mode!r} does not "
                               "train: set learner.value_mode to it or to 'both'")
         if learner.advantage_temperature and not self.planning_steps:
@@ -76,5 +76,5 @@ class RunConfig:
 def check(config: RunConfig) -> None:
     """Raise :class:`ConfigError` for the first setting that is out of its range or choices, then for settings that do not go together."""
     check_ranges(config)
-    for part in (config.learner, config.inference, config.sim, config.model, config.replay, config):
+    for part in (config.learner, config.inference, config.planner, config.sim, config.model, config.replay, config):
         part.check()

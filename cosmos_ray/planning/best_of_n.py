@@ -34,7 +34,7 @@ class Decision:
     scores: torch.Tensor  #: (B, N) candidate scores in [0, 1]; (B, 1) of the policy's own value without planning
     chosen: torch.Tensor  #: (B,) int64 index of the chosen candidate
     candidates: torch.Tensor  #: (B, N, K, d) every proposed chunk
-    latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate; with planning, its first imagined future
+    latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate; with planning, its first imagined future, if there is one
 
 
 def step_ladder(longest: int, count: int) -> list[int]:
@@ -91,12 +91,17 @@ def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: t
         planning_network: (network, its own B rows of prompts). The network imagines and values the candidates; by default the policy does.
             Network and policy must share tokenizer and normalisation.
 
-    The score is V(s') of imagined futures; with ``config.rank_by`` "action" it is Q(s, a), with "both" the mean of the two.
+    The score is V(s') of imagined futures; with ``config.rank_by`` "action" it is Q(s, a), with "both" the mean of the two. With "joint" it
+    is the value that the policy generated with the candidate (public code: ``ar_future_prediction`` and ``ar_value_prediction`` False); then
+    nothing else is evaluated, and the planning network is not asked.
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
-    network, prompts = planning_network or (policy, text)
-    futures, scores = score(network, dataclasses.replace(proposals, text=prompts.repeat_interleave(n)), config)
+    if config.rank_by == "joint":
+        futures, scores = proposals.latents, probability(read_value(policy, proposals.latents))
+    else:
+        network, prompts = planning_network or (policy, text)
+        futures, scores = score(network, dataclasses.replace(proposals, text=prompts.repeat_interleave(n)), config)
     scores = scores.view(b, n)
     chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties
     pick = torch.arange(b) * n + chosen
@@ -106,7 +111,7 @@ def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: t
 
 def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
           known: dict[int, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1]), by the network ``policy``.
+    """(first imagined futures (B*N, C, T, h, w), scores (B*N,) in [0, 1]), by the network ``policy``; not for ``rank_by`` "joint".
 
     ``known`` maps the position of a frame to latents (B*N, C, h, w) that replace the imagined frame before its future is valued.
     """
