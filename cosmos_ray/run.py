@@ -61,11 +61,15 @@ class Run:
         """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one."""
         return min(1.0, int(100 * self.cores / max(1, actors)) / 100)
 
-    def pool(self, checkpoint, cpus: float) -> InferencePool:
-        """Start the inference pool from a checkpoint. ConfigError when that policy cannot act in this simulation."""
+    def check_policy(self, checkpoint: str | Path) -> None:
+        """ConfigError when the policy of ``checkpoint`` cannot act in this simulation, or judge what acts there."""
         spec = read_description(checkpoint)[0]
         check_fits("the policy", Embodiment(spec.cameras, spec.action_dim, spec.proprio_dim), self.config.sim)
         _check_instruction(Path(checkpoint), self.config)
+
+    def pool(self, checkpoint: str | Path, cpus: float) -> InferencePool:
+        """Start the inference pool from a checkpoint. ConfigError as for :meth:`check_policy`."""
+        self.check_policy(checkpoint)
         return InferencePool(checkpoint, self.config.inference, cpus)
 
 

@@ -143,7 +143,8 @@ def test_a_damaged_or_missing_identity_is_one_clear_line(run, tmp_path, content)
 
 @pytest.mark.parametrize("digest_version", [1, 2])
 @pytest.mark.parametrize("section, change", [
-    ("planner", {"candidates": 9}), ("planner", {"spread": 0.5}), ("planner", {"rank_by": "joint"}), ("planner", {"futures": 3}), ("planner", {"aggregate": "lcb"}),
+    ("planner", {"candidates": 9}), ("planner", {"spread": 0.5}), ("planner", {"rank_by": "joint"}),
+    ("planner", {"futures": 3}), ("planner", {"aggregate": "lcb"}),
     ("inference", {"steps": 2}), ("inference", {"reference_steps": True}), ("rollout", {"execute": 2})])
 def test_every_value_that_acts_changes_the_digest(digest_version, section, change):
     identity, config = dataclasses.replace(RunIdentity("run"), digest_version=digest_version), RunConfig()

@@ -270,6 +270,23 @@ def test_a_planning_network_may_value_the_policys_candidates(policy, value):
     assert torch.equal(itself.scores, alone.scores) and torch.equal(itself.actions, alone.actions)
 
 
+def test_a_planning_network_of_other_statistics_sees_state_and_chunk_in_its_own(policy, monkeypatch):
+    """What it is asked about is the state and the chunk of the robot, whatever range each checkpoint was normalised by."""
+    network, given = demo_policy(), []
+    network.set_statistics(np.full(4, -1.0), np.linspace(1, 4, 4), np.full(9, -3.0), np.linspace(0, 8, 9))
+    imagine = sampling.imagine
+    monkeypatch.setattr(sampling, "imagine", lambda policy, seen, *rest: given.append(seen.clone()) or imagine(policy, seen, *rest))
+    rng = np.random.default_rng(4)
+    images, proprio = rng.integers(0, 256, (2, 2, 64, 64, 3), dtype=np.uint8), rng.uniform(-1, 1, (2, 9)).astype(np.float32)
+    known, text = current_latents(policy, images, proprio), policy.embed(["lift the cube"] * 2)
+    decision = best_of_n(policy, known, text, torch.tensor([3, 4]), STEPS, PlannerConfig(candidates=3), (network, text))
+    seen, theirs = given[0], current_latents(network, images, proprio).repeat_interleave(3, 0)
+    layout, chunks = network.layout, decision.candidates.flatten(0, 1)
+    torch.testing.assert_close(seen[:, :, : layout.action], theirs[:, :, : layout.action], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[:, :, layout.action], action_frame(network, chunks), atol=1e-4, rtol=1e-5)
+    assert not torch.allclose(action_frame(network, chunks), action_frame(policy, chunks), atol=0.1)
+
+
 def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy, monkeypatch):
     known, text, seeds = observed(policy, 2)
     batches = []

@@ -39,9 +39,13 @@ COMMANDS = {
         "replay.samples_per_insert", "replay.keep_newest", "replay.keep_failures", "rollout.workers", "rollout.chunk_noise",
         "rollout.horizon", "rollout.planned", "inference.gpus", "inference.steps")),
     "evaluate": Command("compare base, refined and planning on held-out states", reads=(
-        "eval_episodes", "repeat", "planner", "inference", *FLEET)),
+        "eval_episodes", "repeat", "planner", "inference", *FLEET), options=(
+        ("--arms", {"metavar": "A,B,...", "help": "arms, such as 'base,base + planning' [those of its policies]"}),
+    )),
     "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, reads=(
-        "plan_seed", "planner", "inference", "rollout.execute")),
+        "plan_seed", "planner", "inference", "rollout.execute"), options=(
+        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
+    )),
     "audit": Command("measure what planning could win and which part limits it", reads=(
         "eval_episodes", "planner", "inference", "replay.gamma", "rollout.workers", "rollout.execute"), options=(
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
@@ -50,12 +54,14 @@ COMMANDS = {
     "report": Command("write report.html and report.json", needs_ray=False, reads=(
         "plan_seed", "learner.value_mode", "inference.gpus", "inference.threads")),
     "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, reads=NEW_RUN, options=(
+        ("--as", {"choices": ("base", "planning"), "default": "base",
+                  "help": "'base' acts, 'planning' imagines and values for it; a run takes one of each [base]"}),
         ("--weights", {"required": True, "metavar": "PATH", "help": "public .pt, .safetensors, DCP folder or diffusers folder"}),
         ("--statistics", {"required": True, "metavar": "FILE", "help": "dataset statistics JSON; it has actions_min, actions_max, "
                                                                      "proprio_min and proprio_max"}),
     )),
     "export": Command("write a run's policy for other projects", needs_ray=False, reads=(), options=(
-        ("--checkpoint", {"choices": ("initial", "base", "refined"), "help": "policy of the run [the newest]"}),
+        ("--checkpoint", {"choices": ("initial", "base", "refined", "planning"), "help": "network of the run [the newest policy]"}),
         ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
         ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),
         ("--overwrite", {"action": "store_true", "help": "replace a file that exists"}),

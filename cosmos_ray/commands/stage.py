@@ -43,12 +43,12 @@ def _refine(run: Run) -> str:
     return f"refined policy version {done['version']} after {done['steps']} steps in {run.folder.checkpoint('refined')} ({done['new']} new)"
 
 
-def _evaluate(run: Run) -> str:
-    return table(evaluate(run))
+def _evaluate(run: Run, arms: str | None) -> str:
+    return table(evaluate(run, [name.strip() for name in arms.split(",")] if arms else ()))
 
 
-def _plan(run: Run) -> str:
-    trace = plan_episode(run)
+def _plan(run: Run, checkpoint: str | None) -> str:
+    trace = plan_episode(run, checkpoint)
     path = run.folder.path / f"plan_{trace.seed}.png"
     save_filmstrip(trace, path)
     lines = [f"{'step':>5} {'chosen':>6}  scores"]
@@ -73,9 +73,9 @@ def _demo(run: Run) -> str:
     return table(run.folder.read_json("evaluation.json")) + f"\nreport in {run.folder.report}"
 
 
-def _import(run: Run, weights: str, statistics: str) -> str:
-    done = import_policy(run, weights, statistics)
-    text = f"base policy of {done['parameters']:,} parameters in {done['path']}"
+def _import(run: Run, weights: str, statistics: str, **options: str) -> str:
+    done = import_policy(run, weights, statistics, options["as"])  # a word of Python: no parameter can have this name
+    text = f"{done['what']} of {done['parameters']:,} parameters in {done['path']}"
     return text + (f"; constant, so always 0 to the network: {', '.join(done['constant'])}" if done["constant"] else "")
 
 
@@ -88,8 +88,9 @@ def table(evaluation: dict) -> str:
     gains = {p["arm"]: f"{p['gain_points']:+.1f} points against {p['against']} (won {p['won']}, lost {p['lost']}, p = {p['p']:.2f})"
              for p in evaluation["pairs"]}
     lines = []
+    width = max(19, *map(len, evaluation["arms"]))
     for name, arm in evaluation["arms"].items():
-        lines.append(f"{name:<19} {arm['successes']:3d}/{arm['episodes']:<3d} = {100 * arm['rate']:5.1f} %  "
+        lines.append(f"{name:<{width}} {arm['successes']:3d}/{arm['episodes']:<3d} = {100 * arm['rate']:5.1f} %  "
                      f"[{100 * arm['low']:.1f}, {100 * arm['high']:.1f}]  {gains.get(name, '')}".rstrip())
     if "verified" in evaluation:
         check = evaluation["verified"]

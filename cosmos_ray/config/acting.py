@@ -59,8 +59,8 @@ class PlannerConfig:
 
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
     rank_by: RankBy = option("future", "value that ranks candidates: 'future', 'action', 'both', 'joint'; V(s') of imagined futures, "
-                             "Q(s, a), the mean of the two, or the value that the policy generates jointly with each candidate, which takes "
-                             "no further evaluation")
+                             "Q(s, a), the mean of the two, or the value that the policy generates jointly with each candidate, without "
+                             "further evaluations")
     spread: float = option(0.0, "standard deviation of an offset on every second candidate; the offset moves the hand. Give rollouts at "
                            "least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "imagined futures per candidate", low=1, high=64)

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cosmos_ray.errors import CheckpointError
+from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.exchange import diffusers_config, match, read_weights
 from cosmos_ray.model.exchange.diffusers_folder import CONFIG, read_diffusers
 from cosmos_ray.model.exchange.files import read_safetensors, replacing, save_safetensors
+from cosmos_ray.model.exchange.statistics import Statistics
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings, write_text_embeddings
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.model.text import T5Text
+from cosmos_ray.model.tokenizer import PatchPCA
 from cosmos_ray.model.transformer import TransformerConfig
 
 
@@ -98,6 +100,23 @@ def load_net(policy: CosmosPolicy, path: str | Path, dtype: torch.dtype | None =
             _check_diffusers(path, policy.spec.transformer)
     match(net, {k: v.shape for k, v in policy.net.state_dict().items()}, str(path))
     _assign(policy, net, dtype)
+
+
+def load_released(spec: PolicySpec, weights: str | Path, statistics: Statistics) -> CosmosPolicy:
+    """The policy of ``spec`` with released ``weights``, in their dtype, normalised by the dataset ``statistics`` beside them.
+
+    ``weights`` as for :func:`load_net`. ConfigError where the tokenizer is fitted on frames and ``weights`` is no checkpoint directory,
+    which alone holds the fit.
+    """
+    policy = build(spec, seed=None)
+    if isinstance(policy.tokenizer, PatchPCA):
+        if not (Path(weights) / "policy.json").exists():
+            raise ConfigError(f"{weights} holds no tokenizer, and preset {spec.preset!r} fits its own on demonstrations: give a checkpoint "
+                              "folder of a run, or the weights to `pretrain` as --init")
+        policy.tokenizer.load_state_dict(load_policy(weights)[0].tokenizer.state_dict())
+    load_net(policy, weights, dtype=None)
+    policy.set_statistics(statistics.actions_low, statistics.actions_high, statistics.proprio_low, statistics.proprio_high)
+    return policy.eval()
 
 
 def _check_diffusers(path: Path, config: TransformerConfig) -> None:

@@ -105,6 +105,22 @@ def read_future_images(policy: CosmosPolicy, latents: torch.Tensor, images: np.n
     return policy.tokenizer.decode(latents, layout.future_images)
 
 
+def renormalized(latents: torch.Tensor, source: CosmosPolicy, target: CosmosPolicy) -> torch.Tensor:
+    """``latents`` (B, C, T, h, w) of ``source`` as ``target`` has to see them: every vector in the normalisation of ``target``.
+
+    The same tensor where both normalise alike, else a copy. The two need the same layout and tokenizer.
+    """
+    scales = [(source.actions_scale, target.actions_scale), (source.proprio_scale, target.proprio_scale)]
+    if all(torch.equal(a.low, b.low) and torch.equal(a.high, b.high) for a, b in scales):
+        return latents
+    layout, latents = target.layout, latents.clone()
+    latents[:, :, layout.action] = action_frame(target, read_actions(source, latents))
+    for frame in (layout.proprio, layout.future_proprio):
+        vector = source.proprio_scale.restore(extract(latents[:, :, frame], source.spec.proprio_dim))
+        latents[:, :, frame] = _vector_frame(target, target.proprio_scale, vector)
+    return latents
+
+
 # ---------------------------------------------------------------- helpers
 
 
@@ -113,7 +129,7 @@ def _viewed(policy: CosmosPolicy, images: np.ndarray) -> np.ndarray:
     return prepare(images, policy.spec.image_size, policy.spec.jpeg, policy.spec.augmented)
 
 
-def _vector_frame(policy: CosmosPolicy, scale: Normalizer, vector: np.ndarray) -> torch.Tensor:
+def _vector_frame(policy: CosmosPolicy, scale: Normalizer, vector: np.ndarray | torch.Tensor) -> torch.Tensor:
     return inject(scale.normalize(torch.as_tensor(vector, device=policy.device).float()), policy.spec.frame_shape)
 
 

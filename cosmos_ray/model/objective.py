@@ -9,7 +9,7 @@ import torch
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.denoising import denoise, expected
-from cosmos_ray.model.latents import read_value, training_latents
+from cosmos_ray.model.latents import read_value, renormalized, training_latents
 from cosmos_ray.model.noise import hybrid_sigma
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
@@ -76,7 +76,8 @@ class Objective:
                 raise ConfigError("own samples are weighted by the value of the planning network, but there is none: train one first")
             own = torch.as_tensor(batch.own, device=self.policy.device)
             instructions = list(np.asarray(batch.instructions)[batch.own])
-            weights[own, 0] = advantage_weights(self.planning_network, x0[own], instructions, self.advantage_temperature)
+            seen = renormalized(x0[own], self.policy, self.planning_network)
+            weights[own, 0] = advantage_weights(self.planning_network, seen, instructions, self.advantage_temperature)
         return weights
 
 

@@ -81,7 +81,7 @@ class Chooser:
                 for name, frame in zip(("proprioception", *layout.cameras), layout.future, strict=True)}
 
     def _scores(self, proposals: Proposals, rank_by: RankBy, known: dict[int, torch.Tensor]) -> np.ndarray:
-        proposals = dataclasses.replace(proposals, text=self._prompts(len(proposals.seeds)))
+        proposals = proposals.seen_by(self.planning_network, self._prompts(len(proposals.seeds)), self.policy)
         return score(self.planning_network, proposals, dataclasses.replace(self.planner, rank_by=rank_by), known)[1].cpu().numpy()
 
     def _true_latents(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> torch.Tensor:

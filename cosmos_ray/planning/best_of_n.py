@@ -16,7 +16,7 @@ import torch
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.model import sampling
 from cosmos_ray.model.injection import probability
-from cosmos_ray.model.latents import action_frame, read_actions, read_value
+from cosmos_ray.model.latents import action_frame, read_actions, read_value, renormalized
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.sample_types import SampleType
@@ -60,6 +60,10 @@ class Proposals:
     text: Prompts
     seeds: torch.Tensor  #: (B*N,) int64, equal for all rows of one observation: the same noise for all candidates
 
+    def seen_by(self, network: CosmosPolicy, prompts: Prompts, policy: CosmosPolicy) -> Proposals:
+        """These proposals of ``policy`` for a ``network`` that has its own normalisation and its own ``prompts``, B * N rows."""
+        return dataclasses.replace(self, latents=renormalized(self.latents, policy, network), text=prompts)
+
 
 def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, n: int,
             spread: float = 0.0) -> Proposals:
@@ -89,11 +93,11 @@ def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: t
         seeds: (B,) int64, one per observation.
         steps: network evaluations per proposed chunk.
         planning_network: (network, its own B rows of prompts). The network imagines and values the candidates; by default the policy does.
-            Network and policy must share tokenizer and normalisation.
+            Network and policy must share layout and tokenizer; each has its own normalisation.
 
     The score is V(s') of imagined futures; with ``config.rank_by`` "action" it is Q(s, a), with "both" the mean of the two. With "joint" it
-    is the value that the policy generated with the candidate (public code: ``ar_future_prediction`` and ``ar_value_prediction`` False); then
-    nothing else is evaluated, and the planning network is not asked.
+    is the value that the policy generated with the candidate (``ar_future_prediction`` and ``ar_value_prediction`` are False in the public
+    code); then nothing else is evaluated, and the planning network is not asked.
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
@@ -101,7 +105,7 @@ def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: t
         futures, scores = proposals.latents, probability(read_value(policy, proposals.latents))
     else:
         network, prompts = planning_network or (policy, text)
-        futures, scores = score(network, dataclasses.replace(proposals, text=prompts.repeat_interleave(n)), config)
+        futures, scores = score(network, proposals.seen_by(network, prompts.repeat_interleave(n), policy), config)
     scores = scores.view(b, n)
     chosen = scores.argmax(1).cpu()  # argmax takes the first of equals: candidate 0 keeps ties
     pick = torch.arange(b) * n + chosen

@@ -40,7 +40,8 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
     comparisons = _comparisons(arms, evaluation["pairs"])
     episodes = {arm["name"]: diagnostics.outcomes(store, arm["episode_names"]) for arm in arms}
     rollouts = own_rollouts(store, folder.identity.key, evaluation["task"])
-    planned = [e for arm in arms if arm["candidates"] for e in episodes[arm["name"]]]
+    planners = [arm for arm in arms if arm["candidates"]]
+    planned = episodes[planners[-1]["name"]] if planners else []  # of one network that plans: scores of two are not comparable
     unplanned = [e for e in diagnostics.outcomes(store, [s.name for s in rollouts]) if e.info.get("candidates", 1) == 1]
     acted = {"rollouts": unplanned,
              **{f"evaluation, {arm['name']}": episodes[arm["name"]] for arm in arms if not arm["candidates"]}}
@@ -51,7 +52,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
         "training": contents.training_curves(folder), "rollouts_by_version": contents.by_version(rollouts),
         "stage_results": contents.stage_results(folder), "stage_times": contents.stage_times(folder),
         "store": contents.store_contents(store),
-        "planning": diagnostics.planning(planned), "planner": next((a["planner"] for a in arms if a["planner"]), None),
+        "planning": diagnostics.planning(planned), "planner": planners[-1]["planner"] if planners else None,
         "values": diagnostics.values(acted, config.replay.gamma, config.model.chunk),
         "imagination": diagnostics.imagination(trace) if trace else None, "assessment": assessment,
         "fingerprints": _fingerprints([e for group in episodes.values() for e in group]),

@@ -8,7 +8,8 @@ ALPHA = 0.05  #: a p-value below this counts as a difference
 def headline(arms: list[dict], comparisons: list[dict]) -> str:
     """One to three sentences from the ``arms`` and ``comparisons`` of the report."""
     by_name = {arm["name"]: arm for arm in arms}
-    sentences = [comparison(by_name[c["arm"]], by_name[c["against"]], c) for c in comparisons if c["headline"]]
+    several = sum(bool(arm["candidates"]) for arm in arms) > 1
+    sentences = [comparison(by_name[c["arm"]], by_name[c["against"]], c, several) for c in comparisons if c["headline"]]
     if sentences:
         return " ".join(sentences)
     first = arms[0]
@@ -16,12 +17,13 @@ def headline(arms: list[dict], comparisons: list[dict]) -> str:
     return f"{only} ({interval(first)}); there is nothing to compare it with yet."
 
 
-def comparison(arm: dict, other: dict, counts: dict) -> str:
-    """A sentence that compares one arm with another on the same initial states."""
+def comparison(arm: dict, other: dict, counts: dict, several: bool = False) -> str:
+    """A sentence that compares one arm with another on the same initial states. It names the arm where ``several`` arms plan."""
     won, lost, p = counts["won"], counts["lost"], counts["p"]
     score = f"{arm['successes']}/{arm['episodes']} against {other['successes']}/{other['episodes']}"
     paired = f"won {won}, lost {lost}, p {p_value(p)}"
-    what = f"Best-of-{arm['candidates']} planning" if arm["candidates"] else f"The {arm['name']} policy"
+    planning = f"Best-of-{arm['candidates']} planning" + (f" ({arm['name']})" if several else "")
+    what = planning if arm["candidates"] else f"The {arm['name']} policy"
     gain = counts["gain_points"]
     if won == lost == 0:
         return f"{what} changed no outcome: {score}."

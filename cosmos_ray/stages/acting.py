@@ -14,6 +14,8 @@ from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed
 from cosmos_ray.run import Run
 
+IMPORTED_PLANNING = "planning_initial"  #: checkpoint of an imported planning network, which stays when `refine` trains `planning` from it
+
 
 @contextlib.contextmanager
 def acting_fleet(run: Run, checkpoint: Path, beside: int = 0) -> Iterator[tuple[InferencePool, Fleet]]:
@@ -53,18 +55,34 @@ def run_episodes(pool: InferencePool, fleet: Fleet, tickets: list[EpisodeTicket]
     return ran, wins
 
 
-def planning_network(run: Run, suffix: str = "") -> Path | None:
-    """The checkpoint of the planning network, or None where planning is left to the refined policy.
+def newest(run: Run) -> str:
+    """Name of the checkpoint that acts where none is named: the refined policy, or the base policy while there is none."""
+    return "refined" if run.folder.has_policy("refined") else "base"
 
-    A planning network counts if the settings ask for one and it was trained from the same base policy as the refined policy. ``suffix``
-    "_before" asks for the networks that the present round began from. The path is absolute.
+
+def planning_network(run: Run, policy: str = "refined", suffix: str = "") -> Path | None:
+    """The checkpoint of the network that plans for checkpoint ``policy`` ("base" or "refined"); None where the policy plans for itself.
+
+    A trained planning network plans for the refined policy if the settings ask for one and both were trained from the same base policy. In
+    a run with an imported planning network, that network plans for both policies, until further training from the present base policy
+    replaces it. ``suffix`` "_before" asks for the networks that the present round began from. The path is absolute.
     """
-    names = [name + suffix for name in ("planning", "refined")]
-    if not run.config.planning_steps or not all(map(run.folder.has_policy, names)):
+    folder = run.folder
+    if not folder.has_policy(policy + suffix):
         return None
-    paths = [run.folder.checkpoint(name) for name in names]
-    planning, refined = (read_description(path)[2].get("base_version") for path in paths)
-    return paths[0].resolve() if planning == refined else None
+    has_imported = folder.has_policy(IMPORTED_PLANNING)
+    trained = folder.checkpoint("planning" + suffix)
+    if has_imported or policy == "refined" and run.config.planning_steps:
+        _, version, info = read_description(folder.checkpoint(policy + suffix))
+        base = version if policy == "base" else info.get("base_version")
+        if folder.has_policy(trained.name) and read_description(trained)[2].get("base_version") == base:
+            return trained.resolve()
+    return folder.checkpoint(IMPORTED_PLANNING).resolve() if has_imported else None
+
+
+def planning_checkpoint(run: Run, policy: str, suffix: str = "") -> str:
+    """:func:`planning_network` as requests name it; "" too where the planner ranks by the policy's own joint value."""
+    return "" if run.config.planner.rank_by == "joint" else str(planning_network(run, policy, suffix) or "")
 
 
 def rollout_ticket(run: Run, index: int, attempt: int = 0) -> EpisodeTicket:

@@ -21,7 +21,7 @@ from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.report.audit_page import write_audit_page
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import planning_network
+from cosmos_ray.stages.acting import newest, planning_network
 from cosmos_ray.stages.evaluate import check_held_out, settings_digest
 
 TOGETHER = 3  #: episodes of a ticket: they share batches, and yet the last tickets of an arm are not long
@@ -39,12 +39,14 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str
         raise ConfigError("planner.candidates = 1 leaves nothing to choose: an audit needs at least 2")
     if probes < 0:
         raise ConfigError(f"--probes {probes} must be at least 0")
-    checkpoint = checkpoint or _newest(run)
+    checkpoint = checkpoint or newest(run)
     path = run.folder.checkpoint(checkpoint)
     if not run.folder.has_policy(checkpoint):
         raise ConfigError(f"there is no policy {checkpoint!r} in {path.parent}: run `pretrain` (base) or `refine` (refined) first")
     check_held_out(run, run.folder.store())
-    planning = str((checkpoint == "refined" and planning_network(run)) or "")
+    planning = str(planning_network(run, checkpoint) or "")
+    for network in filter(None, (path, planning)):
+        run.check_policy(network)
     digest = settings_digest(run, path, ActingPolicy(read_description(path)[1], config.planner, planning))
     answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{digest}.jsonl")
     questions: list[_Question] = [("play", arm, i) for arm in ARMS for i in range(config.eval_episodes)]
@@ -118,7 +120,3 @@ def _tickets(todo: list[_Question]) -> list[AuditTicket]:
         groups.setdefault((task, arm), []).append(index)
     return [AuditTicket(task, arm, tuple(indices[i : i + TOGETHER]))
             for (task, arm), indices in groups.items() for i in range(0, len(indices), TOGETHER)]
-
-
-def _newest(run: Run) -> str:
-    return next((name for name in ("refined", "base") if run.folder.has_policy(name)), "base")

@@ -1,4 +1,4 @@
-"""Base policy, refined policy and refined policy with best-of-N planning, on the same held-out initial states.
+"""Base policy and refined policy, alone and with best-of-N planning, on the same held-out initial states.
 
 The store holds every evaluation episode (source "eval", never trained on) under a key that names the run, the arm and a digest of
 everything that decides the outcome. So a second evaluation runs only what is missing. Results are always counted from the store.
@@ -26,7 +26,7 @@ from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import acting_fleet, planning_network, run_episodes
+from cosmos_ray.stages.acting import IMPORTED_PLANNING, acting_fleet, planning_checkpoint, run_episodes
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,34 @@ class Arm:
     run_key: str  #: the ``run`` part of its episode keys: identity of the run, arm and digest
 
 
-ARMS = {"base": ("base", False), "refined": ("refined", False), "refined + planning": ("refined", True)}
-"""Checkpoint of each arm, and whether it plans."""
+#: Checkpoint of each arm, and which network plans: "" for none, "itself", or the run's "planning" network if it has one.
+ARMS = {"base": ("base", ""), "base + planning": ("base", "itself"), "base + planning checkpoint": ("base", "planning"),
+        "refined": ("refined", ""), "refined + planning": ("refined", "itself"), "refined + planning checkpoint": ("refined", "planning")}
+
+#: Arms of a run without an imported planning network, where the run's own planning network has no arm beside the refined policy's.
+USUAL = {"base": ARMS["base"], "refined": ARMS["refined"], "refined + planning": ("refined", "planning")}
+
+
+def known_arms(run: Run) -> dict[str, tuple[str, str]]:
+    """The arms that ``run`` can have, as in :data:`ARMS`. A joint value is the policy's own, so no other network judges by it."""
+    if not run.folder.has_policy(IMPORTED_PLANNING):
+        return {"base": USUAL["base"], "base + planning": ARMS["base + planning"], **USUAL}
+    joint = run.config.planner.rank_by == "joint"
+    return {name: arm for name, arm in ARMS.items() if not (joint and arm[1] == "planning")}
 
 
 def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
-    """The arms there are checkpoints for, of ``only`` or all. ConfigError when there is none."""
+    """The arms there are checkpoints for, of ``only`` or all. ConfigError when there is none, or no arm of such a name."""
+    known = known_arms(run)
+    asked = only or (known if run.folder.has_policy(IMPORTED_PLANNING) else USUAL)
+    if unknown := [name for name in asked if name not in known]:
+        raise ConfigError(f"run {run.config.name!r} has no arm {unknown[0]!r}: its arms are {', '.join(known)}")
     out = []
-    for name, (checkpoint, plans) in ARMS.items():
-        path, planner = run.folder.checkpoint(checkpoint), run.config.planner if plans else None
-        if run.folder.has_policy(checkpoint) and name in (only or ARMS):
-            acting_policy = ActingPolicy(read_description(path)[1], planner, str((plans and planning_network(run)) or ""))
+    for name, (checkpoint, plans) in known.items():
+        if run.folder.has_policy(checkpoint) and name in asked:
+            path, planner = run.folder.checkpoint(checkpoint), run.config.planner if plans else None
+            judge = planning_checkpoint(run, checkpoint) if plans == "planning" else ""
+            acting_policy = ActingPolicy(read_description(path)[1], planner, judge)
             out.append(Arm(name, path, acting_policy, f"{run.folder.identity.key}:{name}:{settings_digest(run, path, acting_policy)}"))
     if not out:
         raise ConfigError(f"there is no policy to evaluate in {run.folder.path / 'checkpoints'}: run `pretrain` first")
@@ -75,6 +92,8 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
         todo[arm] = [t for t in tickets if t.key.name not in store]
     total = sum(map(len, todo.values()))
     if total:
+        for judge in {arm.acting.planning_checkpoint for arm in todo} - {""}:
+            run.check_policy(judge)
         with acting_fleet(run, next(iter(todo)).checkpoint) as (pool, fleet):
             progress, done = run.progress("evaluate", total, unit="episodes"), 0
             for arm, tickets in todo.items():

@@ -1,4 +1,4 @@
-"""`import` makes a released policy a run's base policy; `export` writes a run's policy in another project's format."""
+"""`import` makes a released policy a run's base policy or planning network; `export` writes a run's policy in another project's format."""
 
 from __future__ import annotations
 
@@ -7,39 +7,61 @@ from pathlib import Path
 
 from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.model.checkpoint import copy_checkpoint, load_net, load_policy, read_description, save_policy
+from cosmos_ray.model.checkpoint import copy_checkpoint, load_policy, load_released, read_description, save_policy
 from cosmos_ray.model.exchange import diffusers_config, write_weights
 from cosmos_ray.model.exchange.statistics import Statistics, read_statistics, write_statistics
 from cosmos_ray.model.exchange.text_embeddings import write_text_embeddings
-from cosmos_ray.model.policy import build
+from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.text import T5Text
 from cosmos_ray.run import Run
 from cosmos_ray.sim import tasks
+from cosmos_ray.stages.acting import IMPORTED_PLANNING, newest
+
+#: What `import --as` makes of the weights: the checkpoint that stays as it was imported, the one that acts and trains on, and its name.
+IMPORTED = {"base": ("initial", "base", "base policy"), "planning": (IMPORTED_PLANNING, "planning", "planning network")}
 
 
-def import_policy(run: Run, weights: str, statistics: str) -> dict:
-    """Make the weights in ``weights`` the run's base policy, with the normalisation of a dataset statistics JSON.
+def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -> dict:
+    """Make the weights in ``weights`` the run's base policy or, for ``role`` "planning", its planning network.
 
-    Reads every format of ``model.exchange``. All weights must fit the configured model (preset, suite, dimensions). ``pretrain`` then
-    fine-tunes them. ConfigError when the run already has a base policy.
+    The network is normalised by the dataset statistics JSON that comes with it. Reads every format of ``model.exchange``. All weights must
+    fit the configured model (preset, suite, dimensions). `pretrain` then fine-tunes the base policy, and `refine` with ``planning_steps``
+    the planning network. The two imports may come in either order.
+
+    ConfigError when the run already has such a network, and when base policy and planning network do not fit each other.
     """
     config, folder = run.config, run.folder
-    base, initial = folder.checkpoint("base"), folder.checkpoint("initial")
-    if base.exists() or folder.learner_state("base").exists():  # `pretrain` would go on from that state, not from these weights
-        raise ConfigError(f"run {config.name!r} has a base policy already: give another --name, or --fresh to move the run aside")
+    kept, acting, what = IMPORTED[role]
+    kept_path, path = folder.checkpoint(kept), folder.checkpoint(acting)
+    # `pretrain` and `refine` would go on from the learner's state, not from these weights.
+    if path.exists() or any((folder.path / "learner").glob(f"{acting}*")):
+        raise ConfigError(f"run {config.name!r} has a {what} already: give another --name, or --fresh to move the run aside")
     cameras, ranges = _cameras(run), read_statistics(statistics)
     _check_ranges(run, ranges, statistics)
     spec = make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low))
-    policy = build(spec, seed=None)
-    load_net(policy, weights, dtype=None)
-    policy.set_statistics(ranges.actions_low, ranges.actions_high, ranges.proprio_low, ranges.proprio_high)
+    policy = load_released(spec, weights, ranges)
     if os.path.isdir(spec.text_path):
         policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
+    for other_kept, _, other in IMPORTED.values():
+        if other_kept != kept and folder.has_policy(other_kept):
+            _check_partner(policy, load_policy(folder.checkpoint(other_kept), dtype=None)[0], f"the run's {other}", str(weights))
     info = {"stage": "import", "step": 0, "weights": str(weights), "statistics": ranges.raw}
-    save_policy(policy, initial, folder.next_version(), info)  # first: `pretrain` makes a random one where there is none
-    copy_checkpoint(initial, base, overwrite=False)
-    return {"parameters": sum(p.numel() for p in policy.net.parameters()), "constant": ranges.constant, "path": base}
+    save_policy(policy, kept_path, folder.next_version(), info)  # first: `pretrain` makes a random one where there is none
+    copy_checkpoint(kept_path, path, overwrite=False)
+    return {"parameters": sum(p.numel() for p in policy.net.parameters()), "constant": ranges.constant, "path": path, "what": what}
+
+
+def _check_partner(policy: CosmosPolicy, other: CosmosPolicy, whose: str, where: str) -> None:
+    """ConfigError when a network cannot judge what another one proposes: one acts, the latents that it generates go to the other."""
+    mine, theirs = policy.spec.to_json(), other.spec.to_json()
+    for name in ("action_dim", "proprio_dim", *mine):
+        if mine[name] != theirs[name]:
+            raise ConfigError(f"{where} and {whose} differ in {name}: {mine[name]} and {theirs[name]}; import networks of one robot")
+    tokenizers = (p.tokenizer.state_dict() for p in (policy, other))
+    if policy.spec.preset == "tiny" and any(not t.equal(o) for t, o in zip(*(t.values() for t in tokenizers), strict=True)):
+        raise ConfigError(f"{where} and {whose} have tokenizers fitted on different frames: one's latents mean nothing to the other; train "
+                          "both from one initial policy")
 
 
 def _cameras(run: Run) -> tuple[str, ...]:
@@ -68,7 +90,8 @@ def export_policy(run: Run, checkpoint: str | None, format: str, to: str, overwr
     ``checkpoint`` None takes the refined policy, or the base policy while there is none.
     """
     target = Path(to)
-    source = run.folder.checkpoint(checkpoint or ("refined" if run.folder.checkpoint("refined").exists() else "base"))
+    checkpoint = checkpoint or newest(run)
+    source = run.folder.checkpoint(checkpoint)
     statistics, texts = (target.with_name(f"{target.stem}_{what}") for what in ("dataset_statistics.json", "t5_embeddings.safetensors"))
     for beside in (statistics, texts):
         if beside.exists() and not overwrite:
@@ -76,7 +99,8 @@ def export_policy(run: Run, checkpoint: str | None, format: str, to: str, overwr
     policy, _ = load_policy(source, dtype=None)
     config = diffusers_config(**policy.spec.transformer.diffusers_dimensions())
     write_weights(policy.net.state_dict(), target, format, config, overwrite)
-    raw = read_description(run.folder.checkpoint("initial"))[2].get("statistics", {})
+    imported = IMPORTED_PLANNING if checkpoint == "planning" and run.folder.has_policy(IMPORTED_PLANNING) else "initial"
+    raw = read_description(run.folder.checkpoint(imported))[2].get("statistics", {})
     ranges = Statistics(*(t.numpy() for t in (policy.action_low, policy.action_high, policy.proprio_low, policy.proprio_high)), raw=raw)
     write_statistics(ranges, statistics, overwrite)
     if not isinstance(policy.text, T5Text):

@@ -14,20 +14,23 @@ from cosmos_ray.report.trace import EpisodeTrace
 from cosmos_ray.rollout.ticket import decision_noise_seed, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.sim.environment import Environment, start
-from cosmos_ray.stages.acting import planning_network
+from cosmos_ray.stages.acting import newest, planning_checkpoint
 
 
-def plan_episode(run: Run) -> EpisodeTrace:
-    """Run held-out episode ``config.plan_seed`` of the refined policy with best-of-N in this process, and keep every decision.
+def plan_episode(run: Run, checkpoint: str | None = None) -> EpisodeTrace:
+    """Run held-out episode ``config.plan_seed`` of a policy with best-of-N in this process, and keep every decision.
 
-    The episode has the noise and the thread count of `evaluate`, so it equals the episode that `evaluate` stored for the planning arm.
+    ``checkpoint`` is "refined" or "base", by default the newest. The run's planning network plans for it, if there is one. The episode has
+    the noise and the thread count of `evaluate`, so it equals the episode that `evaluate` stored for the policy's last planning arm.
     """
-    config = run.config
-    if not run.folder.has_policy("refined"):
-        raise ConfigError("there is no refined policy to plan with: run `refine` first")
+    config, checkpoint = run.config, checkpoint or newest(run)
+    if not run.folder.has_policy(checkpoint):
+        raise ConfigError(f"there is no {checkpoint} policy to plan with: run `{'pretrain' if checkpoint == 'base' else 'refine'}` first")
+    path, judge = run.folder.checkpoint(checkpoint), planning_checkpoint(run, checkpoint)
+    for network in filter(None, (path, judge)):
+        run.check_policy(network)
     torch.set_num_threads(config.inference.threads)
-    client = LocalClient(load_core(run.folder.checkpoint("refined"), config.inference, "cuda" if config.inference.gpus else "cpu",
-                                   planning_network(run) or ""))
+    client = LocalClient(load_core(path, config.inference, "cuda" if config.inference.gpus else "cpu", judge))
     env = Environment(config.sim)
     seed = state_seed("eval", config.seed, config.plan_seed)
     trajectory = start(env, seed)

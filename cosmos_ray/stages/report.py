@@ -12,7 +12,7 @@ from cosmos_ray.planning.assessment import assess, recorded_chains
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.report.build import read_evaluation, write_report
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import planning_network
+from cosmos_ray.stages.acting import IMPORTED_PLANNING, newest, planning_network
 from cosmos_ray.stages.plan import plan_episode
 
 HORIZON = 3  #: chunks the world model is asked to imagine in a row
@@ -20,9 +20,9 @@ WINDOWS = 256  #: held-out stretches that world model and value are measured on
 
 
 def report(run: Run) -> dict:
-    """Write ``report.html`` and ``report.json``, with a filmstrip of planned episode ``config.plan_seed`` and an assessment of the network
-    that plans it."""
-    if not run.folder.has_policy("refined"):
+    """Write ``report.html`` and ``report.json``. Where a policy plans (the refined one, or one with an imported planning network), with a
+    filmstrip of planned episode ``config.plan_seed`` and an assessment of the network that plans it."""
+    if not any(run.folder.has_policy(name) for name in ("refined", IMPORTED_PLANNING)):
         return write_report(run.folder, run.config)
     return write_report(run.folder, run.config, plan_episode(run), assessment(run))
 
@@ -46,7 +46,8 @@ def assessment(run: Run) -> dict[str, Any] | None:
     chains = recorded_chains(views, config.sim.cameras, config.model.chunk, HORIZON, WINDOWS, config.seed)
     if chains is None:
         return None
-    network = planning_network(run) or run.folder.checkpoint("refined")
+    acting = newest(run)
+    network = planning_network(run, acting) or run.folder.checkpoint(acting)
     policy = load_core(network, config.inference, "cuda" if config.inference.gpus else "cpu").policy
     if policy.spec.jpeg or policy.spec.augmented:
         return None

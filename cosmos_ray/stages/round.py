@@ -9,7 +9,7 @@ from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.model.checkpoint import copy_checkpoint, read_description
 from cosmos_ray.rollout.ticket import EpisodeTicket
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import planning_network, rollout_ticket
+from cosmos_ray.stages.acting import IMPORTED_PLANNING, planning_checkpoint, rollout_ticket
 
 NETWORKS = ("refined", "planning")
 """Checkpoints that a round trains. Every round trains on under the same name. A checkpoint's description counts the finished rounds;
@@ -42,9 +42,12 @@ class Round:
         return self._version(self.start("refined"))
 
     def start(self, name: str) -> str:
-        """The checkpoint that network ``name`` is trained from: ``base`` in the first round, or if the round before did not train it."""
+        """The checkpoint that network ``name`` is trained from: that of the round before, if it trained one; else the imported planning
+        network or ``base``."""
         before = f"{name}_before"
-        return before if self.number > 1 and self._behind(before) == self.number - 1 else "base"
+        if self.number > 1 and self._behind(before) == self.number - 1:
+            return before
+        return IMPORTED_PLANNING if name == "planning" and self.run.folder.has_policy(IMPORTED_PLANNING) else "base"
 
     def state(self, name: str) -> str:
         """Name of the learner state of network ``name``."""
@@ -69,7 +72,7 @@ class Round:
         tickets = [rollout_ticket(run, (self.number - 1) * total + i, attempt) for i in range(total)]
         before, beside = tickets[:count], tickets[count:]
         if self.number > 1 and run.config.rollout.planned:
-            acting = ActingPolicy(self.version, run.config.planner, str(planning_network(run, "_before") or ""))
+            acting = ActingPolicy(self.version, run.config.planner, planning_checkpoint(run, "refined", "_before"))
             before = [dataclasses.replace(ticket, acting=acting) for ticket in before]
         return before, beside
 
