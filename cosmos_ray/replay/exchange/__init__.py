@@ -7,7 +7,7 @@
                        store as such files
 ``cosmos_demos``       successful episodes as the demonstration files of the public cosmos-policy trainer
 ``lerobot``            episodes of a store as a LeRobot v3 dataset
-``lerobot_import``     LeRobot v3 datasets into a store
+``lerobot_import``     LeRobot v3 and v2 datasets into a store; ``lerobot_meta`` reads what describes them, ``lerobot_pictures`` pictures
 ``parquet``            episodes of a store as Parquet, for everything else
 ``ray_data``           the store as a Ray Data dataset, read where it lies
 =====================  ===========================================================================================

@@ -21,7 +21,7 @@ import simplejpeg
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress, third_person
-from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.replay.store import ReplayStore
@@ -214,6 +214,8 @@ class _Layout:
                     size = simplejpeg.decode_jpeg_header(image)[:2]
                 except ValueError as error:
                     raise _Flawed(f"the frame of {camera} at step {step} is no JPEG image") from error
+                if size[0] * size[1] > MOST_PIXELS:
+                    raise _Flawed(f"the frame of {camera} at step {step} is of {_pixels(size)} pixels, at most {MOST_PIXELS} are read")
                 if size != sizes.setdefault(camera, size):
                     raise _Flawed(f"frames of {camera} change in size, at step {step} from {_pixels(sizes[camera])} to {_pixels(size)}: "
                                   "give --resize N to make all of them N x N")

@@ -134,7 +134,7 @@ class _Writer:
         """Every column but the pictures."""
         steps, summary = view.length, view.summary
         at = np.arange(steps)
-        task = self.tasks.setdefault(view.instruction, len(self.tasks))
+        tasks = [self.tasks.setdefault(view.instruction_at(step), len(self.tasks)) for step in range(steps)]
         last = at == steps - 1
         return {
             "observation.state": view.column("proprio")[:-1], "action": view.column("action"), "label": view.column("label"),
@@ -143,7 +143,7 @@ class _Writer:
             "value": value_targets(steps, summary.score, self.gamma, view.last_seen)[:-1],
             "policy_version": view.column("policy_version"), "timestamp": (at / self._layout.fps).astype(np.float32),
             "frame_index": at.astype(np.int64), "episode_index": np.full(steps, len(self.episodes), np.int64),
-            "index": (self.rows + at).astype(np.int64), "task_index": np.full(steps, task, np.int64),
+            "index": (self.rows + at).astype(np.int64), "task_index": np.array(tasks, np.int64),
         }  # fmt: skip
 
     def _write_table(self, columns: dict[str, np.ndarray], images: dict[str, list[bytes]]) -> None:
@@ -171,7 +171,7 @@ class _Writer:
         chunk, file = divmod(self._file, CHUNK)
         summary, steps = view.summary, view.length
         row: dict[str, Any] = {
-            "episode_index": len(self.episodes), "tasks": [view.instruction], "length": steps, "data/chunk_index": chunk,
+            "episode_index": len(self.episodes), "tasks": list(view.instructions), "length": steps, "data/chunk_index": chunk,
             "data/file_index": file, "dataset_from_index": self.rows, "dataset_to_index": self.rows + steps,
             "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0, "success": summary.success, "score": summary.score,
             "source": summary.source, "name": summary.name, "run": summary.key.run,

@@ -1,191 +1,180 @@
-"""LeRobot datasets of format v3.0 into a store, written by this package or by any other.
+"""LeRobot datasets into a store, written by this package or by any other, with the values that LeRobot itself gives.
 
-A row is (observation ``t``, action ``t``) for ``t`` in ``0..T - 1``; what the last action led to is not part of the format. So an episode
-here has the first ``T - 1`` actions between the ``T`` observations, and nothing is invented: ``states`` (the simulator's) are one column of
-nan, rewards are zero where the dataset has none, and the reward of the left-out action counts as the last one's.
+The rows of the data files count, as they do for LeRobot: an episode is the rows that bear its number, wherever the episodes' table says
+they are, and its text is that of each row's ``task_index``. A row is (observation ``t``, action ``t``); what the last action led to is not
+part of the format, so an episode's last state repeats the last observation. ``states`` (the simulator's) are one column of nan, rewards are
+zero where the dataset has none.
 
-Pictures inside of the tables are taken over byte for byte where they are JPEGs. Videos are decoded and stored as JPEGs, which costs
-a second lossy step on top of the video's own.
+Pictures are taken over byte for byte where they are JPEGs. Videos and others are decoded and stored as JPEGs, for videos a second lossy
+step on top of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
-from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
-from cosmos_ray.replay.format.episode import SOURCES, Episode, EpisodeKey
+from cosmos_ray.replay.exchange.lerobot_meta import Dataset
+from cosmos_ray.replay.exchange.lerobot_pictures import from_cell, from_video
+from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, SOURCES, Episode, EpisodeKey
 
-MOST_PIXELS = 1 << 24  # of one picture
-PICTURES = "observation.images."
+_OPTIONAL = ("label", "next.reward", "next.success", "policy_version")
 
 
 def read_lerobot(folder: Path, options: ImportOptions, notes: Notes) -> Iterator[Episode | Skip]:
     """Every episode of the dataset, one at a time.
 
-    Source is that of the options, else what the dataset's episodes say, else ``demo``. Success is the last
-    ``next.success``, else the episode's ``success``, else taken for granted, as in a dataset of demonstrations. StoreError for a folder
-    that is no LeRobot v3.0 dataset.
+    Source is that of the options, else what the dataset's episodes say, else ``demo``. Success is the last ``next.success``, else the
+    episode's ``success``, else taken for granted, as in a dataset of demonstrations. StoreError for a folder that is no such dataset.
     """
-    dataset = _Dataset(folder)
-    notes.total = len(dataset.episodes)
-    for row in dataset.episodes:
-        yield attempt(f"episode {row.get('episode_index')}", partial(dataset.read, row, options.source))
-
-
-class _Dataset:
-    """What the files under ``meta`` say, and the episodes on demand."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    dataset = Dataset(folder, options, notes)
+    files: dict[int, list[Path]] = {}
+    for file in sorted((folder / "data").rglob("*.parquet")):
         try:
-            info = json.loads((folder / "meta" / "info.json").read_bytes())
-            version, self.fps, features = info["codebase_version"], float(info["fps"]), dict(info["features"])
-            self.cameras = {name.removeprefix(PICTURES): name for name, f in features.items() if f["dtype"] in ("image", "video")}
-            self.videos = {name for name, feature in features.items() if feature["dtype"] == "video"}
-            tables = sorted((folder / "meta" / "episodes").rglob("*.parquet"))
-            if version != "v3.0" or not tables or not self.fps > 0:
-                raise StoreError(f"{folder} is a LeRobot dataset of version {version!r} with {len(tables)} episode tables: v3.0 is read")
-            self.episodes = [row for table in tables for row in _without_statistics(table)]
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, pa.ArrowException) as error:
-            reason = str(error).partition("\n")[0]
-            raise StoreError(f"{folder} is not a LeRobot v3.0 dataset: {type(error).__name__} {reason}") from error
-        optional = ("label", "next.reward", "next.success", "policy_version")
-        self.columns = ["observation.state", "action", *(name for name in optional if name in features)]
-
-    def read(self, row: dict[str, Any], source: str) -> Episode:
-        """The episode of one row of the episodes' table. StoreError, or what the libraries raise."""
-        length = int(row["length"])
-        table = self._rows(row, length)
-        state, action = (_matrix(table, name, length) for name in ("observation.state", "action"))
-        steps = length - 1
-        if steps < 1:
-            raise StoreError(f"it has {length} rows, at least two are needed")
-        frames = {camera: self._pictures(row, table, name, length) for camera, name in self.cameras.items()}
-        success = self._success(row, table)
-        rewards = np.zeros(length, np.float32)
-        if "next.reward" in self.columns:
-            rewards = _matrix(table, "next.reward", length)[:, 0]
-        rewards, last = rewards[:steps].copy(), rewards[steps]
-        rewards[-1] += last
-        said = row.get("source")
-        source = source or (said if said in SOURCES else None) or "demo"
-        versions = np.full(steps, -1 if source == "demo" else 0)
-        if "policy_version" in self.columns:
-            versions = _matrix(table, "policy_version", length, np.int64)[:steps, 0]
-        text = " ".join(map(str, row["tasks"]))
-        begin = hashlib.sha256(state.tobytes() + action.tobytes()).hexdigest()[:16]
-        return Episode(
-            key=EpisodeKey(f"import:{self.folder.name}", text, source, int(row["episode_index"]), initial_state=begin),
-            instruction=text, cameras=tuple(frames), success=success, episode_return=float(rewards.sum()), timed_out=not success,
-            invalid="", policy_version=int(versions[0]), actions=action[:steps],
-            labels=_matrix(table, "label", length)[:steps] if "label" in self.columns else action[:steps], rewards=rewards,
-            proprio=state, states=np.full((length, 1), np.nan), step_versions=versions, predicted_values=np.full(steps, np.nan),
-            frames={t: [images[t] for images in frames.values()] for t in range(length)} if frames else {},
-            info={"imported": self.folder.name, "control_freq": self.fps}, score=row.get("score"),
-        )  # fmt: skip
-
-    def _rows(self, row: dict[str, Any], length: int) -> pa.Table:
-        index = int(row["episode_index"])
-        path = _numbered(self.folder / "data", row, "data", "parquet")
-        names = [*self.columns, "frame_index", *(name for name in self.cameras.values() if name not in self.videos)]
-        table = pq.read_table(path, columns=names, filters=[("episode_index", "=", index)])
-        if table.num_rows != length or table["frame_index"].to_pylist() != list(range(length)):
-            raise StoreError(f"{path} has {table.num_rows} rows of episode {index} instead of frames 0 to {length - 1}")
-        return table
-
-    def _success(self, row: dict[str, Any], table: pa.Table) -> bool:
-        if "next.success" in self.columns:
-            return bool(np.ravel(table["next.success"][-1].as_py())[0])
-        return bool(row.get("success", True))
-
-    def _pictures(self, row: dict[str, Any], table: pa.Table, name: str, length: int) -> list[bytes]:
-        if name not in self.videos:
-            return [_as_jpeg(value["bytes"], name) for value in table[name].to_pylist()]
-        path = _numbered(self.folder / "videos" / _plain(name), row, f"videos/{name}", "mp4")
-        try:
-            return [encode_jpeg(picture) for picture in _decoded(path, float(row[f"videos/{name}/from_timestamp"]), self.fps, length)]
-        except av.error.FFmpegError as error:
-            raise StoreError(f"{path} cannot be decoded: {error}") from error
+            numbers = np.unique(pq.read_table(file, columns=["episode_index"])["episode_index"].to_numpy())
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            yield Skip(str(file), f"it cannot be read: {str(error).partition(chr(10))[0]}")
+            continue
+        for number in numbers.tolist():
+            files.setdefault(int(number), []).append(file)
+    notes.total = len(files.keys() | dataset.episodes.keys())
+    for number in sorted(files.keys() | dataset.episodes.keys()):
+        yield attempt(f"episode {number}", partial(_read, dataset, number, files.get(number, [])))
 
 
-def _decoded(path: Path, begin: float, fps: float, length: int) -> list[np.ndarray]:
-    """``length`` pictures from ``begin`` seconds on. StoreError unless the video has one at each of these times."""
-    pictures: list[np.ndarray] = []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        if not 0 < stream.width * stream.height <= MOST_PIXELS:
-            raise StoreError(f"{path} has pictures of {stream.width}x{stream.height} pixels, at most {MOST_PIXELS} are read")
-        tick = stream.time_base
-        if not tick:
-            raise StoreError(f"{path} does not say when its pictures are shown")
-        container.seek(max(0, int(begin / tick)), stream=stream, backward=True)
-        for frame in container.decode(stream):
-            at = round((float((frame.pts or 0) * tick) - begin) * fps)
-            if at == len(pictures):
-                pictures.append(frame.to_ndarray(format="rgb24"))
-            elif at > len(pictures):
-                break
-            if len(pictures) == length:
-                return pictures
-    raise StoreError(f"{path} has {len(pictures)} of {length} pictures from {begin:.3f} s on")
+def _read(dataset: Dataset, number: int, files: list[Path]) -> Episode:
+    """One episode. StoreError, or what the libraries raise."""
+    options, row = dataset.options, dataset.episodes.get(number, {})
+    table = _rows(dataset, number, files, row)
+    length = table.num_rows
+    state, action = (_matrix(dataset, table, name) for name in ("observation.state", "action"))
+    frames = {camera: _pictures(dataset, row, table, camera) for camera in dataset.cameras}
+    success = _success(dataset, row, table)
+    rewards = _matrix(dataset, table, "next.reward")[:, 0] if dataset.has("next.reward") else np.zeros(length, np.float32)
+    said = row.get("source")
+    source = options.source or (said if said in SOURCES else None) or "demo"
+    versions = np.full(length, -1 if source == "demo" else options.policy_version)
+    if dataset.has("policy_version"):
+        versions = _matrix(dataset, table, "policy_version", np.int64)[:, 0]
+    texts = [(0, options.instruction)] if options.instruction else _texts(dataset, row, table)
+    begin = hashlib.sha256(state.tobytes() + action.tobytes()).hexdigest()[:16]
+    info: dict[str, Any] = {"imported": dataset.folder.name, "control_freq": dataset.fps, LAST_STATE_REPEATED: True}
+    if len(texts) > 1:
+        info["instructions"] = texts
+    shown = {t: [images[t] for images in frames.values()] for t in range(length)} if frames else {}
+    return Episode(
+        key=EpisodeKey(f"import:{dataset.folder.name}", options.task or texts[0][1], source, number, initial_state=begin),
+        instruction=texts[0][1], cameras=tuple(frames), success=success, episode_return=float(rewards.sum()), timed_out=not success,
+        invalid="", policy_version=int(versions[0]), actions=action,
+        labels=_matrix(dataset, table, "label") if dataset.has("label") else action, rewards=rewards,
+        proprio=np.vstack([state, state[-1:]]), states=np.full((length + 1, 1), np.nan), step_versions=versions,
+        predicted_values=np.full(length, np.nan), frames={**shown, length: shown[length - 1]} if shown else {}, info=info,
+        score=row.get("score"),
+    )  # fmt: skip
 
 
-def _as_jpeg(data: bytes | None, name: str) -> bytes:
-    """The bytes themselves if they are a JPEG, else (LeRobot writes PNG) the picture as one."""
-    if not data:
-        raise StoreError(f"{name} has a row without bytes: pictures in files beside the tables are not read")
-    if data[:2] == b"\xff\xd8":
-        decode_jpeg(data)
-        return data
-    import cv2
-
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if _png_pixels(data) <= MOST_PIXELS else None
-    if picture is None:
-        raise StoreError(f"{name} has a row that is neither JPEG nor PNG of up to {MOST_PIXELS} pixels")
-    return encode_jpeg(picture[:, :, ::-1])
-
-
-def _png_pixels(data: bytes) -> int:
-    """Width times height as the header says, before anything is unpacked; too many for what is no PNG."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
-        return MOST_PIXELS + 1
-    return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+def _rows(dataset: Dataset, number: int, files: list[Path], row: dict[str, Any]) -> pa.Table:
+    """The episode's rows, of all features but those that nothing here reads, in the order of ``frame_index``."""
+    wanted = {column for name in ("observation.state", "action", *_OPTIONAL) if dataset.has(name) for column in dataset.columns(name)}
+    wanted |= {"frame_index", "timestamp", dataset.key("task_index"), dataset.key("task"), "subtask_index"}
+    wanted |= {name for name in dataset.cameras.values() if dataset.features[name].get("dtype") != "video"}
+    tables = [pq.read_table(file, columns=sorted(wanted & set(pq.read_schema(file).names)), filters=[("episode_index", "=", number)])
+              for file in files]  # fmt: skip
+    if not tables:
+        raise StoreError("no file below data has rows of it")
+    table = pa.concat_tables(tables, promote_options="default")
+    said = int(row.get("length") or table.num_rows)
+    steps = table["frame_index"].to_numpy()
+    if not np.array_equal(np.sort(steps), np.arange(steps.min(), steps.min() + len(steps))):
+        raise StoreError(f"it has {len(steps)} rows, of frames {steps.min()} to {steps.max()}, and not each of these once")
+    if said != len(steps) or steps.min():
+        dataset.notes.say(f"episode {number} has {len(steps)} rows in the data files from frame {steps.min()} on, which count; the table "
+                          f"of episodes says {said}")
+    return table.take(np.argsort(steps))
 
 
-def _matrix(table: pa.Table, name: str, length: int, dtype: Any = np.float32) -> np.ndarray:
-    """(length, d) values of a column. StoreError if rows differ in length or hold what is not finite."""
-    values = np.array(table[name].to_pylist(), dtype=dtype).reshape(length, -1)
-    if not np.isfinite(values).all():
-        raise StoreError(f"{name} has values that are not finite")
-    return values
+def _texts(dataset: Dataset, row: dict[str, Any], table: pa.Table) -> list[tuple[int, str]]:
+    """(first step, text) of the instructions: of the column that a key names, else through ``task_index``, else of the episodes' table."""
+    column = dataset.key("task")
+    tasks, index = (dataset.subtasks, "subtask_index") if column == "subtask" else (dataset.tasks, dataset.key("task_index"))
+    if column in table.column_names and column not in ("task", "subtask"):
+        spoken = [str(text or "") for text in table[column].to_pylist()]
+        dataset.notes.say(f"instructions are those of column {column}")
+    elif index in table.column_names and tasks:
+        numbers = [int(number) for number in table[index].to_pylist()]
+        if unknown := sorted(set(numbers) - tasks.keys()):
+            raise StoreError(f"its {index} {unknown[0]} is not in the dataset's table of {len(tasks)} texts")
+        spoken = [tasks[number] for number in numbers]
+        dataset.notes.say(f"instructions are those of {index} in the table meta/{'sub' if tasks is dataset.subtasks else ''}tasks")
+    else:
+        said = row.get("tasks")
+        listed = [said] if isinstance(said, str) else list(said or ())
+        if not listed:
+            raise StoreError("no text: there is neither a task_index with a table of tasks nor tasks of the episode; give --instruction, "
+                             "or --key task=COLUMN")
+        dataset.notes.say("instructions are those of the table of episodes" + (", the first of several" if len(listed) > 1 else ""))
+        return [(0, str(listed[0]))]
+    return [(step, text) for step, text in enumerate(spoken) if not step or text != spoken[step - 1]]
 
 
-def _numbered(below: Path, row: dict[str, Any], what: str, ending: str) -> Path:
-    """Where format v3.0 puts a file. The patterns of info.json are not used: they could name any file."""
-    path = below / f"chunk-{int(row[f'{what}/chunk_index']):03d}" / f"file-{int(row[f'{what}/file_index']):03d}.{ending}"
+def _success(dataset: Dataset, row: dict[str, Any], table: pa.Table) -> bool:
+    if dataset.has("next.success"):
+        return bool(np.ravel(table[dataset.key("next.success")][-1].as_py())[0])
+    if row.get("success") is None:
+        dataset.notes.say("the dataset does not say whether an episode succeeded: each is taken for a success")
+    return bool(row.get("success", True))
+
+
+def _pictures(dataset: Dataset, row: dict[str, Any], table: pa.Table, camera: str) -> list[bytes]:
+    """One JPEG per row."""
+    name = dataset.cameras[camera]
+    if dataset.features[name].get("dtype") != "video":
+        if name not in table.column_names:
+            raise StoreError(f"the data files have no column {name}")
+        return [from_cell(value, name, dataset.folder) for value in table[name].to_pylist()]
+    steps = table["frame_index"].to_numpy()
+    times = table["timestamp"].to_numpy().ravel().astype(np.float64) if "timestamp" in table.column_names else steps / dataset.fps
+    apart = np.median(np.diff(times)) if len(times) > 1 else 1 / dataset.fps
+    if abs(apart * dataset.fps - 1) > 0.1:
+        dataset.notes.say(f"rows are {apart:.4f} s apart, while meta/info.json says {dataset.fps:g} a second, which counts")
+    if not dataset.is_v3:
+        return from_video(_episode_video(dataset.folder, name, row), times, dataset.fps)
+    folder = dataset.folder / "videos" / name
+    chunk, file = (int(row[f"videos/{name}/{what}_index"]) for what in ("chunk", "file"))
+    # The patterns of info.json are not used: they could name any file.
+    path = folder / f"chunk-{chunk:03d}" / f"file-{file:03d}.mp4"
     if not path.is_file():
         raise StoreError(f"{path} is missing")
-    return path
+    return from_video(path, float(row[f"videos/{name}/from_timestamp"]) + times, dataset.fps)
 
 
-def _plain(name: str) -> str:
-    if "/" in name or name.startswith("."):
-        raise StoreError(f"feature {name!r} is no plain name")
-    return name
+def _episode_video(folder: Path, name: str, row: dict[str, Any]) -> Path:
+    """The video of one episode, as formats v2.0 and v2.1 have it."""
+    number = int(row["episode_index"])
+    found = sorted((folder / "videos").glob(f"chunk-*/{name}/episode_{number:06d}.mp4"))
+    if not found:
+        raise StoreError(f"{folder / 'videos'} has no chunk-*/{name}/episode_{number:06d}.mp4")
+    return found[0]
 
 
-def _without_statistics(table: Path) -> list[dict[str, Any]]:
-    names = [name for name in pq.read_schema(table).names if not name.startswith("stats/")]
-    return pq.read_table(table, columns=names).to_pylist()
+def _matrix(dataset: Dataset, table: pa.Table, name: str, dtype: Any = np.float32) -> np.ndarray:
+    """(length, d) values of a feature, of several side by side. StoreError if rows differ in length."""
+    parts = []
+    for column in dataset.columns(name):
+        if column not in table.column_names:
+            raise StoreError(f"the data files have no column {column}")
+        values = table[column].to_pylist()
+        try:
+            parts.append(np.array(values, dtype=dtype).reshape(table.num_rows, -1))
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{column} has rows that are no numbers, or of several lengths") from error
+    return np.hstack(parts)

@@ -120,6 +120,7 @@ class Episode:
     def __post_init__(self) -> None:
         self.cameras = tuple(self.cameras)
         outcome(self.success, self.score)
+        spoken(self.info, self.instruction)
         steps = len(self.actions)
         if steps == 0:
             raise StoreError(f"episode {self.key.name} has no action: there is nothing to store")

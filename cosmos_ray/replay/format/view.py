@@ -84,8 +84,8 @@ class EpisodeView:
         self.cameras = tuple(cameras)
         try:
             self.spoken = spoken(self.header["info"], self.instruction)
-        except StoreError as error:
-            raise DamagedEpisode(f"{where}: {error}") from error
+        except StoreError:  # an earlier version took anything under that name
+            self.spoken = [(0, self.instruction)]
         self._check_types(batch.schema)
 
     def _check_types(self, types: pa.Schema) -> None:

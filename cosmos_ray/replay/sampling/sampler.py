@@ -281,7 +281,8 @@ class WindowSampler:
                 except StoreError as error:
                     raise _undecodable(view, camera, step, error) from error
             if len(set(shapes)) > 1:
-                raise DamagedEpisode(f"{view.path}: the cameras differ in image size at step {step}")
+                raise StoreError(f"episode {name} has cameras of several image sizes, {shapes}: keep one size to a store, and import such "
+                                 "files with --resize")
             frame = (len(shapes), *shapes[0])
             layout = Layout(view.cameras, frame, view.column("action").shape[1], view.column("proprio").shape[1])
         except FileNotFoundError as error:
