@@ -17,6 +17,7 @@ class Embodiment:
     action_dim: int  #: numbers per action d
     proprio_dim: int  #: numbers of proprioception p
     control_freq: float = 0.0  #: control steps per second, 0 where it is not known
+    moving: tuple[int, ...] = ()  #: places in an action that move a hand (not its rotation, not a gripper); empty where not known
 
     def misfit(self, other: Embodiment) -> list[tuple[str, str, str]]:
         """What differs, as (what, here, in ``other``), most basic first; an unknown control rate fits every other.

@@ -114,14 +114,15 @@ def _check_chunk(config: RunConfig) -> None:
                           "shorten the chunk or enlarge model.image_size")
 
 
-def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> None:
-    """ConfigError when ``whose`` (the policy, the demonstrations) embodiment is not that of the simulation; both sizes are named."""
+def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> Embodiment:
+    """The embodiment of the simulation. ConfigError, which names both sizes, when ``whose`` (the policy, the demonstrations) differs."""
     ours = simulated(sim)
     if differing := theirs.misfit(ours):
         known, given = (" and ".join(f"{pair[i]} {pair[0]}" for pair in differing) for i in (1, 2))
         arms = f"{sim.task} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions}"
         raise ConfigError(f"{whose} of {known} cannot be used in a simulation of {given} ({arms}): change sim.* to the robot, controller "
                           f"and action space that {whose} knows, or take other ones")
+    return ours
 
 
 def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
@@ -142,7 +143,7 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
     A new run that ``demonstrates`` needs a scripted expert; ConfigError before a run is made, or moved aside by ``fresh``, for nothing.
     """
     validate(config)
-    if fresh or stored_config(config) is None:  # a run keeps sim.* and model.*, so its later commands need not look again
+    if create and (fresh or stored_config(config) is None):  # a run keeps sim.* and model.*, so its later commands need not look again
         if demonstrates:
             check_expert(config.sim)
         _check_chunk(config)

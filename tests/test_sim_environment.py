@@ -117,31 +117,6 @@ def test_restored_episode_continues_bit_identically(make, task, steps):
     assert env.step_index == steps + 12
 
 
-@pytest.mark.parametrize(
-    "task, robots, controller",
-    [
-        ("Wipe", ("Panda",), "OSC_POSE"),
-        pytest.param("TwoArmLift", ("Panda", "Panda"), "OSC_POSE", marks=pytest.mark.slow),
-        ("Lift", ("UR5e",), "JOINT_POSITION"),
-        pytest.param("NutAssemblyRound", ("Sawyer",), "OSC_POSE", marks=pytest.mark.slow),
-        pytest.param("Lift", ("Panda",), "OSC_POSITION", marks=pytest.mark.slow),
-    ],
-)
-def test_other_tasks_robots_and_controllers_run_and_restore(task, robots, controller):
-    env = Environment(SimConfig(task=task, robots=robots, controller=controller, third_cameras=("agentview",)))
-    if task == "TwoArmLift":
-        assert (env.action_dim, env.proprio_dim, env.fingerprint["stepping"]) == (14, 18, "stock")
-    trajectory = start(env, 1)
-    env.execute(actions(env, 4), trajectory)
-    assert trajectory.length == 4 and not trajectory.invalid
-    rest = actions(env, 4, seed=1)
-    expected = run(env, rest)
-    env.reset(2)
-    env.restore(trajectory.states[-1])
-    assert np.array_equal(run(env, rest), expected)
-    env.close()
-
-
 def test_state_restores_in_another_environment_of_the_process(make):
     env = make("PickPlaceCan")
     env.reset(3)

@@ -20,7 +20,8 @@ class SimConfig:
     task: str = option("Lift", "robosuite task; Lift, Stack, PickPlaceCan, NutAssemblySquare and Door have a scripted expert. Empty = no "
                        "simulation, as in a run of imported demonstrations that name no robosuite task")
     robots: tuple[str, ...] = option(("Panda",), "robot arms by robosuite name; two-arm tasks need two", rare=True)
-    controller: str = option("OSC_POSE", "robosuite part controller of the arms", rare=True)
+    controller: str = option("OSC_POSE", "robosuite part controller of the arms: OSC_POSE, OSC_POSITION, IK_POSE, JOINT_POSITION or "
+                             "JOINT_TORQUE", rare=True)
     wrist_cameras: tuple[str, ...] = option(("robot0_eye_in_hand",), "wrist cameras; their order is that of the latent frames")
     third_cameras: tuple[str, ...] = option(("agentview",), "third-person cameras; their order is that of the latent frames")
     image_size: int = option(64, "height and width of a rendered and stored frame in pixels; the network sees it at model.image_size",
@@ -39,7 +40,7 @@ class SimConfig:
 
     def __post_init__(self):
         own = task_spec(self.task)
-        actions = "pose" if self.controller == "JOINT_POSITION" else own.actions
+        actions = "pose" if self.controller.startswith("JOINT_") else own.actions
         fill(self, {"horizon": own.horizon, "actions": actions, "instruction": own.instruction})
 
     @property

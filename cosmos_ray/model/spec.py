@@ -40,6 +40,7 @@ class PolicySpec:
     top_share: float = 0.0  #: of the world-model and value samples, those trained as one evaluation from zeros
     uniform_share: float = 0.3  #: of the training sigmas, those drawn from U(1, 85)
     augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
+    moving: tuple[int, ...] = ()  #: as :attr:`Embodiment.moving`
 
     @property
     def layout(self) -> LatentLayout:
@@ -64,7 +65,8 @@ class PolicySpec:
         try:
             inner = dict(data["transformer"])
             inner["rope_scale"] = tuple(inner["rope_scale"])
-            return cls(**{**data, "cameras": tuple(data["cameras"]), "transformer": TransformerConfig(**inner)})
+            return cls(**{**data, "cameras": tuple(data["cameras"]), "moving": tuple(data.get("moving", ())),
+                          "transformer": TransformerConfig(**inner)})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"model description is incomplete or malformed: {error}") from error
 

@@ -75,7 +75,8 @@ def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: tor
     actions = read_actions(policy, latents)
     if spread and n > 1:
         rows = torch.arange(len(own)) % n % 2 == 1
-        offsets = np.stack([chunk_offset(mix_seed(s, 5), actions.shape[2], spread) for s in own[rows].tolist()])
+        moving = policy.spec.moving
+        offsets = np.stack([chunk_offset(mix_seed(s, 5), actions.shape[2], spread, moving) for s in own[rows].tolist()])
         actions[rows] = (actions[rows] + torch.as_tensor(offsets[:, None]).to(actions)).clamp(-1, 1)
     # The ACTION frame gets the chunk that would be executed: the averaged one, tiled as in training. (The public code keeps the raw
     # generated frame, method 4.1.)

@@ -145,7 +145,7 @@ class RolloutCore:
             raise RuntimeError("an answer came for a slot in which no episode runs")
         ticket, trajectory = episode.ticket, episode.trajectory
         chunk = intended = np.clip(reply.actions[row][: self.execute or None], -1, 1)
-        if noise := _exploration(ticket, trajectory.length, chunk.shape):
+        if noise := _exploration(ticket, trajectory.length, chunk.shape, slot.env.moving):
             chunk = np.clip(chunk + sum(noise), -1, 1).astype(np.float32)
         before = trajectory.length
         render_at = frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride)
@@ -186,13 +186,14 @@ class RolloutCore:
                 slot.env.close()
 
 
-def _exploration(ticket: EpisodeTicket, step: int, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Noise for the chunk (K, d) that begins at control step ``step``: arrays (K, d) or (d,), a function of the ticket alone."""
+def _exploration(ticket: EpisodeTicket, step: int, shape: tuple[int, ...], moving: tuple[int, ...]) -> list[np.ndarray]:
+    """Noise for the chunk (K, d) that begins at control step ``step``: arrays (K, d) or (d,), a function of the ticket and of which
+    numbers of an action move a hand."""
     noise = []
     if ticket.action_noise:
         noise.append(ticket.action_noise * np.random.default_rng([ticket.noise_seed, step]).standard_normal(shape))
     if ticket.chunk_noise and np.random.default_rng([ticket.noise_seed, step, 1]).random() < 0.5:
-        noise.append(chunk_offset([ticket.noise_seed, step, 2], shape[1], ticket.chunk_noise))
+        noise.append(chunk_offset([ticket.noise_seed, step, 2], shape[1], ticket.chunk_noise, moving))
     return noise
 
 

@@ -19,15 +19,14 @@ def simulated(config: SimConfig) -> Embodiment:
     Raises:
         ConfigError: the configuration cannot work.
     """
-    action_dim, proprio_dim = _sizes(dataclasses.replace(config, image_size=64, horizon=1, control_freq=20, placement=0.0, fast_step=False))
-    return Embodiment(config.cameras, action_dim, proprio_dim, config.control_freq)
+    decisive = dataclasses.replace(config, instruction="", image_size=64, horizon=1, control_freq=20, placement=0.0, fast_step=False)
+    return dataclasses.replace(_built(decisive), cameras=config.cameras, control_freq=config.control_freq)
 
 
 @functools.cache
-def _sizes(config: SimConfig) -> tuple[int, int]:
-    """(numbers per action, numbers of proprioception)."""
+def _built(config: SimConfig) -> Embodiment:
     environment = Environment(config)
     try:
-        return environment.action_dim, environment.proprio_dim
+        return Embodiment(config.cameras, environment.action_dim, environment.proprio_dim, moving=environment.moving)
     finally:
         environment.close()

@@ -84,7 +84,7 @@ class Environment:
         self._warnings = 0
         self.sim_env.reset()
         self._stepper = stepper(self.sim_env, config.fast_step)
-        self._entries = self._action_entries()
+        self._entries, self.moving = self._action_entries()
         self.action_dim = len(self._entries)
         self.proprio_dim = len(self.proprio())
         self._snapshot = Snapshot(self.sim_env, (self._read_counters, self._write_counters))
@@ -232,17 +232,22 @@ class Environment:
         self._renderer = None
         self.sim_env.close()
 
-    def _action_entries(self) -> np.ndarray:
-        """Indices of robosuite's action vector that this environment's actions fill; the other entries stay zero."""
+    def _action_entries(self) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Indices of robosuite's action vector that this environment's actions fill (the other entries stay zero), and the places in an
+        action (d,) that move a hand: translations, or all joints of an arm; neither rotations nor grippers."""
         entries: list[int] = []
+        moving: list[int] = []
         start = 0
         for robot in self.sim_env.robots:
             for part, (first, last) in robot._action_split_indexes.items():
-                if self.actions == "position" and part in robot.arms:
-                    last = first + 3
+                if part in robot.arms:
+                    if self.actions == "position":
+                        last = first + 3
+                    moves = last - first if self.config.controller.startswith("JOINT_") else 3
+                    moving += range(len(entries), len(entries) + moves)
                 entries += range(start + first, start + last)
             start += robot.action_dim
-        return np.array(entries)
+        return np.array(entries), tuple(moving)
 
     def _read_counters(self) -> np.ndarray:
         return np.array([self.step_index, self._held, self.success, self.done], np.float64)

@@ -12,8 +12,12 @@ from cosmos_ray.config.tasks import SPECS, TaskSpec, task_spec
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim import gl
 
-CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_POSITION")
-"""Arm controllers whose memory :mod:`cosmos_ray.sim.snapshot` knows, so that episodes can be restored exactly."""
+CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "IK_POSE", "JOINT_POSITION", "JOINT_TORQUE")
+"""Arm controllers whose memory :mod:`cosmos_ray.sim.snapshot` knows, so that episodes can be restored exactly. robosuite 1.5.2 has one
+more, JOINT_VELOCITY, and cannot build it."""
+
+IK_ROBOTS = ("Panda", "Sawyer", "Baxter")
+"""The fixed-base robots that robosuite's inverse kinematics knows."""
 
 ARENA_CAMERAS = ("frontview", "birdview", "agentview", "sideview")
 ARENA_CAMERAS_BY_TASK = {
@@ -62,16 +66,26 @@ def validate(config: SimConfig) -> TaskSpec:
     """
     task = spec(config.task)
     _check_robots(config)
-    if config.controller not in CONTROLLERS:
-        raise ConfigError(
-            f"unsupported controller {config.controller!r} (sim.controller); choose one of {', '.join(CONTROLLERS)}"
-        )
-    if config.actions == "position" and config.controller == "JOINT_POSITION":
-        raise ConfigError("sim.actions 'position' needs an OSC controller (sim.controller), not JOINT_POSITION")
+    _check_controller(config)
     if not config.cameras:
         raise ConfigError("no camera is configured; name at least one in sim.wrist_cameras or sim.third_cameras")
     check_cameras(config, camera_names(config.task, config.robots))
     return task
+
+
+def _check_controller(config: SimConfig) -> None:
+    name = config.controller
+    if name == "JOINT_VELOCITY":
+        raise ConfigError("sim.controller JOINT_VELOCITY does not work in robosuite 1.5.2, which fails to build it; choose one of "
+                          f"{', '.join(CONTROLLERS)}")
+    if name not in CONTROLLERS:
+        raise ConfigError(f"unsupported controller {name!r} (sim.controller); choose one of {', '.join(CONTROLLERS)}")
+    if config.actions == "position" and name.startswith("JOINT_"):
+        raise ConfigError(f"sim.actions 'position' needs a controller of the hand (sim.controller OSC_POSE, say), not {name}")
+    strangers = [robot for robot in config.robots if robot not in IK_ROBOTS]
+    if name == "IK_POSE" and strangers:
+        raise ConfigError(f"sim.controller IK_POSE drives {', '.join(IK_ROBOTS)} only, not {strangers[0]} (sim.robots): robosuite has no "
+                          "inverse kinematics of others; choose another controller, OSC_POSE say")
 
 
 def check_cameras(config: SimConfig, available: tuple[str, ...]) -> None:

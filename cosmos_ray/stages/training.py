@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import ray
 import torch
@@ -29,8 +31,9 @@ def make_initial_policy(run: Run) -> None:
     """Write checkpoint ``initial``: normalisation and tokenizer fitted on the demonstrations, weights from ``config.init`` or random."""
     config, store = run.config, run.folder.store()
     stats = dataset_statistics(store, ("demo",))
-    check_fits("the demonstrations", Embodiment(config.sim.cameras, len(stats.labels_min), len(stats.proprio_min)), config.sim)
-    spec = make_spec(config.model, config.sim.cameras, len(stats.labels_min), len(stats.proprio_min))
+    theirs = Embodiment(config.sim.cameras, len(stats.labels_min), len(stats.proprio_min))
+    body = check_fits("the demonstrations", theirs, config.sim)
+    spec = dataclasses.replace(make_spec(config.model, body.cameras, body.action_dim, body.proprio_dim), moving=body.moving)
     policy = build(spec, None if config.init else config.seed)
     proprio = widened(stats.proprio_min, stats.proprio_max) if spec.preset == "tiny" else (stats.proprio_min, stats.proprio_max)
     policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max), *proprio)
