@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import av
 import h5py
@@ -262,21 +260,6 @@ def test_lerobot_dataset_with_the_stored_jpegs(tmp_path, store):
     original = make_episode(1, length=LENGTH + 1, size=32)
     pictures = data["observation.images.agentview"].to_pylist()[12:25]
     assert [picture["bytes"] for picture in pictures] == [original.frames[t][1] for t in range(13)]
-
-
-def test_lerobot_opens_it(tmp_path, store):
-    """With LeRobot's own reader, where it is installed (it brings its own torch): LEROBOT_PYTHON names an interpreter that has it."""
-    python = os.environ.get("LEROBOT_PYTHON", sys.executable)
-    if subprocess.run([python, "-c", "import lerobot"], capture_output=True).returncode:
-        pytest.skip("LeRobot is not installed; lerobot_checks covers its format")
-    for frames in ("h264", "image"):
-        export_lerobot(store, store.summaries(), tmp_path / frames, frames=frames)
-        code = ("import sys; from lerobot.datasets.lerobot_dataset import LeRobotDataset\n"
-                "d = LeRobotDataset('a/b', root=sys.argv[1], video_backend='pyav'); row = d[25]\n"
-                "print(len(d), d.num_episodes, int(row['episode_index']), tuple(row['observation.images.agentview'].shape), row['task'])")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        out = subprocess.run([python, "-c", code, str(tmp_path / frames)], capture_output=True, text=True, env=environment)
-        assert out.stdout.strip() == "39 3 2 (3, 32, 32) lift the cube 2", out.stderr[-2000:]
 
 
 def test_missing_frames_can_be_rendered_on_the_way_out(tmp_path, store):
