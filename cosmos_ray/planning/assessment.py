@@ -60,9 +60,9 @@ def recorded_chains(views: Sequence[EpisodeView], cameras: Sequence[str], chunk:
         images.append([[decode_jpeg(view.frame(camera, step)) for camera in cameras] for step in states])
         proprio.append(view.column("proprio")[states])
         actions.append(view.column("action")[t : t + horizon * chunk].reshape(horizon, chunk, -1))
-    of = [views[starts[i][0]] for i in chosen]
-    return Chains(np.array(images), np.array(proprio), np.array(actions), np.array([v.summary.success for v in of]),
-                  [v.instruction for v in of])
+    of = [(views[number], t) for number, t in (starts[i] for i in chosen)]
+    return Chains(np.array(images), np.array(proprio), np.array(actions), np.array([view.summary.success for view, _ in of]),
+                  [view.instruction_at(t) for view, t in of])
 
 
 def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, sample_types: Sequence[SampleType]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cosmos_ray.report.filmstrip import pick
 
 COLUMNS = 8  #: of a filmstrip that chooses its steps itself
 MOST_COLUMNS = 40  #: of a filmstrip whose steps are given
-DEFAULT_RATE = 20  #: control steps per second of episodes that do not record it, such as imported ones
+DEFAULT_RATE = 20  #: control steps per second of episodes that do not record it
 VIDEO_SIDE = 320  #: smaller pictures are enlarged by a whole number to at least this many pixels
 
 # Filmstrip lengths in inches: fixed cells keep labels apart whatever the number of columns and cameras.
@@ -133,7 +133,7 @@ def _draw_title(figure: Figure, episode: Episode, steps: list[int]) -> None:
     policy = "demonstration" if episode.policy_version < 0 and key.source == "demo" else f"policy version {episode.policy_version}"
     initial = getattr(key, "initial_state", "")
     began = [f"initial state {_short(initial, 30)}"] if initial else []
-    parts = [f"“{_short(episode.instruction, 60)}”", policy, *began, _short(key.name, 70)]
+    parts = [f"“{_short(' / '.join(episode.instructions), 60)}”", policy, *began, _short(key.name, 70)]
     _text(figure, 0.2, 0.52, "   ·   ".join(parts), color=style.MUTED)
 
 
@@ -234,7 +234,7 @@ def _write_mp4(episode: Episode, path: Path, every: int | None) -> None:
     wanted = set(steps)
     try:
         with av.open(str(path), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(control_rate(episode)), options={"crf": "18", "preset": "veryfast"})
+            stream = container.add_stream("libx264", rate=_rate(episode), options={"crf": "18", "preset": "veryfast"})
             stream.height, stream.width = canvas.height, canvas.width
             stream.pix_fmt = "yuv420p"
             for step in range(episode.length + 1):
@@ -245,11 +245,10 @@ def _write_mp4(episode: Episode, path: Path, every: int | None) -> None:
         raise OSError(error.errno, error.strerror) from error
 
 
-def control_rate(episode: Episode) -> int:
-    """Control steps per second, from the episode's fingerprint; 20 where the fingerprint lacks it."""
-    fingerprint = episode.info.get("fingerprint")
-    text = str(fingerprint.get("control_freq", "")) if isinstance(fingerprint, dict) else ""
-    return int(text) if text.isdecimal() and 1 <= int(text) <= 500 else DEFAULT_RATE
+def _rate(episode: Episode) -> Fraction:
+    """Pictures per second: the episode's control steps, 20 where it does not say."""
+    rate = episode.embodiment.control_freq
+    return Fraction(rate if 1 <= rate <= 500 else DEFAULT_RATE).limit_denominator(1001)
 
 
 class _Canvas:

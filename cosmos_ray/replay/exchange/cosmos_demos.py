@@ -70,6 +70,8 @@ def _file_name(view: EpisodeView) -> str:
     words = view.instruction
     if not view.summary.success:
         raise StoreError("it did not succeed, and the trainer takes every demonstration for a success")
+    if len(view.instructions) > 1:
+        raise StoreError(f"it has {len(view.instructions)} instructions, and a file of this format one")
     name = words.replace(" ", "_") + "_demo.hdf5"
     if not words.strip() or "_" in words or "SCENE" in words or re.search(r"[/\0]", words) or len(name.encode()) > _LONGEST_NAME:
         raise StoreError(f"the trainer takes the instruction from the file's name, which cannot say {words[:80]!r}")

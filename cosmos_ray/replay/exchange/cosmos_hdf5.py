@@ -59,6 +59,9 @@ def export_rollouts(
             if len({third_person(camera) for camera in view.cameras}) != 2:
                 skipped.append((s.name, f"cameras {', '.join(view.cameras)}: the format needs a third-person and a wrist camera"))
                 continue
+            if len(view.instructions) > 1:
+                skipped.append((s.name, f"it has {len(view.instructions)} instructions, and a file of this format one"))
+                continue
             of = re.sub(r"[^A-Za-z0-9_]", "_", suite or s.task)[:80]
             name = f"episode_data--suite={of}--ep={s.key.seed}--success={s.success}--{s.name}.hdf5"
             _write(folder / name, view, frames[:-1])
