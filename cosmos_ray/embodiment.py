@@ -24,9 +24,10 @@ class Embodiment:
 
         Cameras are compared in number alone, where a released policy has its own names for them: who knows the names compares them.
         """
-        pairs = [("numbers per action", self.action_dim, other.action_dim),
-                 ("numbers of proprioception", self.proprio_dim, other.proprio_dim),
-                 ("cameras", len(self.cameras), len(other.cameras))]
+        pairs: list[tuple[str, float, float]] = [
+            ("numbers per action", self.action_dim, other.action_dim),
+            ("numbers of proprioception", self.proprio_dim, other.proprio_dim),
+            ("cameras", len(self.cameras), len(other.cameras))]
         if self.control_freq and other.control_freq:
             pairs.append(("control steps per second", self.control_freq, other.control_freq))
         return [(what, f"{mine:g}", f"{theirs:g}") for what, mine, theirs in pairs if mine != theirs]

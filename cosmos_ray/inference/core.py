@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cosmos_ray.config import InferenceConfig
+from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest, WrongVersion
 from cosmos_ray.model.checkpoint import load_policy
 from cosmos_ray.model.latents import current_latents, read_future_images
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import accelerate
-from cosmos_ray.planning.best_of_n import act_directly, best_of_n
+from cosmos_ray.planning.best_of_n import Decision, act_directly, best_of_n
 from cosmos_ray.weights import Weights, unpack
 
 
@@ -77,20 +77,26 @@ class InferenceCore:
             return WrongVersion(f"the request asks for the planning network {asked}, this actor holds {held}")
         return None
 
+    def decide(self, images: np.ndarray | Sequence[np.ndarray], proprio: np.ndarray, instructions: list[str], seeds: torch.Tensor,
+               steps: int, planner: PlannerConfig | None, decode_futures: bool) -> tuple[Decision, torch.Tensor | None]:
+        """(decision, predicted frames (B, cameras, H, W, 3) uint8 if asked for) for B observations.
+
+        Images and proprio as for :func:`current_latents`, seeds (B,) int64, one per decision.
+        """
+        known, text, network = current_latents(self.policy, images, proprio), self.policy.embed(instructions), self.planning_network
+        if planner is None:
+            decision = act_directly(self.policy, known, text, seeds, steps)
+        else:
+            planning = (network, network.embed(instructions)) if network is not None and planner.rank_by != "joint" else None
+            decision = best_of_n(self.policy, known, text, seeds, steps, planner, planning)
+        return decision, read_future_images(self.policy, decision.latents, images) if decode_futures else None
+
     def _answer_alike(self, requests: list[ActRequest]) -> list[ActReply]:
         first = requests[0]
-        images = np.concatenate([r.images for r in requests])
-        known = current_latents(self.policy, images, np.concatenate([r.proprio for r in requests]))
-        instructions = [i for r in requests for i in r.instructions]
-        text = self.policy.embed(instructions)
-        seeds = torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64))
-        planner, network = first.acting.planner, self.planning_network
-        if planner is None:
-            decision = act_directly(self.policy, known, text, seeds, first.steps)
-        else:
-            planning = (network, network.embed(instructions)) if network is not None else None
-            decision = best_of_n(self.policy, known, text, seeds, first.steps, planner, planning)
-        futures = read_future_images(self.policy, decision.latents, images) if first.decode_futures else None
+        decision, futures = self.decide(
+            np.concatenate([r.images for r in requests]), np.concatenate([r.proprio for r in requests]),
+            [i for r in requests for i in r.instructions], torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64)),
+            first.steps, first.acting.planner, first.decode_futures)
         replies, start = [], 0
         for request in requests:
             end = start + len(request.seeds)
@@ -111,9 +117,13 @@ def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, plan
 
 
 def _load(checkpoint: str | Path, config: InferenceConfig, device: str) -> tuple[CosmosPolicy, int]:
-    half = config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
-    dtype = torch.bfloat16 if half else torch.float32
-    policy, version = load_policy(checkpoint, dtype)
+    policy, version = load_policy(checkpoint, dtype=None)
+    return ready(policy, config, device), version
+
+
+def ready(policy: CosmosPolicy, config: InferenceConfig, device: str) -> CosmosPolicy:
+    """``policy`` on ``device``, in the precision and with the sampler of ``config``."""
+    half = config.precision == "bf16" or (config.precision == "auto" and device.startswith("cuda"))
     policy.reference_steps = config.reference_steps
-    accelerate(policy.place(device, dtype), config.accelerate)
-    return policy, version
+    accelerate(policy.place(device, torch.bfloat16 if half else torch.float32), config.accelerate)
+    return policy

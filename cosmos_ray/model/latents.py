@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -14,13 +16,14 @@ from cosmos_ray.model.training_batch import TrainingBatch
 # ---------------------------------------------------------------- into latents
 
 
-def current_latents(policy: CosmosPolicy, images: np.ndarray, proprio: np.ndarray) -> torch.Tensor:
+def current_latents(policy: CosmosPolicy, images: np.ndarray | Sequence[np.ndarray], proprio: np.ndarray) -> torch.Tensor:
     """Latents (B, C, T, h, w) float32 that hold the blank frame and the state s; the other frames are zero.
 
     Only the clean prefix is encoded: the tokenizers are causal.
 
     Args:
-        images: (B, cameras, H, W, 3) uint8 of any size, resized to the spec's ``image_size``.
+        images: (B, cameras, H, W, 3) uint8 of any size, resized to the spec's ``image_size``; or (B, H, W, 3) of each camera, where sizes
+            may differ.
         proprio: (B, p) float32, physical units.
 
     ConfigError when images or proprioception do not fit the model.
@@ -90,7 +93,7 @@ def read_future_proprio(policy: CosmosPolicy, latents: torch.Tensor) -> torch.Te
     return policy.proprio_scale.restore(extract(latents[:, :, policy.layout.future_proprio], policy.spec.proprio_dim))
 
 
-def read_future_images(policy: CosmosPolicy, latents: torch.Tensor, images: np.ndarray) -> torch.Tensor:
+def read_future_images(policy: CosmosPolicy, latents: torch.Tensor, images: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
     """(B, cameras, H, W, 3) uint8 predicted images; ``images`` are the current ones, as for :func:`current_latents`.
 
     The decoder is causal, so frames that hold vectors would disturb the images behind them. They are replaced by the latents of blank
@@ -124,8 +127,10 @@ def renormalized(latents: torch.Tensor, source: CosmosPolicy, target: CosmosPoli
 # ---------------------------------------------------------------- helpers
 
 
-def _viewed(policy: CosmosPolicy, images: np.ndarray) -> np.ndarray:
-    """Images as the acting policy sees them."""
+def _viewed(policy: CosmosPolicy, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """Images (B, cameras, H, H, 3) as the acting policy sees them."""
+    if not isinstance(images, np.ndarray):
+        return np.concatenate([_viewed(policy, camera[:, None]) for camera in images], axis=1)
     return prepare(images, policy.spec.image_size, policy.spec.jpeg, policy.spec.augmented)
 
 
