@@ -139,7 +139,8 @@ def _show(options: argparse.Namespace) -> tuple[str, int]:
     target = Path(options.to or f"{name}.png")
     save_episode(episode, target)
     end = "succeeded" if episode.success else "timed out" if episode.timed_out else "failed"
-    lines = [f"{name}: {' / '.join(episode.instructions)!r}, {end} after {episode.length} steps, {len(episode.frames)} of {episode.length + 1} with "
+    text = " / ".join(episode.instructions)
+    lines = [f"{name}: {text!r}, {end} after {episode.length} steps, {len(episode.frames)} of {episode.length + 1} with "
              "frames",
              f"  in {summary.path}, {summary.size / 1e6:.2f} MB, policy version {episode.policy_version}"]
     if episode.invalid:

@@ -22,7 +22,7 @@ from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress, third_person
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
-from cosmos_ray.replay.format.episode import Episode
+from cosmos_ray.replay.format.episode import Episode, spoken
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.replay.store import ReplayStore
 
@@ -133,7 +133,7 @@ class _Driver:
         self.store, self.options = store, options
         self.layout = _stored(store)  # of the store, else of the first episode
         self.in_store = self.layout is not None
-        self.episodes = self.known = 0
+        self.episodes = self.known = self.unlike = self.evicted = 0
         self.skipped: list[tuple[str, str]] = []
         self.tasks: Counter[str] = Counter()
         self.instructions: Counter[str] = Counter()
@@ -156,7 +156,10 @@ class _Driver:
         if why:
             self.skipped.append((which, why))
             return
-        self.known += not self.store.commit(episode)
+        episode = self._after_evictions(episode)
+        if not self.store.commit(episode):
+            self.known += 1
+            self.unlike += self._is_unlike(episode)
         self.episodes += 1
         self.layout = (self.layout or layout).with_rate(layout)
         self.tasks[episode.key.task] += 1
@@ -165,8 +168,33 @@ class _Driver:
     def summary(self, notes: Notes) -> ImportSummary:
         embodiment = self.layout.embodiment if self.layout else None
         sizes = self.layout.sizes if self.layout else {}
+        if silent := sum(count for text, count in self.instructions.items() if not text.strip()):
+            notes.say(f"episodes without text: {silent}; --instruction gives them one")
+        if self.unlike:
+            notes.say(f"episodes that were there before with other texts or frames, and stay as they were: {self.unlike}; `replay evict` "
+                      "them, then import again")
+        if self.evicted:
+            notes.say(f"episodes that had been evicted, and came in anew under another name: {self.evicted}")
         return ImportSummary(self.episodes, self.known, dict(self.tasks), dict(self.instructions), sizes, embodiment, notes.texts,
                              tuple(self.skipped))
+
+    def _after_evictions(self, episode: Episode) -> Episode:
+        """The episode under a name that is not that of an evicted one, which a store would not take back."""
+        key = episode.key
+        while self.store.evicted(key.name) is not None:
+            key = replace(key, attempt=key.attempt + 1)
+        self.evicted += key != episode.key and key.name not in self.store
+        return replace(episode, key=key)
+
+    def _is_unlike(self, episode: Episode) -> bool:
+        """Whether the store has another content under the episode's name."""
+        try:
+            view = self.store.view(episode.key.name)
+            shown = [view.frame(camera, 0) for camera in view.cameras]
+        except (FileNotFoundError, StoreError):
+            return False
+        same = [image is not None and image.tobytes() == new for image, new in zip(shown, episode.frames.get(0, []), strict=False)]
+        return view.spoken != spoken(episode.info, episode.instruction) or view.cameras != episode.cameras or not all(same)
 
     def _shaped(self, episode: Episode) -> Episode:
         """The episode with the cameras that were asked for, under their names, in order, in size."""

@@ -78,7 +78,7 @@ def _read(dataset: Dataset, number: int, files: list[Path]) -> Episode:
         labels=_matrix(dataset, table, "label") if dataset.has("label") else action, rewards=rewards,
         proprio=np.vstack([state, state[-1:]]), states=np.full((length + 1, 1), np.nan), step_versions=versions,
         predicted_values=np.full(length, np.nan), frames={**shown, length: shown[length - 1]} if shown else {}, info=info,
-        score=row.get("score"),
+        score=score if isinstance(score := row.get("score"), float) and 0.0 <= score <= 1.0 else None,
     )  # fmt: skip
 
 
@@ -129,9 +129,11 @@ def _texts(dataset: Dataset, row: dict[str, Any], table: pa.Table) -> list[tuple
 def _success(dataset: Dataset, row: dict[str, Any], table: pa.Table) -> bool:
     if dataset.has("next.success"):
         return bool(np.ravel(table[dataset.key("next.success")][-1].as_py())[0])
-    if row.get("success") is None:
+    said = row.get("success")
+    if not isinstance(said, bool | int | float):
         dataset.notes.say("the dataset does not say whether an episode succeeded: each is taken for a success")
-    return bool(row.get("success", True))
+        return True
+    return bool(said)
 
 
 def _pictures(dataset: Dataset, row: dict[str, Any], table: pa.Table, camera: str) -> list[bytes]:

@@ -93,7 +93,7 @@ class Dataset:
         given = {old: new for new, old in self.options.keys.items() if new.startswith(PICTURES)}
         found, left = {}, []
         for name, feature in self.features.items():
-            camera = given.get(name, name).removeprefix(PICTURES)
+            camera = _camera(given.get(name, name))
             if feature.get("dtype") not in ("image", "video") and name not in given:
                 continue
             if self.options.takes(camera) and (self.options.cameras or name in given or not (why := _no_picture(name, feature))):
@@ -104,7 +104,7 @@ class Dataset:
             self.notes.say(f"left out {', '.join(left)}: --cameras takes what it names")
         unknown = [camera for camera in self.options.cameras if camera not in found]
         if unknown:
-            known = [name.removeprefix(PICTURES) for name, feature in self.features.items() if feature.get("dtype") in ("image", "video")]
+            known = [_camera(name) for name, feature in self.features.items() if feature.get("dtype") in ("image", "video")]
             raise StoreError(f"--cameras names {', '.join(unknown)}, and the cameras of {self.folder} are {', '.join(known)}")
         return found
 
@@ -151,6 +151,11 @@ def _no_picture(name: str, feature: dict[str, Any]) -> str:
     shape, names = list(feature.get("shape") or ()), list(feature.get("names") or ())
     channels = next((size for size, label in zip(shape, names, strict=False) if str(label).startswith("channel")), None)
     return "" if channels in (3, None) else f"of {channels} channels"
+
+
+def _camera(feature: str) -> str:
+    """What a camera is called here: the end of its feature's name."""
+    return feature.removeprefix(PICTURES).removeprefix("observation.")
 
 
 def _shape(feature: dict[str, Any]) -> str:
