@@ -15,9 +15,10 @@ from cosmos_ray.replay import ReplayStore, WindowSampler, value_targets
 from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, read_rollouts
 from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
 from cosmos_ray.replay.exchange.lerobot import CODECS, export_lerobot
+from cosmos_ray.replay.exchange.observations import quaternions
 from cosmos_ray.replay.exchange.parquet import export_parquet
 from cosmos_ray.replay.exchange.ray_data import read_episodes
-from cosmos_ray.replay.exchange.robomimic import quaternions, read_demonstrations
+from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 from cosmos_ray.replay.exchange.video import open_video
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 from tests.test_replay_episode import CAMERAS, make_episode
@@ -69,7 +70,7 @@ def write_libero(path, demos=2, steps=9, *, jpeg=False, convention="opengl", qua
             demo["rewards"], demo["dones"] = np.eye(steps)[-1].astype(np.uint8), np.eye(steps)[-1].astype(np.uint8)
 
 
-def test_libero_demonstrations_come_in_upright_with_the_last_action_left_out(tmp_path):
+def test_libero_demonstrations_come_in_upright_with_every_action(tmp_path):
     path = tmp_path / "pick_up_the_black_bowl_demo.hdf5"
     write_libero(path)
     store = ReplayStore(tmp_path / "store")
@@ -78,9 +79,10 @@ def test_libero_demonstrations_come_in_upright_with_the_last_action_left_out(tmp
     episode = store.read(next(s.name for s in store.refresh() if s.key.seed == 1))
     with h5py.File(path) as file:
         demo = file["data/demo_1"]
-        assert episode.length == 8 and np.array_equal(episode.actions, demo["actions"][:8].astype(np.float32))
-        assert np.array_equal(episode.states, demo["states"][:]) and np.array_equal(episode.labels, episode.actions)
-        assert np.allclose(episode.proprio[:, :5], np.hstack([demo["obs/gripper_states"], demo["obs/ee_pos"]]))
+        assert episode.length == 9 and np.array_equal(episode.actions, demo["actions"][:].astype(np.float32))
+        assert np.array_equal(episode.states[:9], demo["states"][:]) and np.array_equal(episode.labels, episode.actions)
+        assert np.allclose(episode.proprio[:9, :5], np.hstack([demo["obs/gripper_states"], demo["obs/ee_pos"]]))
+        assert np.array_equal(episode.proprio[9], episode.proprio[8]) and episode.frames[9] == episode.frames[8]
         shown = decode_jpeg(episode.frames[3][0]).astype(int)
         assert np.abs(shown - demo["obs/eye_in_hand_rgb"][3][::-1]).mean() < 4
     assert episode.cameras == ("robot0_eye_in_hand", "agentview") and episode.instruction == "pick up the black bowl"
@@ -98,7 +100,7 @@ def test_stored_jpegs_are_taken_over_byte_for_byte(tmp_path):
     episode = store.read(next(iter(store.keys())))
     with h5py.File(path) as file:
         assert episode.frames[2][1] == file["data/demo_0/obs/agentview_rgb_jpeg"][2].tobytes()
-        assert np.array_equal(episode.proprio, file["data/demo_0/robot_states"][:].astype(np.float32))
+        assert np.array_equal(episode.proprio[:-1], file["data/demo_0/robot_states"][:].astype(np.float32))
     assert episode.key.task == "bowl" and episode.instruction == "lift it"
 
 
@@ -191,10 +193,10 @@ def test_cosmos_policy_files_come_back_as_they_went_out(tmp_path, store):
     assert import_episodes(read_rollouts, files, other).known == 3
     for summary in other.refresh():
         episode, original = other.read(summary.name), make_episode(summary.key.seed, length=LENGTH + summary.key.seed, size=32)
-        last = original.length - 1
-        assert episode.length == last and np.array_equal(episode.actions, original.actions[:last])
-        assert np.array_equal(episode.proprio, original.proprio[:-1]) and episode.cameras == CAMERAS
-        assert [episode.frames[t] for t in range(last + 1)] == [original.frames[t] for t in range(last + 1)]
+        steps = original.length
+        assert episode.length == steps and np.array_equal(episode.actions, original.actions)
+        assert np.array_equal(episode.proprio[:-1], original.proprio[:-1]) and episode.cameras == CAMERAS
+        assert [episode.frames[t] for t in range(steps)] == [original.frames[t] for t in range(steps)]
         assert episode.success and summary.episode_class == "success" and episode.instruction == original.instruction
 
 

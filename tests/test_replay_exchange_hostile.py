@@ -94,7 +94,7 @@ def test_observations_recorded_before_the_action_stay_where_they_are(tmp_path, r
     store = ReplayStore(tmp_path / "store")
     import_episodes(read_demonstrations, path, store)
     episode = store.read(store.keys()[0])
-    assert np.array_equal(episode.actions, actions[:-1]) and np.array_equal(episode.states, states)
+    assert np.array_equal(episode.actions, actions) and np.array_equal(episode.states[:-1], states)
     assert "unrecorded_states" not in episode.info
 
 

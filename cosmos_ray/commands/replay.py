@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.progress import Progress
+from cosmos_ray.replay.exchange.recorded import RenderRecorded
 from cosmos_ray.replay.format.episode import CLASSES, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep import retention
@@ -246,11 +247,21 @@ def _import(options: argparse.Namespace) -> tuple[str, int]:
     said = ImportOptions(
         task=options.task, instruction=options.instruction, flip=None if options.flip == "auto" else options.flip == "yes",
         control_freq=options.control_freq, keys=_pairs(options.key, "--key", "NEW=OLD"), cameras=tuple(options.cameras),
-        rename_camera=_pairs(options.rename_camera, "--rename-camera", "OLD=NEW"), resize=options.resize,
+        rename_camera=_pairs(options.rename_camera, "--rename-camera", "OLD=NEW"), resize=options.resize, filter=options.filter,
+        render=_renderer_of_recordings(options) if options.render else None,
     )  # fmt: skip
     store = _open(options, create=True)
     done = import_episodes(readers[options.format], options.paths, store, said, _progress(options, "import", "episodes"))
     return done.text(store.root), 1 if done.skipped else 0
+
+
+def _renderer_of_recordings(options: argparse.Namespace) -> RenderRecorded:
+    """Draws what the run's simulation sees, else the default cameras, in frames of ``--resize`` or the run's size."""
+    from cosmos_ray.sim.recorded_states import RecordedStateRenderer
+
+    config = stored_config(RunConfig(root=options.root, name=options.name)) if options.name else None
+    sim = (config or RunConfig()).sim
+    return RecordedStateRenderer(replace(sim, image_size=options.resize or sim.image_size))
 
 
 def _pairs(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
@@ -316,6 +327,8 @@ VERBS = {
         (("--cameras",), {"nargs": "+", "default": (), "metavar": "CAMERA", "help": "take only these, by their names in the files [all]"}),
         (("--rename-camera",), {"nargs": "+", "default": (), "metavar": "OLD=NEW", "help": "names of cameras in the store"}),
         (("--resize",), {"type": int, "default": 0, "metavar": "N", "help": "make frames N x N pixels [as they are]"}),
+        (("--filter",), {"default": "", "metavar": "MASK", "help": "robomimic: only the demonstrations of this list of the file [all]"}),
+        (("--render",), {"action": "store_true", "help": "robomimic: render the states of files without pictures, as the run's simulation"}),
         (("--key",), {"nargs": "+", "default": (), "metavar": "NEW=OLD",
                       "help": "lerobot: where the files keep what the format calls NEW, as in observation.state=state"}),
         (("--control-freq",), {"type": float, "default": 0.0, "metavar": "HZ", "help": "control steps per second [as the files say]"}))),

@@ -2,7 +2,10 @@
 
 ``{primary,secondary,wrist}_images_jpeg`` (JPEG bytes per step) or the same without ``_jpeg`` (pixels), ``proprio`` (T, 9), ``actions``
 (T, 7), attributes ``success`` and ``task_description``. There are ``T`` observations and ``T`` actions; the state after the last action is
-not part of the format. So an export leaves out the last state, and an import the last action.
+not part of the format. So an export leaves out the last state, and an import repeats the last observation in its place, marked
+(``LAST_STATE_REPEATED``): then every window is that of the public loader.
+
+Cameras get the names of demonstrations: LIBERO's, or, where there is a secondary view, RoboCasa's. A file of ours names them itself.
 """
 
 from __future__ import annotations
@@ -20,24 +23,24 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
-from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary
+from cosmos_ray.replay.exchange.robomimic import REPEATED_NOTE, ROBOCASA_ACTIONS, ROBOCASA_NOTE
+from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.sampling.sampler import Render
 from cosmos_ray.replay.store import ReplayStore
 
-#: The format's name of a view, and the camera it is of here. Wrist first, as in a latent sequence.
-VIEWS = {"wrist": "robot0_eye_in_hand", "primary": "agentview", "secondary": "secondary"}
+#: The format's name of a view, and the camera it is of. Wrist first, as in a latent sequence.
+LIBERO = {"wrist": "robot0_eye_in_hand", "primary": "agentview"}
+ROBOCASA = {"wrist": "robot0_eye_in_hand", "primary": "robot0_agentview_left", "secondary": "robot0_agentview_right"}
 THIRD_PERSON = ("primary", "secondary")
 
 
 def read_rollouts(path: Path, options: ImportOptions, notes: Notes) -> Iterator[Episode | Skip]:
     """The episode of a file, or of each file of a folder. StoreError if there is no file at all."""
-    files = sorted(path.rglob("*.hdf5")) if path.is_dir() else [path]
-    if not files:
-        raise StoreError(f"there is no .hdf5 file to import in {path}: give files, or a folder that has some")
-    notes.total = len(files)
+    files = hdf5.files_of(path)
+    notes.total += len(files)
     for file in files:
-        yield attempt(str(file), partial(_read, file, options.policy_version))
+        yield attempt(str(file), partial(_read, file, options, notes))
 
 
 def export_rollouts(
@@ -71,34 +74,68 @@ def export_rollouts(
     return Exchanged(count, tuple(skipped))
 
 
-def _read(file: Path, policy_version: int) -> Episode:
+def _read(file: Path, options: ImportOptions, notes: Notes) -> Episode:
     with hdf5.opened(file) as source:
+        if hdf5.has(source, "observations"):
+            raise StoreError(f"{file} is an episode of ALOHA: import it with --format aloha")
         actions = hdf5.array(source, "actions", np.float32, 2)
-        steps = len(actions) - 1
-        if steps < 1:
-            raise StoreError(f"{file} has {len(actions)} actions, at least two are needed")
+        steps = len(actions)
+        if not steps:
+            raise StoreError(f"{file} has no action")
         proprio = hdf5.array(source, "proprio", np.float32, 2)
-        read = {camera: hdf5.images(source, f"{view}_images", False, steps + 1) for view, camera in VIEWS.items()}
-        found = {camera: images for camera, images in read.items() if images is not None}
+        if len(proprio) != steps:
+            raise StoreError(f"{file} has {steps} actions and {len(proprio)} rows of proprio")
+        found = _pictures(source, bool(options.flip), steps)
         if not found:
             raise StoreError(f"{file} has no pictures (primary_images, wrist_images, with or without _jpeg)")
-        if len(proprio) != steps + 1:
-            raise StoreError(f"{file} has {steps + 1} actions and {len(proprio)} rows of proprio")
         success = _success(file, hdf5.attribute(source, "success"))
-        instruction = str(hdf5.attribute(source, "task_description", ""))
+        score = _score(file, success, hdf5.attribute(source, "success_score"))
+        instruction = options.instruction or str(hdf5.attribute(source, "task_description", ""))
+        known = {"actions", "proprio"} | {f"{view}_images{ending}" for view in ROBOCASA for ending in ("", "_jpeg")}
+        if unread := sorted(set(source) - known):
+            notes.say(f"not read: {', '.join(unread)}")
+    if not instruction.strip():
+        raise StoreError(f"{file} does not say what the robot was asked to do (attribute task_description): give --instruction TEXT")
+    if actions.shape[1] == ROBOCASA_ACTIONS[0] and ROBOCASA["secondary"] in found:
+        actions = np.ascontiguousarray(actions[:, : ROBOCASA_ACTIONS[1]])
+        notes.say(ROBOCASA_NOTE)
+    notes.say(f"pictures are {'turned upside down: --flip yes' if options.flip else 'taken as upright: cosmos-policy writes them so'}")
+    notes.say(REPEATED_NOTE)
     said = dict(re.findall(r"--(suite|task|ep)=([^-]+)", f"--{file.stem}"))
-    task = "_".join(said[name] for name in ("suite", "task") if name in said) or re.sub(r"\W+", "_", instruction) or "cosmos"
-    key = EpisodeKey(f"import:{file.stem}", task, "rollout", int(said["ep"]) if said.get("ep", "").isdecimal() else 0,
+    task = options.task or "_".join(said[name] for name in ("suite", "task") if name in said) or re.sub(r"\W+", "_", instruction)
+    key = EpisodeKey(f"import:{file.stem}", task, options.source or "rollout", int(said["ep"]) if said.get("ep", "").isdecimal() else 0,
                      initial_state=hashlib.sha256(proprio.tobytes() + actions.tobytes()).hexdigest()[:16])
     rewards = np.zeros(steps, np.float32)
     rewards[-1] = float(success)
+    frames = {t: [images[min(t, steps - 1)] for images in found.values()] for t in range(steps + 1)}
     return Episode(
         key=key, instruction=instruction, cameras=tuple(found), success=success, episode_return=float(success), timed_out=not success,
-        invalid="", policy_version=policy_version, actions=actions[:steps], labels=actions[:steps],
-        rewards=rewards, proprio=proprio, states=np.full((steps + 1, 1), np.nan), step_versions=np.full(steps, policy_version),
-        predicted_values=np.full(steps, np.nan), frames={t: [images[t] for images in found.values()] for t in range(steps + 1)},
-        info={"imported": file.name},
+        invalid="", policy_version=options.policy_version, actions=actions, labels=actions, rewards=rewards,
+        proprio=np.vstack([proprio, proprio[-1:]]), states=np.full((steps + 1, 1), np.nan),
+        step_versions=np.full(steps, options.policy_version), predicted_values=np.full(steps, np.nan), frames=frames,
+        info={"imported": file.name, LAST_STATE_REPEATED: True}, score=score,
     )  # fmt: skip
+
+
+def _pictures(source: h5py.File, flip: bool, steps: int) -> dict[str, list[bytes]]:
+    """Camera -> the JPEGs of its view."""
+    views = ROBOCASA if any(hdf5.has(source, f"secondary_images{ending}") for ending in ("", "_jpeg")) else LIBERO
+    found: dict[str, list[bytes]] = {}
+    for view, camera in views.items():
+        jpegs = hdf5.images(source, f"{view}_images", flip, steps)
+        if jpegs is not None:
+            named = hdf5.dataset_attribute(source, f"{view}_images_jpeg", "camera")
+            found[named if isinstance(named, str) and named and named not in found else camera] = jpegs
+    return found
+
+
+def _score(file: Path, success: bool, said: object) -> float | None:
+    """How far the episode got; None where that says no more than its success. StoreError unless it is within [0, 1]."""
+    if said is None:
+        return None
+    if not isinstance(said, int | float) or not 0.0 <= said <= 1.0:
+        raise StoreError(f"{file} has attribute success_score = {said!r}, which is not within 0 and 1")
+    return None if said == float(success) else float(said)
 
 
 def _success(file: Path, said: object) -> bool:
@@ -121,6 +158,7 @@ def _write(file: Path, view: EpisodeView, frames: list[list[bytes]]) -> None:
         for index, camera in enumerate(view.cameras):
             if camera in names:
                 column = target.create_dataset(f"{names[camera]}_images_jpeg", (len(frames),), dtype=h5py.vlen_dtype(np.dtype(np.uint8)))
+                column.attrs["camera"] = camera
                 for t, images in enumerate(frames):
                     column[t] = np.frombuffer(images[index], np.uint8)
         target.create_dataset("proprio", data=view.column("proprio")[:-1])

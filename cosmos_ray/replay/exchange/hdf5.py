@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 
 MOST_PIXELS = 1 << 24  # of one picture
+ENDINGS = (".hdf5", ".h5", ".he5")
+MOST_NAMES = 1_000_000  # of one list
 MOST_BYTES = 1 << 30  # of one array: a file that claims more is not given the memory for it
 
 
@@ -47,36 +49,73 @@ def array(parent: h5py.Group, name: str, dtype: Any, dimensions: int) -> np.ndar
     return values
 
 
-def images(parent: h5py.Group, name: str, flip: bool, rows: int) -> list[bytes] | None:
-    """One JPEG for each of ``rows`` steps from ``name_jpeg`` (bytes, taken over as they are unless they must be flipped) or ``name``
-    (pixels); None where there is neither. StoreError if they are no pictures, not of one size, or not that many."""
+def images(parent: h5py.Group, name: str, flip: bool, rows: int, at: Sequence[int] | None = None) -> list[bytes] | None:
+    """The JPEGs at the steps ``at`` (None: all) of ``rows`` from ``name_jpeg`` (bytes, taken over as they are unless they must be flipped)
+    or ``name`` (pixels); None where there is neither. StoreError if they are no pictures, or not that many."""
+    at = range(rows) if at is None else at
     if has(parent, f"{name}_jpeg"):
         found = _dataset(parent, f"{name}_jpeg")
         if found.ndim != 1 or h5py.check_vlen_dtype(found.dtype) != np.dtype(np.uint8):
             raise StoreError(f"{_where(found)} does not hold JPEG bytes")
         _expect(found, rows)
-        jpegs, size = [], None
-        for data in found:
-            image = decode_jpeg(data)
-            if image.shape != (size := size or image.shape):
-                raise StoreError(f"{_where(found)} has pictures of several sizes, {size[:2]} and {image.shape[:2]}")
-            jpegs.append(encode_jpeg(image[::-1]) if flip else data.tobytes())
-        return jpegs
+        return [encode_jpeg(decode_jpeg(found[t])[::-1]) if flip else _checked(found[t]) for t in at]
     if not has(parent, name):
         return None
     found = _dataset(parent, name)
     if found.ndim != 4 or found.shape[3] != 3 or found.dtype != np.uint8 or not 0 < found.shape[1] * found.shape[2] <= MOST_PIXELS:
         raise StoreError(f"{_where(found)} is not of (T, H, W, 3) uint8 pictures of up to {MOST_PIXELS} pixels")
     _expect(found, rows)
-    return [encode_jpeg(found[t][::-1] if flip else found[t]) for t in range(rows)]
+    return [encode_jpeg(found[t][::-1] if flip else found[t]) for t in at]
 
 
-def attribute(node: h5py.Group, name: str, default: Any = None) -> Any:
+def is_picture(parent: h5py.Group, name: str) -> bool:
+    """Whether a dataset is of (T, H, W, 3) uint8 pixels or of JPEG bytes, by its type alone."""
+    found = _own(parent, name)
+    if not isinstance(found, h5py.Dataset):
+        return False
+    pixels = found.ndim == 4 and found.shape[3] == 3 and found.dtype == np.uint8
+    return pixels or (found.ndim == 1 and h5py.check_vlen_dtype(found.dtype) == np.dtype(np.uint8))
+
+
+def names(parent: h5py.Group, name: str) -> list[str]:
+    """The texts of a dataset of names, such as a filter of robomimic. StoreError."""
+    found = _dataset(parent, name)
+    if found.ndim != 1 or found.dtype.kind not in "OSU" or found.size > MOST_NAMES:
+        raise StoreError(f"{_where(found)} is not a list of names")
+    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in found[()]]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The HDF5 files of a folder and of those in it, in order, or the path itself. StoreError for a folder that has none."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    if not found:
+        raise StoreError(f"there is no HDF5 file to import in {path}: give files, or a folder that has some")
+    return found
+
+
+def dataset_attribute(parent: h5py.Group, dataset: str, name: str) -> Any:
+    """A plain attribute of a dataset; None where there is none of either."""
+    found = _own(parent, dataset)
+    return attribute(found, name) if found is not None else None
+
+
+def attribute(node: h5py.Group | h5py.Dataset, name: str, default: Any = None) -> Any:
     """A plain attribute: text, number or flag."""
     value = node.attrs.get(name, default)
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value.item() if isinstance(value, np.generic) else value
+
+
+def text(parent: h5py.Group, name: str) -> str:
+    """The text of a dataset that is one text; empty where there is none."""
+    found = _own(parent, name)
+    if not isinstance(found, h5py.Dataset) or found.size != 1 or found.dtype.kind not in "OSU" or found.is_virtual or found.external:
+        return ""
+    value = found[()] if not found.shape else found[0]
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def has(parent: h5py.Group, name: str) -> bool:
@@ -101,6 +140,12 @@ def _dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
     if found.is_virtual or found.external:
         raise StoreError(f"{_where(found)} leads to another file for its values: not followed")
     return found
+
+
+def _checked(jpeg: np.ndarray) -> bytes:
+    """The bytes of a JPEG that can be decoded. StoreError."""
+    decode_jpeg(jpeg)
+    return jpeg.tobytes()
 
 
 def _expect(found: h5py.Dataset, rows: int) -> None:

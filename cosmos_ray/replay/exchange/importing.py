@@ -21,6 +21,7 @@ import simplejpeg
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress, third_person
+from cosmos_ray.replay.exchange.recorded import RenderRecorded
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
 from cosmos_ray.replay.format.episode import Episode, spoken
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
@@ -39,6 +40,8 @@ class ImportOptions:
     source: str = ""  #: ``demo``, ``rollout`` or ``eval``; "" is what the file says
     policy_version: int = 0  #: of rollouts that do not say theirs
     control_freq: float = 0.0  #: control steps per second where the file does not say; 0 is not known
+    filter: str = ""  #: of robomimic: take the demonstrations of this list under ``mask``; "" is all
+    render: RenderRecorded | None = None  #: draws simulator states that were recorded without pictures; None leaves them out
     keys: Mapping[str, str] = field(default_factory=dict)  #: name that the format has -> name in the file
     cameras: tuple[str, ...] = ()  #: take these alone, by their names in the file; none is all
     rename_camera: Mapping[str, str] = field(default_factory=dict)  #: name in the file -> name in the store

@@ -1,19 +1,20 @@
-"""Demonstrations of LIBERO and robomimic: one HDF5 file per task with groups ``data/demo_0``, ``data/demo_1``, ...
+"""Demonstrations of LIBERO, robomimic, RoboCasa and robosuite: HDF5 files with groups ``data/demo_0``, ``data/demo_1``, ...
 
-These files hold ``T`` observations and ``T`` actions, so an episode here has the ``T - 1`` actions between the ``T`` observations,
-and nothing is invented. Which actions those are depends on the file:
+These files hold ``T`` observations and ``T`` actions. What the last action led to is in few of them:
 
-* robomimic, and LIBERO regenerated for cosmos-policy: observation ``i`` was seen before action ``i``. The last action is left out,
-  since what it led to is not recorded.
-* LIBERO as released: its script recorded the observation after action ``i``, but the simulator state before it. The first action
-  is left out, and states and observations are put together again; the simulator state of the last observation is not recorded and
-  is nan. Which of the two a demonstration is, its joint angles say: they are in the observations and in the states.
+* robomimic, RoboCasa, and LIBERO regenerated for cosmos-policy: observation ``i`` was seen before action ``i``. The state after the last
+  action is ``next_obs`` where the file has that, else row ``T`` repeats the last observation and is marked so (``LAST_STATE_REPEATED``):
+  then every window is that of the public cosmos-policy loader.
+* LIBERO as released: its script recorded the observation after action ``i``, but the simulator state before it. The first action is left
+  out, since what it was chosen on is not recorded, and states and observations are put together again; the simulator state of the last
+  observation is not recorded and is nan. Which of the two a demonstration is, its joint angles say: they are in the observations and in
+  the states.
 
 ========================  =============================================================================================
 pictures                  ``obs/<name>_rgb`` (LIBERO), ``obs/<name>_image`` (robomimic), or the same with ``_jpeg``, whose bytes
-                          are kept as they are. Files that say ``macros_image_convention = opengl`` (LIBERO as released) are
-                          upside down and are turned.
-proprioception            ``robot_states``, or gripper, position and quaternion of the hand; LIBERO's axis-angle is converted
+                          are kept as they are; where there are none, the states are rendered on request
+proprioception            ``robot_states``, or gripper, position and quaternion of each hand
+actions                   ``actions``; of RoboCasa's 12 numbers the first 7 (arm and gripper), as the public code does
 simulator state           ``states``
 success                   a last reward of 1, robosuite's for a solved task, sparse or shaped; without rewards the last ``dones``
                           (which robomimic also sets where an episode merely ends); a file without either is of successes
@@ -23,98 +24,237 @@ success                   a last reward of 1, robosuite's for a solved task, spa
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
-from cosmos_ray.replay.exchange.exchanged import third_person
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
-from cosmos_ray.replay.format.episode import Episode, EpisodeKey
+from cosmos_ray.replay.exchange.instruction import environment_of, instruction_of, table_of
+from cosmos_ray.replay.exchange.observations import Observations
+from cosmos_ray.replay.exchange.recorded import RecordedStates
+from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeKey
 
-_HAND = (("robot0_gripper_qpos", "gripper_states"), ("robot0_eef_pos", "ee_pos"))
-_JOINTS = ("joint_states", "robot0_joint_pos")
-_RENAMED = {"eye_in_hand": "robot0_eye_in_hand"}
+_NAME = re.compile(r"(?:demo|episode|ep|traj)_?(\d+)")
+_KNOWN = {"actions", "obs", "next_obs", "states", "rewards", "dones", "robot_states"}
+
+ROBOCASA_ACTIONS = 12, 7  #: numbers per action in RoboCasa's files, and those of arm and gripper, which come first
+ROBOCASA_NOTE = ("of 12 numbers per action the first 7, arm and gripper, are kept: the others move RoboCasa's base, which the policy does "
+                 "not use")
+REPEATED_NOTE = "the state after the last action is not recorded: the last observation stands for it, as in the public cosmos-policy loader"
+_MOST_NAMED = 12
 
 
 def read_demonstrations(path: Path, options: ImportOptions, notes: Notes) -> Iterator[Episode | Skip]:
-    """Every demonstration of the file, one at a time.
-
-    ``task`` and ``instruction`` of the options default to what the file or its name says, ``flip`` to what its image convention asks
-    for. StoreError for another kind of file.
-    """
-    with hdf5.opened(path) as file:
-        data = hdf5.group(file, "data")
-        task, instruction = _described(path, data, options.task, options.instruction)
-        turn = hdf5.attribute(data, "macros_image_convention") == "opengl" if options.flip is None else options.flip
-        names = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda name: int(name[5:]))
-        if not names:
-            raise StoreError(f"{path} has no demonstration data/demo_0: it is not of LIBERO or robomimic")
-        notes.total = len(names)
-        for name in names:
-            yield attempt(name, partial(_demonstration, path, data, name, task, instruction, turn))
-
-
-def _demonstration(path: Path, data: h5py.Group, name: str, task: str, instruction: str, turn: bool) -> Episode:
-    demo = hdf5.group(data, name)
-    key = EpisodeKey(f"import:{path.stem}", task, "demo", int(name[5:]), initial_state=_beginning(demo))
-    return _episode(demo, key, instruction, turn)
-
-
-def _described(path: Path, data: h5py.Group, task: str, instruction: str) -> tuple[str, str]:
-    """Task and instruction: as asked for, else as the file says, else from its name."""
-    info = {}
-    for name in ("env_args", "problem_info"):
+    """Every demonstration of the file, or of each file of a folder, one at a time. StoreError for another kind of file."""
+    files = hdf5.files_of(path)
+    for file in files:
         try:
-            info[name] = json.loads(hdf5.attribute(data, name, "{}"))
-        except (TypeError, ValueError, RecursionError):
-            info[name] = {}
-    stem = path.stem.removesuffix("_demo")
-    words = re.sub(r"^.*SCENE\d+_", "", stem).replace("_", " ")
-    said = info["problem_info"].get("language_instruction") if isinstance(info["problem_info"], dict) else None
-    if isinstance(said, list):
-        said = "".join(map(str, said))
-    robosuite = info["env_args"].get("env_name") if isinstance(info["env_args"], dict) else None
-    libero = "bddl_file_name" in data.attrs or said
-    return task or (stem if libero or not isinstance(robosuite, str) else robosuite), instruction or str(said or words).strip('"')
+            yield from _File(file, options, notes).episodes(f"{file.relative_to(path)} " if path.is_dir() else "")
+        except StoreError as error:
+            if len(files) == 1:
+                raise
+            yield Skip(str(file), str(error))
 
 
-def _episode(demo: h5py.Group, key: EpisodeKey, instruction: str, flip: bool) -> Episode:
-    actions = hdf5.array(demo, "actions", np.float32, 2)
-    steps = len(actions) - 1
-    if steps < 1:
-        raise StoreError(f"{demo.name} has {len(actions)} actions, at least two are needed")
-    observed = hdf5.group(demo, "obs")
-    frames = _frames(observed, flip, steps + 1)
-    cameras = tuple(frames)
-    proprio = _proprio(demo, observed)
-    states = hdf5.array(demo, "states", np.float64, 2) if hdf5.has(demo, "states") else np.full((steps + 1, 1), np.nan)
-    rewards = hdf5.array(demo, "rewards", np.float32, 1) if hdf5.has(demo, "rewards") else np.zeros(steps + 1, np.float32)
-    lengths = {"proprio": len(proprio), "states": len(states), "rewards": len(rewards)}
-    wrong = {name: length for name, length in lengths.items() if length != steps + 1}
+class _Seen(NamedTuple):
+    """What the states of an episode look like."""
+
+    cameras: tuple[str, ...]
+    frames: list[list[bytes]]  # [state][camera]
+    proprio: np.ndarray  # (states, p) float32
+    end: Literal["after", "recorded", "repeated"]  # seen after the actions; with the state after the last action; with its repetition
+
+
+class _File:
+    """One file while it is read."""
+
+    def __init__(self, path: Path, options: ImportOptions, notes: Notes) -> None:
+        self.path, self.options, self.notes = path, options, notes
+        self.unread: set[str] = set()
+
+    def episodes(self, prefix: str) -> Iterator[Episode | Skip]:
+        """The demonstrations by their numbers; ``prefix`` goes before their names in messages."""
+        with hdf5.opened(self.path) as file:
+            data = hdf5.group(file, "data")
+            self.unread |= {name for name in file if name not in ("data", "mask")}
+            self.unread |= {f"data/{name}" for name in data if not _NAME.fullmatch(name)}
+            names = self._chosen(file, sorted((name for name in data if _NAME.fullmatch(name)), key=_number))
+            if not names:
+                raise StoreError(f"{self.path} has no demonstration data/demo_0: it is not of LIBERO, robomimic, RoboCasa or robosuite")
+            self.notes.total += len(names)
+            for name in names:
+                yield attempt(f"{prefix}{name}", partial(self._episode, data, name))
+        if self.unread:
+            more = f" and {len(self.unread) - _MOST_NAMED} more" if len(self.unread) > _MOST_NAMED else ""
+            self.notes.say(f"not read: {', '.join(sorted(self.unread)[:_MOST_NAMED])}{more}")
+
+    def _chosen(self, file: h5py.File, names: list[str]) -> list[str]:
+        """Of the demonstrations those of the filter that was asked for. StoreError if the file does not have it."""
+        masks = sorted(hdf5.group(file, "mask")) if hdf5.has(file, "mask") else []
+        if self.options.filter:
+            if self.options.filter not in masks:
+                raise StoreError(f"{self.path} has no filter {self.options.filter!r} (--filter): it has {', '.join(masks) or 'none'}")
+            wanted = set(hdf5.names(hdf5.group(file, "mask"), self.options.filter))
+            return [name for name in names if name in wanted]
+        if masks:
+            self.notes.say(f"all demonstrations are taken; --filter takes those of one of the file's filters: {', '.join(masks)}")
+        return names
+
+    def _episode(self, data: h5py.Group, name: str) -> Episode:
+        demo = hdf5.group(data, name)
+        actions = self._actions(demo)
+        steps = len(actions)
+        if not steps:
+            raise StoreError(f"{demo.name} has no action")
+        states = hdf5.array(demo, "states", np.float64, 2) if hdf5.has(demo, "states") else np.full((steps, 1), np.nan)
+        rewards = hdf5.array(demo, "rewards", np.float32, 1) if hdf5.has(demo, "rewards") else np.zeros(steps, np.float32)
+        _agree(demo, steps, states=states, rewards=rewards)
+        instruction, where = self.options.instruction, "--instruction"
+        if not instruction:
+            instruction, where = instruction_of(self.path, data, demo)
+        seen = self._seen(data, demo, states, steps)
+        info: dict[str, Any] = {"imported": self.path.name, **_rate(data)}
+        unknown = np.full_like(states[:1], np.nan)
+        if seen.end == "after":
+            actions, rewards, states = actions[1:], rewards[1:], np.vstack([states[1:], unknown])
+            info["unrecorded_states"] = [steps - 1]
+        elif seen.end == "recorded":
+            states = np.vstack([states, unknown])
+            info["unrecorded_states"] = [steps]
+        else:
+            states = np.vstack([states, states[-1:]])
+            info[LAST_STATE_REPEATED] = True
+        steps, success, rewards = len(actions), _succeeded(demo), rewards.copy()
+        rewards[-1] = max(rewards[-1], float(success))
+        self.notes.say(f"instruction taken from {where}")
+        task = self.options.task or _task(self.path, data, where, instruction)
+        return Episode(
+            key=EpisodeKey(f"import:{self.path.stem}", task, "demo", _number(name), initial_state=_beginning(demo)),
+            instruction=instruction, cameras=seen.cameras, success=success, episode_return=float(rewards.sum()), timed_out=not success,
+            invalid="", policy_version=-1, actions=actions, labels=actions, rewards=rewards, proprio=seen.proprio, states=states,
+            step_versions=np.full(steps, -1), predicted_values=np.full(steps, np.nan), frames=dict(enumerate(seen.frames)), info=info,
+        )  # fmt: skip
+
+    def _actions(self, demo: h5py.Group) -> np.ndarray:
+        """(T, d) float32; of RoboCasa without the numbers of its mobile base."""
+        actions = hdf5.array(demo, "actions", np.float32, 2)
+        self.unread |= {f"data/*/{name}" for name in demo if name not in _KNOWN}
+        if actions.shape[1] == ROBOCASA_ACTIONS[0] and _of_robocasa(demo):
+            self.notes.say(ROBOCASA_NOTE)
+            return np.ascontiguousarray(actions[:, : ROBOCASA_ACTIONS[1]])
+        return actions
+
+    def _seen(self, data: h5py.Group, demo: h5py.Group, states: np.ndarray, steps: int) -> _Seen:
+        observed = Observations(hdf5.group(demo, "obs")) if hdf5.has(demo, "obs") else None
+        if observed is None or not observed.cameras:
+            return self._repeated(*self._rendered(data, demo, states))
+        flip = self._turned(data, observed)
+        frames = observed.frames(flip, steps)
+        own = hdf5.has(demo, "robot_states")
+        proprio = hdf5.array(demo, "robot_states", np.float32, 2) if own else observed.proprio()
+        _agree(demo, steps, proprio=proprio)
+        after = _seen_after(observed.joints(), states)
+        self.unread |= {f"obs/{name}" for name in observed.group if name not in observed.read and name not in observed.uncoloured}
+        if observed.uncoloured:
+            self.notes.say(f"left out {', '.join(observed.uncoloured)}: the policy sees colour pictures")
+        if after:
+            self.notes.say("observations were recorded after their actions (LIBERO as released): the first action is left out")
+            return _Seen(observed.cameras, frames, proprio, "after")
+        following = Observations(hdf5.group(demo, "next_obs")) if hdf5.has(demo, "next_obs") and not own else None
+        if following is None or following.cameras != observed.cameras:
+            return self._repeated(observed.cameras, frames, proprio)
+        last = following.frames(flip, steps, [steps - 1])
+        return _Seen(observed.cameras, frames + last, np.vstack([proprio, following.proprio()[-1:]]), "recorded")
+
+    def _repeated(self, cameras: tuple[str, ...], frames: list[list[bytes]], proprio: np.ndarray) -> _Seen:
+        self.notes.say(REPEATED_NOTE)
+        return _Seen(cameras, [*frames, frames[-1]], np.vstack([proprio, proprio[-1:]]), "repeated")
+
+    def _rendered(self, data: h5py.Group, demo: h5py.Group, states: np.ndarray) -> tuple[tuple[str, ...], list[list[bytes]], np.ndarray]:
+        if not hdf5.has(demo, "states"):
+            raise StoreError(f"{demo.name} has no pictures (datasets obs/..._rgb or obs/..._image) and no states to make them from")
+        if self.options.render is None:
+            raise StoreError(f"{demo.name} has simulator states and no pictures: --render makes them with the simulator of this package")
+        recorded = RecordedStates(f"{self.path.name}:{demo.name}", environment_of(data), _robots(data),
+                                  str(hdf5.attribute(demo, "model_file", "")), states)
+        made = self.options.render(recorded)
+        self.notes.say("pictures and proprioception are rendered from the simulator states" + (f"; {made.note}" if made.note else ""))
+        return made.cameras, made.frames, made.proprio
+
+    def _turned(self, data: h5py.Group, observed: Observations) -> bool:
+        """Whether the pictures must be turned upside down; says which it is and why."""
+        convention = hdf5.attribute(data, "macros_image_convention")
+        if self.options.flip is not None:
+            flip, why = self.options.flip, f"--flip {'yes' if self.options.flip else 'no'}"
+        elif convention in ("opengl", "opencv"):
+            flip, why = convention == "opengl", f"the file's macros_image_convention is {convention}"
+        else:
+            libero = any(name.endswith("_rgb") for name in observed.datasets.values())
+            whose = "files that cosmos-policy regenerated are (those of openvla are not: --flip yes)" if libero else (
+                "robomimic and RoboCasa write them (raw pictures of robosuite are not: --flip yes)")  # fmt: skip
+            flip, why = False, f"the file does not say, and {whose}"
+        self.notes.say(f"pictures are {'turned upside down' if flip else 'taken as upright'}: {why}")
+        return flip
+
+
+def _agree(demo: h5py.Group, steps: int, **arrays: np.ndarray) -> None:
+    """StoreError unless every array has a row per action."""
+    wrong = {name: len(array) for name, array in arrays.items() if len(array) != steps}
     if wrong:
-        raise StoreError(f"{demo.name} has {steps + 1} actions and {wrong} of others")
-    info: dict[str, Any] = {"imported": Path(demo.file.filename).name}
-    if _seen_after(observed, states):
-        actions, rewards = actions[1:], rewards[1:]
-        states = np.vstack([states[1:], np.full_like(states[:1], np.nan)])
-        info["unrecorded_states"] = [steps]
-    success = _succeeded(demo)
-    actions, rewards = actions[:steps], rewards[:steps].copy()
-    rewards[-1] = max(rewards[-1], float(success))  # the last recorded reward may belong to the action that is left out
-    return Episode(
-        key=key, instruction=instruction, cameras=cameras, success=success, episode_return=float(rewards.sum()), timed_out=not success,
-        invalid="", policy_version=-1, actions=actions, labels=actions, rewards=rewards,
-        proprio=proprio, states=states, step_versions=np.full(steps, -1), predicted_values=np.full(steps, np.nan),
-        frames={t: [frames[camera][t] for camera in cameras] for t in range(steps + 1)}, info=info,
-    )  # fmt: skip
+        raise StoreError(f"{demo.name} has {steps} actions and {wrong} of others")
+
+
+def _number(name: str) -> int:
+    return int(re.sub(r"\D", "", name))
+
+
+def _task(path: Path, data: h5py.Group, where: str, instruction: str) -> str:
+    """The name of the task: the environment's; LIBERO has one for all of its tasks, and a file per task; else that of the instruction."""
+    environment = environment_of(data)
+    libero = "bddl_file_name" in data.attrs or bool(table_of(data, "problem_info")) or path.stem.endswith("_demo")
+    if environment and not libero:
+        return environment
+    if libero or where == "--instruction":
+        return path.stem.removesuffix("_demo")
+    return re.sub(r"\W+", "_", instruction)
+
+
+def _rate(data: h5py.Group) -> dict[str, float]:
+    """Control steps per second, where the file says them."""
+    for name in ("env_args", "env_info"):
+        table = table_of(data, name)
+        inside = table.get("env_kwargs")
+        for found in (inside if isinstance(inside, dict) else {}, table):
+            if isinstance(rate := found.get("control_freq"), int | float) and 0 < rate < 1e4:
+                return {"control_freq": float(rate)}
+    return {}
+
+
+def _robots(data: h5py.Group) -> tuple[str, ...]:
+    """Names of the simulated robots, empty where the file does not say them."""
+    for name in ("env_args", "env_info"):
+        table = table_of(data, name)
+        inside = table.get("env_kwargs")
+        for found in (inside if isinstance(inside, dict) else {}, table):
+            robots = found.get("robots")
+            if isinstance(robots, str):
+                return (robots,)
+            if isinstance(robots, list) and robots and all(isinstance(robot, str) for robot in robots):
+                return tuple(robots)
+    return ()
+
+
+def _of_robocasa(demo: h5py.Group) -> bool:
+    """By its cameras, or by what a demonstration says of itself, which only RoboCasa's do."""
+    cameras = hdf5.group(demo, "obs") if hdf5.has(demo, "obs") else ()
+    return "ep_meta" in demo.attrs or any(name.startswith("robot0_agentview_") for name in cameras)
 
 
 def _beginning(demo: h5py.Group) -> str:
@@ -123,48 +263,16 @@ def _beginning(demo: h5py.Group) -> str:
     return hashlib.sha256(hdf5.array(demo, name, np.float64, 2)[:1].tobytes()).hexdigest()[:16]
 
 
-def _seen_after(observed: h5py.Group, states: np.ndarray) -> bool:
+def _seen_after(joints: np.ndarray, states: np.ndarray) -> bool:
     """Whether observation ``i`` shows what action ``i`` led to, by its joint angles: those of state ``i`` or of state ``i + 1``.
 
     A flattened state is time, then positions, those of the robot's joints first. The observation lags behind by a simulator step,
     so neither is met exactly. False where this cannot be told.
     """
-    name = next((name for name in _JOINTS if hdf5.has(observed, name)), None)
-    joints = hdf5.array(observed, name, np.float64, 2) if name else np.empty((0, 0))
     if joints.shape[0] != len(states) or states.shape[1] < 1 + joints.shape[1] or len(states) < 3:
         return False
     recorded = states[1:, 1 : 1 + joints.shape[1]]
     return bool(np.abs(joints[:-1] - recorded).mean() < 0.5 * np.abs(joints[1:] - recorded).mean())
-
-
-def _frames(observed: h5py.Group, flip: bool, rows: int) -> dict[str, list[bytes]]:
-    """JPEGs by camera, those of the hand first. StoreError if there are none."""
-    names = {name.removesuffix("_jpeg") for name in observed if re.search(r"_(rgb|image)(_jpeg)?$", name)}
-    cameras = {_RENAMED.get(short := re.sub(r"_(rgb|image)$", "", name), short): name for name in sorted(names)}
-    ordered = sorted(cameras, key=lambda camera: (third_person(camera), camera))
-    if not ordered:
-        raise StoreError(f"{observed.name} has no pictures (datasets named ..._rgb or ..._image)")
-    read = ((camera, hdf5.images(observed, cameras[camera], flip, rows)) for camera in ordered)
-    return {camera: jpegs for camera, jpegs in read if jpegs is not None}
-
-
-def _proprio(demo: h5py.Group, observed: h5py.Group) -> np.ndarray:
-    """(T, 9) float32: gripper joints, hand position in metres, hand quaternion (x, y, z, w)."""
-    if hdf5.has(demo, "robot_states"):
-        return hdf5.array(demo, "robot_states", np.float32, 2)
-    parts = [hdf5.array(observed, next((n for n in names if hdf5.has(observed, n)), names[0]), np.float32, 2) for names in _HAND]
-    if hdf5.has(observed, "robot0_eef_quat"):
-        return np.hstack([*parts, hdf5.array(observed, "robot0_eef_quat", np.float32, 2)])
-    return np.hstack([*parts, quaternions(hdf5.array(observed, "ee_ori", np.float64, 2))])
-
-
-def quaternions(rotations: np.ndarray) -> np.ndarray:
-    """(n, 4) float32 quaternions (x, y, z, w) of (n, 3) axis-angle vectors in radians. StoreError for another shape."""
-    if rotations.ndim != 2 or rotations.shape[1] != 3:
-        raise StoreError(f"orientations of shape {rotations.shape} are no axis-angle vectors")
-    angle = np.linalg.norm(rotations, axis=1, keepdims=True)
-    axis = np.divide(rotations, angle, out=np.zeros_like(rotations), where=angle > 0)
-    return np.hstack([axis * np.sin(angle / 2), np.cos(angle / 2)]).astype(np.float32)
 
 
 def _succeeded(demo: h5py.Group) -> bool:
