@@ -123,7 +123,7 @@ def test_export_and_import_again(replay, tmp_path, format, back):
         code, lines, _ = replay("import", *paths, "--format", back, store=other)
         assert code == 0 and lines[0] == f"3 episodes imported into {other}, 0 of them were there before"
         assert replay("import", *paths, "--format", back, store=other)[1][0].endswith("3 of them were there before")
-        assert json.loads(replay("stats", "--json", store=other)[1][0])["steps"] == 3 * (12 if format == "lerobot" else 11)
+        assert json.loads(replay("stats", "--json", store=other)[1][0])["steps"] == 3 * 12
 
 
 def test_what_an_export_leaves_out_is_named_and_the_exit_code_says_so(replay, tmp_path):

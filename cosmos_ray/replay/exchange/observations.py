@@ -47,7 +47,7 @@ class Observations:
         return [list(images) for images in zip(*columns, strict=True)]
 
     def proprio(self) -> np.ndarray:
-        """(T, p) float32, as our simulation has it: of each arm the gripper's joints, hand position in metres, hand quaternion (x, y, z, w).
+        """(T, p) float32 as in our simulation: of each arm the gripper joints, hand position in metres, hand quaternion (x, y, z, w).
 
         An arm without a gripper has none. LIBERO's axis-angle is converted. StoreError where there is no hand.
         """
