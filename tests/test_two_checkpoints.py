@@ -96,6 +96,24 @@ def test_checkpoints_of_two_robots_are_refused(files, tmp_path, capfd, handlers,
     assert len(list((tmp_path / "lib" / "checkpoints").iterdir())) == 2
 
 
+def test_tiny_policies_that_see_differently_cannot_judge_each_other(tmp_path, capfd, handlers):
+    """The tokenizer of `tiny` is fitted: the same weights mean nothing on another fit. A file of weights has no fit at all."""
+    acts, judges = demo_policy(), demo_policy()
+    judges.tokenizer.fit(torch.from_numpy(np.random.default_rng(3).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)))
+    ranges = {"actions_min": [-1] * 4, "actions_max": [1] * 4, "proprio_min": [-1] * 9, "proprio_max": [1] * 9}
+    (tmp_path / "ranges.json").write_text(json.dumps(ranges))
+    save_policy(acts, tmp_path / "acts", 1)
+    save_policy(judges, tmp_path / "judges", 1)
+    command = ["import", "--root", str(tmp_path), "--name", "tiny", "--statistics", str(tmp_path / "ranges.json"), "--weights"]
+    torch.save(acts.net.state_dict(), tmp_path / "alone.pt")
+    fails([*command, str(tmp_path / "alone.pt")], 2, "alone.pt holds no tokenizer, and preset 'tiny' fits its own on demonstrations", capfd)
+    assert main([*command, str(tmp_path / "acts")]) == 0
+    imported, _ = load_policy(tmp_path / "tiny" / "checkpoints" / "base")
+    assert same(imported.tokenizer.state_dict(), acts.tokenizer.state_dict())
+    fails([*command, str(tmp_path / "judges"), "--as", "planning"], 2, "have tokenizers fitted on different frames", capfd)
+    assert main([*command, str(tmp_path / "acts"), "--as", "planning"]) == 0
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run with a base and a refined policy, and a planning network in ``tmp_path/judge`` that is not imported yet; no Ray."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.checkpoint import copy_checkpoint, load_policy, load_released, read_description, save_policy
@@ -14,6 +16,7 @@ from cosmos_ray.model.exchange.text_embeddings import write_text_embeddings
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.text import T5Text
+from cosmos_ray.model.tokenizer import PatchPCA
 from cosmos_ray.run import Run
 from cosmos_ray.sim import tasks
 from cosmos_ray.stages.acting import IMPORTED_PLANNING, newest
@@ -45,21 +48,23 @@ def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -
         policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
     for other_kept, _, other in IMPORTED.values():
         if other_kept != kept and folder.has_policy(other_kept):
-            _check_partner(policy, load_policy(folder.checkpoint(other_kept), dtype=None)[0], f"the run's {other}", str(weights))
+            _check_partner(policy, folder.checkpoint(other_kept), f"the run's {other}", str(weights))
     info = {"stage": "import", "step": 0, "weights": str(weights), "statistics": ranges.raw}
     save_policy(policy, kept_path, folder.next_version(), info)  # first: `pretrain` makes a random one where there is none
     copy_checkpoint(kept_path, path, overwrite=False)
     return {"parameters": sum(p.numel() for p in policy.net.parameters()), "constant": ranges.constant, "path": path, "what": what}
 
 
-def _check_partner(policy: CosmosPolicy, other: CosmosPolicy, whose: str, where: str) -> None:
+def _check_partner(policy: CosmosPolicy, other: Path, whose: str, where: str) -> None:
     """ConfigError when a network cannot judge what another one proposes: one acts, the latents that it generates go to the other."""
-    mine, theirs = policy.spec.to_json(), other.spec.to_json()
+    mine, theirs = policy.spec.to_json(), read_description(other)[0].to_json()
     for name in ("action_dim", "proprio_dim", *mine):
         if mine[name] != theirs[name]:
             raise ConfigError(f"{where} and {whose} differ in {name}: {mine[name]} and {theirs[name]}; import networks of one robot")
-    tokenizers = (p.tokenizer.state_dict() for p in (policy, other))
-    if policy.spec.preset == "tiny" and any(not t.equal(o) for t, o in zip(*(t.values() for t in tokenizers), strict=True)):
+    if not isinstance(policy.tokenizer, PatchPCA):
+        return
+    fits = zip(*(tokenizer.state_dict().values() for tokenizer in (policy.tokenizer, load_policy(other)[0].tokenizer)), strict=True)
+    if not all(torch.equal(here, there) for here, there in fits):
         raise ConfigError(f"{where} and {whose} have tokenizers fitted on different frames: one's latents mean nothing to the other; train "
                           "both from one initial policy")
 
