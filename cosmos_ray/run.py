@@ -64,7 +64,7 @@ class Run:
     def check_policy(self, checkpoint: str | Path) -> None:
         """ConfigError when the policy of ``checkpoint`` cannot act in this simulation, or judge what acts there."""
         spec = read_description(checkpoint)[0]
-        check_fits("the policy", Embodiment(spec.cameras, spec.action_dim, spec.proprio_dim), self.config.sim)
+        check_fits("the policy", Embodiment(spec.cameras, spec.action_dim, spec.proprio_dim, moving=spec.moving), self.config.sim)
         _check_instruction(Path(checkpoint), self.config)
 
     def pool(self, checkpoint: str | Path, cpus: float) -> InferencePool:

@@ -10,7 +10,7 @@ from cosmos_ray.config.tasks import SPECS, NoiseMix
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim.demonstration import CLEAN, demonstrate
 from cosmos_ray.sim.environment import Environment
-from cosmos_ray.sim.experts import check_expert, expert
+from cosmos_ray.sim.experts import ARMS, check_expert, expert
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,20 @@ def test_disturbed_expert_mostly_succeeds(task):
     env = Environment(SimConfig(task=task))
     successes = sum(demonstrate(env, seed, render_every=0).success for seed in range(20))
     assert successes >= 14
+    env.close()
+
+
+@pytest.mark.parametrize("task, space, robot", [
+    pytest.param(task, space, robot, marks=() if (task, space, robot) == ("Lift", "position", "UR5e") else pytest.mark.slow)
+    for task, spaces in ARMS.items() for space, robots in spaces.items() for robot in robots if robot != "Panda"
+])  # fmt: skip
+def test_the_expert_drives_every_arm_that_it_claims(task, space, robot):
+    """docs/running.md has the counts of 20 episodes."""
+    config = SimConfig(task=task, robots=(robot,), actions=space)
+    check_expert(config)
+    env = Environment(config)
+    assert all(demonstrate(env, seed, CLEAN, render_every=0).success for seed in (0, 1))
+    assert sum(demonstrate(env, seed, render_every=0).success for seed in range(8)) >= 4
     env.close()
 
 
@@ -90,7 +104,15 @@ def test_frames_at_every_second_step_and_the_last(lift):
     assert sorted(trajectory.frames) == sorted({*range(0, trajectory.length + 1, 2), trajectory.length})
 
 
-def test_task_robot_or_action_space_without_an_expert_is_refused():
-    for settings in ({"task": "Wipe"}, {"task": "Stack", "actions": "position"}, {"robots": ("Sawyer",)}):
-        with pytest.raises(ConfigError, match="expert"):
-            check_expert(SimConfig(**settings))
+@pytest.mark.parametrize("settings, said", [
+    ({"task": "Wipe"}, "no scripted expert for task Wipe"),
+    ({"task": "Stack", "actions": "position"}, "turns the hand; set sim.actions to pose"),
+    ({"controller": "JOINT_POSITION"}, "under OSC_POSE only, not JOINT_POSITION"),
+    ({"robots": ("Jaco",)}, "drives one Panda or IIWA or Kinova3 or Sawyer or UR5e or XArm7 with sim.actions position, not Jaco"),
+    ({"robots": ("Sawyer",), "actions": "pose"}, "with sim.actions pose, not Sawyer"),
+    ({"task": "Door", "robots": ("UR5e",)}, "not UR5e"),
+])  # fmt: skip
+def test_task_robot_controller_or_action_space_without_an_expert_is_refused(settings, said):
+    with pytest.raises(ConfigError, match="expert") as caught:
+        check_expert(SimConfig(**settings))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
