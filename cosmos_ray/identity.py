@@ -64,6 +64,9 @@ def evaluation_digest(identity: RunIdentity, config: RunConfig, planner: Planner
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
+#: Aggregations that the keys of stored episodes know by another name: "lcb" was the population's deviation when it got there.
+AGGREGATES = {"lcb": "lcb of samples", "lcb_population": "lcb"}
+
 # The lists below are part of the keys of stored episodes. A name or an order in them never changes, whatever the settings are called. A
 # setting that comes later joins its list only where its value is not what earlier versions did without it.
 
@@ -72,8 +75,9 @@ def _planner_values(planner: PlannerConfig | None) -> list[Any] | None:
     """The planner's values that act, for digest version 2."""
     if planner is None:
         return None
+    later = [["ladder", planner.ladder]] if planner.ladder != "rounded" else []
     return [planner.candidates, planner.rank_by, planner.spread, planner.futures, planner.future_steps, planner.value_samples,
-            planner.value_steps, planner.aggregate]
+            planner.value_steps, AGGREGATES.get(planner.aggregate, planner.aggregate), *later]
 
 
 def _planner_before(planner: PlannerConfig | None) -> dict[str, Any] | None:

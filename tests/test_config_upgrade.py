@@ -11,8 +11,8 @@ import pytest
 
 from cosmos_ray.config import RolloutConfig, RunConfig, SimConfig, check
 from cosmos_ray.config.settings import SETTINGS, changed, new_config, value_of
-from cosmos_ray.config.stored import stored_config
-from cosmos_ray.config.upgrade import BEFORE, FORMAT, OLD_NAMES, STOOD_FOR, is_before, read_config
+from cosmos_ray.config.stored import config_tree, stored_config
+from cosmos_ray.config.upgrade import BEFORE, FORMAT, OLD_NAMES, OTHERWISE_CALLED, STOOD_FOR, is_before, read_config
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.learner.mixture import Mixture
@@ -22,7 +22,8 @@ from cosmos_ray.stages.refine import schedule
 FILES = sorted((Path(__file__).parent / "data" / "config_before").glob("*.json"))
 
 #: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
-NEW = ("sim.instruction", "model.image_size", "model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens",
+NEW = ("sim.instruction", "model.fidelity", "model.resize", "model.augmentation", "learner.decay_all", "planner.ladder",
+       "model.image_size", "model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens",
        "model.loss_scale", "model.jpeg", "replay.keep_newest", "replay.keep_failures")
 
 
@@ -66,6 +67,7 @@ def test_what_was_given_is_kept_under_its_present_name(before):
         if name in NEW or name in STOOD_FOR or name in ("root", "name", "address", "wandb", "repeat", "plan_seed"):
             continue
         theirs = (tree[section] if section else tree)[field]
+        theirs = OTHERWISE_CALLED.get((name, theirs), theirs) if isinstance(theirs, str) else theirs
         assert value_of(config, name) == (tuple(theirs) if isinstance(theirs, list) else theirs), setting.name
 
 
@@ -121,6 +123,20 @@ def test_a_run_from_before_a_setting_came_has_its_default(tmp_path):
 ], ids=str)  # fmt: skip
 def test_the_network_of_a_run_from_before_sees_the_frames_as_they_were_rendered(tmp_path, tree):
     assert read_config(tmp_path / "config.json", tree).model.image_size == 96
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_a_run_from_before_fidelity_computes_as_it_did(tmp_path, format):
+    """Also one of a suite, which is "reference" today."""
+    tree = {"model": {"preset": "cosmos-predict2-2b", "suite": "aloha"}, "learner": {"schedule": "paper"}, "planner": {"aggregate": "lcb"}}
+    config = read_config(tmp_path / "config.json", tree | ({"format": 2} if format == 2 else {}))
+    model, planner = config.model, config.planner
+    assert (model.fidelity, model.resize, model.augmentation, config.learner.decay_all) == ("ours", "bilinear", "smooth", False)
+    assert (config.learner.schedule, planner.aggregate, planner.ladder) == ("paper_before", "lcb_population", "rounded")
+    again = read_config(tmp_path / "config.json", config_tree(config))
+    assert again == config
+    new = new_config({"model.suite": "aloha", "planner.aggregate": "lcb"})
+    assert read_config(tmp_path / "config.json", config_tree(new)) == new and new.planner.aggregate == "lcb"
 
 
 @pytest.mark.parametrize("change, complaint", [

@@ -165,7 +165,7 @@ def test_every_setting_of_the_simulator_changes_the_digest(change):
 @pytest.mark.parametrize("change", [field.name for field in dataclasses.fields(PlannerConfig)])
 def test_every_setting_of_the_planner_changes_the_digest(digest_version, change):
     other = {"candidates": 3, "rank_by": "both", "spread": 0.3, "futures": 2, "future_steps": 4, "value_samples": 3, "value_steps": 2,
-             "aggregate": "success_vote"}
+             "aggregate": "success_vote", "ladder": "truncated"}
     assert change in other, f"give planner.{change} another value in this table, and append it in _planner_values of cosmos_ray/identity.py"
     identity, config = dataclasses.replace(RunIdentity("run"), digest_version=digest_version), RunConfig()
     changed = dataclasses.replace(config, planner=dataclasses.replace(config.planner, **{change: other[change]}))
@@ -184,6 +184,15 @@ def test_digests_are_what_stored_episodes_carry():
     """Literal values: whatever renames or reorders the settings must leave these as they are."""
     config = RunConfig(sim=SimConfig(actions="position", horizon=100), rollout=RolloutConfig(execute=8), planner=PlannerConfig(spread=0.06))
     assert digest(dataclasses.replace(RunIdentity("run"), digest_version=2), config) == "4aea1a0c6e"
+
+
+@pytest.mark.parametrize("digest_version", [1, 2])
+def test_a_lower_bound_of_the_population_has_the_key_that_it_had_as_lcb(digest_version, monkeypatch):
+    identity, keys = dataclasses.replace(RunIdentity("run"), digest_version=digest_version), {}
+    for scheme in ("lcb", "lcb_population"):
+        keys[scheme] = digest(identity, RunConfig(planner=PlannerConfig(aggregate=scheme)))
+    monkeypatch.setattr("cosmos_ray.identity.AGGREGATES", {})  # earlier versions
+    assert digest(identity, RunConfig(planner=PlannerConfig(aggregate="lcb"))) == keys["lcb_population"] != keys["lcb"]
 
 
 def digest(identity: RunIdentity, config: RunConfig) -> str:

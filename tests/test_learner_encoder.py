@@ -157,8 +157,8 @@ def respecified(**changes):
 @pytest.mark.parametrize("change, mode, chunk", [
     (lambda policy: policy.tokenizer.mean.add_(0.01), "plain", 8), (respecified(cameras=("agent", "wrist")), "plain", 8),
     (respecified(augmented=True), "plain", 8), (respecified(jpeg=True), "plain", 8), (respecified(), "augmented", 8),
-    (respecified(), "plain", 7),
-], ids=["tokenizer", "cameras", "augmentation", "jpeg", "mode", "chunk"])  # fmt: skip
+    (respecified(), "plain", 7), (respecified(resize="bicubic"), "plain", 8), (respecified(augmentation="torchvision"), "plain", 8),
+], ids=["tokenizer", "cameras", "augmentation", "jpeg", "mode", "chunk", "resize", "way"])  # fmt: skip
 def test_windows_seen_otherwise_are_never_shared(tmp_path, change, mode, chunk):
     encoder, other = encoder_of(tiny(), "plain", tmp_path), tiny()
     encoder.encode(windows(3), seeded())
@@ -181,10 +181,11 @@ def test_frames_are_augmented_after_the_jpeg_that_the_policy_will_see(tmp_path):
     jpegs = torch.from_numpy(prepare(both(data), 32, True, False))
     assert not torch.equal(jpegs, torch.from_numpy(both(data)))
     fresh = encoder_of(policy, "off").encode(data, seeded())
-    assert torch.equal(fresh, encode_images(policy, augmentation.augment(jpegs, seeded())))
+    assert torch.equal(fresh, encode_images(policy, augmentation.augment(jpegs, seeded(), "torchvision")))
     kept = encoder_of(policy, "augmented", tmp_path, variants=1).encode(data, seeded())
     seeds = [zlib.crc32(f"{name}#0".encode()) for name in data.windows]
-    assert torch.equal(kept, encode_images(policy, augmentation.apply(jpegs, augmentation.draw_seeded(seeds))).half().float())
+    augmented = augmentation.apply(jpegs, augmentation.draw_seeded(seeds), "torchvision")
+    assert torch.equal(kept, encode_images(policy, augmented).half().float())
 
 
 def test_training_latents_hold_the_frames_where_acting_puts_them():

@@ -37,7 +37,7 @@ def learner_of(suite: str, refine: bool = False):
     ("libero", False, 1000, 30_000), ("robocasa", False, 1000, 30_000), ("aloha", False, 2000, 20_000), ("aloha", True, 1500, 15_000),
 ])  # fmt: skip
 def test_the_paper_s_learning_rate(suite, refine, warmup, cycle):
-    """Method 5.3: warm-up from 1e-6, a line from 1.0 at step 0 to 0.3 at the end of the cycle, then 0.06."""
+    """Method 5.3, 11.4: warm-up from 1e-6 to 1.0, a line from there to 0.3 at the end of the cycle, then 0.06."""
     config = learner_of(suite, refine)
 
     def share(step: int) -> float:
@@ -46,10 +46,27 @@ def test_the_paper_s_learning_rate(suite, refine, warmup, cycle):
     assert share(0) == pytest.approx(1e-6, rel=1e-9)
     assert share(warmup // 2) == pytest.approx(0.5, rel=1e-5)
     assert share(warmup - 1) == pytest.approx(1 - 1 / warmup, rel=1e-5)
-    assert share(warmup) == pytest.approx(1 - 0.7 * warmup / cycle, rel=1e-9)
-    assert share(cycle // 2) == pytest.approx(0.65, rel=1e-9)
-    assert share(cycle - 1) == pytest.approx(0.3 + 0.7 / cycle, rel=1e-9)
-    assert [share(step) for step in (cycle, cycle + 1, 45_000, 50_000)] == pytest.approx([0.06] * 4, rel=1e-9)
+    assert [share(warmup), share(cycle)] == pytest.approx([1.0, 0.3], rel=1e-9)
+    assert share((warmup + cycle) // 2) == pytest.approx(0.65, rel=1e-9)
+    assert [share(step) for step in (cycle + 1, 45_000, 50_000)] == pytest.approx([0.06] * 3, rel=1e-9)
+
+
+@pytest.mark.parametrize("suite, refine, expected", [  # computed by the public scheduler (method 11.4), to six places
+    ("libero", False, {0: 1e-6, 1: 0.001001, 999: 0.999, 1000: 1.0, 1001: 0.999976, 15_000: 0.662069, 29_999: 0.300024, 30_000: 0.3,
+                       30_001: 0.06}),
+    ("aloha", False, {0: 1e-6, 1: 0.000501, 1999: 0.9995, 2000: 1.0, 10_000: 0.688889, 19_999: 0.300039, 20_000: 0.3, 20_001: 0.06}),
+    ("aloha", True, {0: 1e-6, 1: 0.000668, 1499: 0.999333, 1500: 1.0, 7500: 0.688889, 14_999: 0.300052, 15_000: 0.3, 15_001: 0.06}),
+])  # fmt: skip
+def test_the_learning_rate_is_the_public_scheduler_s(suite, refine, expected):
+    config = learner_of(suite, refine)
+    assert {step: round(learning_rate(step, 45_000, 1.0, config), 6) for step in expected} == expected
+
+
+def test_a_run_from_before_keeps_the_line_that_it_trained_on():
+    """It fell from step 0, and the cycle ended one step earlier."""
+    config = dataclasses.replace(learner_of("libero"), schedule="paper_before")
+    assert learning_rate(1000, 45_000, 1.0, config) == pytest.approx(1 - 0.7 * 1000 / 30_000, rel=1e-9)
+    assert [learning_rate(step, 45_000, 1.0, config) for step in (29_999, 30_000)] == pytest.approx([0.3 + 0.7 / 30_000, 0.06], rel=1e-9)
 
 
 def test_the_optimizer_steps_at_the_paper_s_rate(alone, store):
@@ -57,7 +74,7 @@ def test_the_optimizer_steps_at_the_paper_s_rate(alone, store):
         core = core_on(root, schedule="paper", warmup=3, cycle=5)
         return [core.step()["lr"] / 2e-3 for _ in range(6)]
 
-    assert alone(run, store.root) == pytest.approx([1e-6, 1 / 3, 2 / 3, 0.58, 0.44, 0.06], rel=1e-5)
+    assert alone(run, store.root) == pytest.approx([1e-6, 1 / 3, 2 / 3, 1.0, 0.65, 0.3], rel=1e-5)
 
 
 # ---------------------------------------------------------------- activation checkpointing

@@ -66,9 +66,11 @@ def observed(policy, n: int, seed: int = 0):
 @pytest.mark.parametrize("scheme, values, expected", [
     ("average", [0.0, 0.5, 1.0], 0.5),
     ("average", [0.04], 0.04),
-    ("lcb", [0.2, 0.6], 0.2),  # 0.4 - 0.2: population standard deviation
-    ("lcb", [0.0, 0.0, 1.0], 0.0),  # 1/3 - 0.47 is below 0
-    ("lcb", [0.7], 0.7),
+    ("lcb", [0.2, 0.6], 0.4 - 0.08**0.5),  # the samples' standard deviation, n - 1, as the public code has it
+    ("lcb", [0.1, 0.5, 0.6, 0.9], 0.525 - (0.3275 / 3) ** 0.5),
+    ("lcb", [0.0, 0.0, 1.0], 0.0),  # 1/3 - 0.58 is below 0
+    ("lcb", [0.7], 0.7),  # one sample has no deviation, where the public code's is not a number
+    ("lcb_population", [0.2, 0.6], 0.2),  # what earlier versions called lcb
     ("success_vote", [0.04, 0.06, 0.9, 0.0], 0.5),
     ("success_vote", [THRESHOLD], 0.0),  # the threshold itself is no success
     ("majority_mean", [0.2, 0.4, 0.0, 0.0], 0.3),  # half is enough; the values below the threshold do not dilute the mean
@@ -92,7 +94,7 @@ def test_aggregation_works_along_the_last_axis_only(scheme):
 
 
 def test_an_unknown_aggregation_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'median'.*average, lcb, success_vote, majority_mean"):
+    with pytest.raises(ConfigError, match=r"'median'.*average, lcb, lcb_population, success_vote, majority_mean"):
         aggregate(torch.zeros(2), "median")
 
 
@@ -105,6 +107,23 @@ def test_the_planner_setting_offers_exactly_the_aggregations():
 ])  # fmt: skip
 def test_step_ladder(longest, count, expected):
     assert step_ladder(longest, count) == expected
+
+
+@pytest.mark.parametrize("longest, count, rounded, truncated", [
+    (5, 3, [1, 3, 5], [1, 3, 5]), (10, 3, [1, 6, 10], [1, 5, 10]), (10, 4, [1, 4, 7, 10], [1, 4, 7, 10]),
+    (8, 3, [1, 4, 8], [1, 4, 8]), (6, 5, [1, 2, 4, 5, 6], [1, 2, 3, 4, 6]), (5, 1, [5], [5]),
+])  # fmt: skip
+def test_the_public_code_rounds_a_ladder_down(longest, count, rounded, truncated):
+    assert (step_ladder(longest, count), step_ladder(longest, count, "truncated")) == (rounded, truncated)
+
+
+def test_a_truncated_ladder_acts(policy, monkeypatch):
+    asked = []
+    monkeypatch.setattr("cosmos_ray.planning.best_of_n.step_ladder", lambda *arguments: asked.append(arguments) or [1])
+    config = PlannerConfig(candidates=2, futures=3, future_steps=10, value_samples=3, value_steps=10, ladder="truncated")
+    known, text, seeds = observed(policy, 1)
+    best_of_n(policy, known, text, seeds, 1, config)
+    assert {arguments[2] for arguments in asked} == {"truncated"}
 
 
 # ---------------------------------------------------------------- planning

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cosmos_ray.config import ModelConfig, RunConfig, check
-from cosmos_ray.config.presets import LARGE, PRESETS, TINY, preset_settings
+from cosmos_ray.config.presets import FIDELITIES, LARGE, PRESETS, TINY, preset_settings
 from cosmos_ray.config.settings import SETTINGS, changed, new_config, parse_values, read_toml, value_of, values_of_tree
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.config.suites import SUITES
@@ -60,9 +60,52 @@ def test_a_chunk_fills_its_frame_with_the_copies_of_the_method(name, chunk, dime
     assert torch.equal(extract(flat.view(1, *spec.frame_shape), numbers), vector)
 
 
-def test_dimensions_and_evaluation_settings_are_the_released_ones():
-    rows = {name: (s.proprio_dim, s.open_loop, s.gamma, s.steps, s.image_size, s.rendered) for name, s in SUITES.items()}
-    assert rows == {"libero": (9, 16, 0.99, 5, 224, 256), "robocasa": (9, 16, 0.99, 5, 224, 224), "aloha": (14, 50, 0.998, 10, 224, 224)}
+#: Every value that the public evaluation of a suite sets, and where it stands there (files of NVlabs/cosmos-policy).
+PUBLISHED = {  # libero, robocasa, aloha
+    "seed": (195, 195, 195),  # LIBERO.md, ROBOCASA.md, aloha/deploy.py: --seed
+    "sim.image_size": (256, 224, 224),  # env_img_res of run_*_eval.py; input_image_size of run_aloha_eval.py
+    "sim.control_freq": (20, 20, 25),  # robosuite's default; STEP_DURATION_IN_SEC of run_aloha_eval.py
+    "sim.horizon": (520, 500, 1100),  # TASK_MAX_STEPS of run_*_eval.py (libero_10; the usual task); --max_steps of run_aloha_eval.py
+    "sim.wrist_cameras": (("robot0_eye_in_hand",), ("robot0_eye_in_hand",), ("cam_left_wrist", "cam_right_wrist")),
+    "sim.third_cameras": (("agentview",), ("robot0_agentview_left", "robot0_agentview_right"), ("cam_high",)),
+    "model.image_size": (224, 224, 224),  # COSMOS_IMAGE_SIZE
+    "model.chunk": (16, 32, 50),  # --chunk_size
+    "model.jpeg": (True, True, False),  # --use_jpeg_compression
+    "rollout.execute": (16, 16, 50),  # --num_open_loop_steps
+    "replay.gamma": (0.99, 0.99, 0.998),  # gamma of the data sets in cosmos_policy_experiment_configs.py
+    "inference.steps": (5, 5, 10),  # --num_denoising_steps_action
+    "planner.futures": (1, 1, 3),  # --num_future_state_predictions_in_ensemble, where ensembles are used
+    "planner.future_steps": (1, 1, 5),  # --num_denoising_steps_future_state
+    "planner.value_samples": (1, 1, 5),  # --num_value_predictions_in_ensemble, where ensembles are used
+    "planner.value_steps": (1, 1, 5),  # --num_denoising_steps_value
+    "planner.aggregate": ("average", "average", "majority_mean"),  # --value_ensemble_aggregation_scheme
+    "planner.candidates": (8, 8, 8),  # --num_queries_best_of_n of the planning command in aloha/deploy.py
+}
+
+
+@pytest.mark.parametrize("preset", ["tiny", LARGE_PRESET])
+@pytest.mark.parametrize("place, suite", list(enumerate(SUITES)))
+def test_a_suite_sets_what_its_public_evaluation_sets(preset, place, suite):
+    config = configured(model__preset=preset, model__suite=suite)
+    assert {name: value_of(config, name) for name in PUBLISHED} == {name: values[place] for name, values in PUBLISHED.items()}
+    assert (SUITES[suite].action_dim, SUITES[suite].proprio_dim) == {"aloha": (14, 14)}.get(suite, (7, 9))
+    learner = {name for name in SUITES[suite].settings() if name.startswith("learner.")}
+    assert SUITES[suite].settings().keys() - learner - {"sim.task", "sim.actions"} <= PUBLISHED.keys()  # each value has its row
+
+
+def test_a_suite_that_nothing_here_simulates_has_no_task():
+    assert [configured(model__suite=name).sim.task for name in SUITES] == ["Lift", "", ""]
+    assert configured(model__suite="robocasa", sim__task="Door").sim.task == "Door"
+
+
+def test_a_horizon_that_was_given_wins_over_the_suites():
+    for flags, horizons in (({}, (520, 520)), ({"sim__horizon": "40"}, (40, 40)), ({"rollout__horizon": "80"}, (520, 80)),
+                            ({"sim__horizon": "40", "rollout__horizon": "60"}, (40, 60))):
+        config = configured(model__suite="libero", **flags)
+        check(config)
+        assert (config.sim.horizon, config.rollout.horizon) == horizons
+    with pytest.raises(ConfigError, match="rollout.horizon = 80 is shorter than sim.horizon = 600"):
+        check(configured(model__suite="libero", sim__horizon="600", rollout__horizon="80"))
 
 
 @pytest.mark.parametrize("name, jpeg", [("libero", True), ("robocasa", True), ("aloha", False), ("", False)])
@@ -90,7 +133,8 @@ def configured(*, file: str | None = None, **flags: str) -> RunConfig:
 
 def test_the_presets_are_complete_records_of_the_same_settings():
     assert list(TINY) == list(LARGE) and TINY.keys() <= SETTINGS.keys()
-    spec = {name for name, setting in SETTINGS.items() if name.startswith("model.") and setting.follows}
+    spec = {name for name, setting in SETTINGS.items()
+            if name.startswith("model.") and setting.follows and name != "model.fidelity" and name not in FIDELITIES["ours"]}
     assert {name for name in TINY if name.startswith("model.")} == spec
     for name, value in TINY.items():  # the defaults are the tiny preset
         assert value is None or value_of(RunConfig(), name) == value and type(value_of(RunConfig(), name)) is type(value), name
@@ -142,7 +186,7 @@ def test_a_suite_brings_its_chunk_discount_steps_and_schedule(suite, chunk, exec
 
 
 def test_the_defaults_are_untouched_without_preset_and_suite():
-    assert preset_settings("tiny", "") == TINY and configured() == RunConfig()
+    assert preset_settings("tiny", "") == TINY | {"model.fidelity": "ours"} | FIDELITIES["ours"] and configured() == RunConfig()
 
 
 def test_a_suite_wins_over_the_preset_and_files_and_flags_over_both(tmp_path):

@@ -67,7 +67,12 @@ class PlannerConfig:
     future_steps: int = option(1, "network evaluations of the longest imagined future", low=1, high=100)
     value_samples: int = option(1, "value samples per imagined future", low=1, high=64)
     value_steps: int = option(1, "network evaluations of the longest value sample", low=1, high=100)
-    aggregate: Literal["average", "lcb", "success_vote", "majority_mean"] = option("average", "how value samples become one score")
+    ladder: Literal["rounded", "truncated"] = option(
+        "rounded", "how the evaluations of an ensemble's members are spread from 1 to the longest; 'truncated' is the public code's",
+        follows="model.fidelity", rare=True)
+    aggregate: Literal["average", "lcb", "lcb_population", "success_vote", "majority_mean"] = option(
+        "average", "how value samples become one score; 'lcb' is the mean less the samples' standard deviation, 'lcb_population' less the "
+        "population's, as earlier versions had it")
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of the planner that do not go together."""

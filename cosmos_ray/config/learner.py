@@ -17,8 +17,9 @@ class LearnerConfig:
     accumulate: int = option(1, "passes that split a step's samples; more passes need less memory", low=1, rare=True)
     lr: float = option(1.5e-3, "peak learning rate of `pretrain`", low=0)
     refine_lr: float = option(8e-4, "peak learning rate of `refine`", low=0)
-    schedule: Literal["linear", "paper"] = option("linear", "learning-rate schedule, 'linear' or 'paper'; linear decays over the stage, "
-                                                  "the paper's has cycles of fixed length", rare=True)
+    schedule: Literal["linear", "paper", "paper_before"] = option(
+        "linear", "learning-rate schedule, 'linear' or 'paper'; linear decays over the stage, the paper's has cycles of fixed length. "
+        "'paper_before' is how earlier versions read the paper's: its line begins at step 0, not at the end of the warm-up", rare=True)
     warmup: int = option(50, "linear warm-up steps of `pretrain`", low=0)
     refine_warmup: int = option(None, "linear warm-up steps of `refine`", low=0, follows="learner.warmup", rare=True)
     decay_from: float = option(0.3, "share of the steps after which the rate decays, schedule linear", low=0, high=1, rare=True)
@@ -27,6 +28,7 @@ class LearnerConfig:
                         "stays at 0.06", low=1, rare=True)
     refine_cycle: int = option(None, "steps of a cycle of `refine`, schedule paper", low=1, follows="learner.cycle", rare=True)
     weight_decay: float = option(0.01, "AdamW weight decay", low=0, rare=True)
+    decay_all: bool = option(False, "decay every parameter; otherwise the matrices alone", follows="model.fidelity", rare=True)
     beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=1, rare=True)
     clip: float = option(1.0, "largest gradient norm, 0 = no clipping", low=0, rare=True)
     ema: float = option(0.995, "decay of the published average, 0 = raw weights; the average is over the training steps", low=0, high=1)

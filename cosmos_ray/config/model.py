@@ -22,6 +22,10 @@ class ModelConfig:
                                                            "dimensions")
     suite: Literal["", "libero", "robocasa", "aloha"] = option("", "suite of a released policy: 'libero', 'robocasa', 'aloha'; sets its "
                                                                "dimensions and its evaluation settings; empty = none")
+    fidelity: Literal["ours", "reference"] = option(
+        None, "'reference' computes frames, augmentation, decay and step ladders as the public code; 'ours' where we chose otherwise. A "
+        "suite is 'reference'. Sets model.resize, model.augmentation, learner.decay_all and planner.ladder",
+        follows="model.suite")
     image_size: int = option(None, "height and width of the frames that the network sees; a multiple of 8 pixels. Frames of any other "
                              "size, simulated or stored, are resized to it", low=16, high=1024, follows="model.preset")
     chunk: int = option(None, "actions per chunk (K)", low=1, high=256, follows="model.preset")
@@ -52,6 +56,11 @@ class ModelConfig:
     loss_scale: float = option(None, "factor of the whole loss", low=0, follows="model.preset", rare=True)
     augment: bool = option(None, "train on augmented frames; frames are cropped, rotated and recoloured at random in training, and the "
                            "policy acts on the centre crop", follows="model.preset")
+    resize: Literal["bilinear", "bicubic"] = option(None, "filter that resizes frames to model.image_size; 'bicubic' is PIL's, to the bit",
+                                                    follows="model.fidelity", rare=True)
+    augmentation: Literal["smooth", "torchvision"] = option(
+        None, "how frames are augmented; 'smooth' crops and rotates in one resampling, 'torchvision' one after the other as the public "
+        "code, which leaves black corners", follows="model.fidelity", rare=True)
     jpeg: bool = option(None, "pass frames through JPEG before the network; quality 95, as the simulated suites do",
                         follows="model.suite", rare=True)
     tokenizer_path: str = option("", "folder of the Wan 2.1 VAE, diffusers layout; the 2B preset needs it")
@@ -59,7 +68,7 @@ class ModelConfig:
                             "needs it")
 
     def __post_init__(self):
-        decided = preset_settings(self.preset, self.suite)
+        decided = preset_settings(self.preset, self.suite, self.fidelity or "")
         fill(self, {"output": decided["model.output"]})
         decided["model.residual"] = decided["model.residual"] and self.output == "x0"  # a change of the frame needs the frame
         fill(self, {name.removeprefix("model."): value for name, value in decided.items() if name.startswith("model.")})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cosmos_ray.config.suites import SUITES, Suite
+from cosmos_ray.config.suites import SUITES
 
 #: 1.5 M parameters, 64-pixel frames: trains from scratch in minutes on a laptop.
 TINY: dict[str, Any] = {
@@ -51,17 +51,18 @@ LARGE: dict[str, Any] = {
 
 PRESETS = {"tiny": TINY, "cosmos-predict2-2b": LARGE}
 
+#: How close frames, augmentation, decay and planning are to the public code, where ours differs on purpose (docs/model.md).
+FIDELITIES: dict[str, dict[str, Any]] = {
+    "ours": {"model.resize": "bilinear", "model.augmentation": "smooth", "learner.decay_all": False, "planner.ladder": "rounded"},
+    "reference": {"model.resize": "bicubic", "model.augmentation": "torchvision", "learner.decay_all": True, "planner.ladder": "truncated"},
+}
 
-def preset_settings(preset: str, suite: str) -> dict[str, Any]:
-    """``{"section.field": value}`` of a model preset and a suite ("" for none). An unknown name, which the check refuses, adds nothing."""
-    return {**PRESETS.get(preset, TINY), **(_suite_settings(SUITES[suite]) if suite in SUITES else {})}
 
+def preset_settings(preset: str, suite: str, fidelity: str = "") -> dict[str, Any]:
+    """``{"section.field": value}`` of a model preset, a suite ("" for none) and a fidelity ("" for the suite's, which is "reference").
 
-def _suite_settings(suite: Suite) -> dict[str, Any]:
-    return {
-        "sim.image_size": suite.rendered, "sim.actions": "pose",
-        "model.image_size": suite.image_size, "model.chunk": suite.chunk, "model.jpeg": suite.jpeg,
-        "rollout.execute": suite.open_loop, "replay.gamma": suite.gamma, "inference.steps": suite.steps,
-        "learner.warmup": suite.warmup, "learner.cycle": suite.cycle, "learner.refine_warmup": suite.refine_warmup,
-        "learner.refine_cycle": suite.refine_cycle,
-    }
+    An unknown name, which the check refuses, adds nothing.
+    """
+    fidelity = fidelity or ("reference" if suite in SUITES else "ours")
+    own = SUITES[suite].settings() if suite in SUITES else {}
+    return {**PRESETS.get(preset, TINY), "model.fidelity": fidelity, **FIDELITIES.get(fidelity, FIDELITIES["ours"]), **own}

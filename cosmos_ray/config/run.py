@@ -11,6 +11,7 @@ from cosmos_ray.config.model import ModelConfig
 from cosmos_ray.config.option import check_ranges, filled, option
 from cosmos_ray.config.replay import ReplayConfig
 from cosmos_ray.config.sim import SimConfig
+from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
 
 
@@ -64,7 +65,8 @@ class RunConfig:
         if learner.advantage_temperature and not self.planning_steps:
             raise ConfigError("learner.advantage_temperature weighs by the value of the planning network: set planning_steps, as many as "
                               "refine_steps, or learner.advantage_temperature to 0")
-        if self.rollout.horizon < self.sim.horizon != SimConfig(task=self.sim.task).horizon:  # a horizon that was asked for
+        own = [SimConfig(task=self.sim.task).horizon, *(suite.horizon for name, suite in SUITES.items() if name == self.model.suite)]
+        if self.rollout.horizon < self.sim.horizon and self.sim.horizon not in own:  # a horizon that was asked for
             raise ConfigError(f"rollout.horizon = {self.rollout.horizon} is shorter than sim.horizon = {self.sim.horizon}: rollouts would "
                               f"never see the end of an episode; set it to {self.sim.horizon} or more")
         if self.rollout.execute > self.model.chunk:

@@ -73,7 +73,7 @@ PATHS = ("tokenizer_path", "text_path")
 
 def new_config(values: dict[str, Any]) -> RunConfig:
     """The config of a new run that is given ``values`` by name; the rest is the preset's, the suite's, or what it follows."""
-    chosen = [str(values.get(name, value_of(RunConfig(), name))) for name in CHOSEN]
+    chosen = [str(values.get(name, value_of(RunConfig(), name))) for name in CHOSEN] + [str(values.get("model.fidelity", ""))]
     decided = {name: value for name, value in preset_settings(*chosen).items() if not name.startswith("model.")}  # ModelConfig has them
     seen = preset_settings(*chosen)["model.image_size"]
     return from_values({"sim.image_size": values.get("model.image_size", seen), **decided, **values})
@@ -120,8 +120,8 @@ def given(config: RunConfig) -> dict[str, Any]:
     for name, setting in SETTINGS.items():
         if not setting.follows and value_of(config, name) != value_of(usual, name):
             values[name] = value_of(config, name)
-    for name, setting in SETTINGS.items():  # in their order: a setting follows an earlier one
-        if setting.follows and value_of(new_config(values), name) != value_of(config, name):
+    for name in sorted(SETTINGS, key=lambda name: not name.startswith("model.")):  # other settings follow the model's
+        if SETTINGS[name].follows and value_of(new_config(values), name) != value_of(config, name):
             values[name] = value_of(config, name)
     return values
 

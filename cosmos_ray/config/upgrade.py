@@ -34,6 +34,9 @@ STOOD_FOR = {
     "rollout.execute": 0, "rollout.horizon": 0,
 }
 
+#: Values that name another arithmetic since ``model.fidelity`` came, and the name of the one that they meant.
+OTHERWISE_CALLED = {("learner.schedule", "paper"): "paper_before", ("planner.aggregate", "lcb"): "lcb_population"}
+
 #: Settings that were "on" or "off".
 SWITCHES = ("model.sigma_frame_scale", "model.residual", "model.augment")
 
@@ -53,7 +56,7 @@ def read_config(path: Path, tree: dict[str, Any]) -> RunConfig:
     if tree["format"] != FORMAT:
         raise ConfigError(f"{path} is of format {tree['format']!r}, this version reads up to {FORMAT}: use the version that made the run")
     values = values_of_tree(path, {key: value for key, value in tree.items() if key != "format"}, {})
-    return new_config(_with_image_size(values))  # a setting that the file lacks came later
+    return new_config(_as_before(values))  # a setting that the file lacks came later
 
 
 def _read_before(path: Path, tree: dict[str, Any]) -> RunConfig:
@@ -63,9 +66,13 @@ def _read_before(path: Path, tree: dict[str, Any]) -> RunConfig:
     values = values_of_tree(path, values, {})
     # The preset decided the model's values and this one. All else was stored, or had its default.
     mix = preset_settings(str(values.get("model.preset", "tiny")), "")["learner.refine_mix"]
-    return from_values(_with_image_size({"learner.refine_mix": mix, **values}))
+    return from_values(_as_before({"learner.refine_mix": mix, **values}))
 
 
-def _with_image_size(values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with the size of the frames that the network sees: that of the simulated ones, from before it was a setting of its own."""
-    return {"model.image_size": values.get("sim.image_size", 64), **values}
+def _as_before(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` of a run from before ``model.fidelity``, with what acted then: our own fidelity, a network that sees frames as they are
+    rendered, and the arithmetic that has another name now."""
+    if "model.fidelity" in values:
+        return values
+    renamed = {name: now for (name, then), now in OTHERWISE_CALLED.items() if values.get(name) == then}
+    return {"model.fidelity": "ours", "model.image_size": values.get("sim.image_size", 64), **values, **renamed}

@@ -39,15 +39,17 @@ FILE_WRITER = ("PytorchStreamWriter", "inline_container")  #: marks of the Runti
 def learning_rate(step: int, total: int, peak: float, config: LearnerConfig) -> float:
     """The learning rate of a step; steps count from 0.
 
-    "linear": warm-up, plateau, then decay to ``final_lr`` of the peak over the stage. "paper" (method 5.3): warm-up from 1e-6
-    of the peak, on a line from 1.0 (at step 0) to 0.3 (at ``cycle``), then constant at 0.06.
+    "linear": warm-up, plateau, then decay to ``final_lr`` of the peak over the stage. "paper" (method 5.3, 11.4): warm-up from 1e-6 of the
+    peak to 1.0 at ``warmup``, a line from there to 0.3 at ``cycle``, then constant at 0.06. "paper_before": the line is 1.0 at step 0, and
+    step ``cycle`` is at 0.06.
     """
-    if config.schedule == "paper":
-        if step >= config.cycle:
+    if config.schedule != "linear":
+        before = config.schedule == "paper_before"
+        if step > config.cycle or before and step == config.cycle:
             return 0.06 * peak
         if step < config.warmup:
             return peak * (1e-6 + (1 - 1e-6) * step / config.warmup)
-        return peak * (0.3 + 0.7 * (config.cycle - step) / config.cycle)
+        return peak * (0.3 + 0.7 * (config.cycle - step) / max(1, config.cycle - (0 if before else config.warmup)))
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     start = config.decay_from * total
     done = min(1.0, max(0.0, (step - start) / max(1.0, total - start)))

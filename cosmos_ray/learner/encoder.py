@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,9 @@ class WindowEncoder:
         images = np.concatenate((batch.images, batch.future_images), axis=1)
         if self.cache is None:
             frames = self._frames(images, centre_crop=False)
-            return encode_images(self.policy, augmentation.augment(frames, generator) if self.policy.spec.augmented else frames)
+            if self.policy.spec.augmented:
+                frames = augmentation.augment(frames, generator, self.policy.spec.augmentation)
+            return encode_images(self.policy, frames)
         numbers = torch.randint(self.variants, (len(images),), generator=generator).tolist() if self.variants else [0] * len(images)
         keys = [f"{window}#{number}" for window, number in zip(batch.windows, numbers, strict=True)]
         found, latents = self.cache.get(keys)
@@ -57,12 +60,12 @@ class WindowEncoder:
         if not self.variants:
             return self._frames(images, centre_crop=self.policy.spec.augmented)
         parameters = augmentation.draw_seeded([zlib.crc32(key.encode()) for key in keys])
-        return augmentation.apply(self._frames(images, centre_crop=False), parameters)
+        return augmentation.apply(self._frames(images, centre_crop=False), parameters, self.policy.spec.augmentation)
 
     def _frames(self, images: np.ndarray, centre_crop: bool) -> torch.Tensor:
         """Stored images after the policy's image pipeline, on the policy's device."""
         spec = self.policy.spec
-        return torch.as_tensor(prepare(images, spec.image_size, spec.jpeg, centre_crop), device=self.policy.device)
+        return torch.as_tensor(prepare(images, spec.image_size, spec.jpeg, centre_crop, spec.resize), device=self.policy.device)
 
 
 def open_latents(policy: CosmosPolicy, config: LearnerConfig, chunk: int, folder: str) -> LatentCache | None:
@@ -73,7 +76,10 @@ def open_latents(policy: CosmosPolicy, config: LearnerConfig, chunk: int, folder
     if config.latent_cache == "off":
         return None
     spec = policy.spec
-    view = (spec.image_size, spec.jpeg, spec.cameras, chunk, config.latent_cache, augmentation.RANGES if spec.augmented else None)
+    ranges = augmentation.RANGES if spec.augmented else None
+    view: tuple[Any, ...] = (spec.image_size, spec.jpeg, spec.cameras, chunk, config.latent_cache, ranges)
+    if (made := (spec.resize, spec.augmentation)) != ("bilinear", "smooth"):  # the caches of these two keep their names
+        view += made
     digest = hashlib.sha256(repr(view).encode())
     for name, tensor in policy.tokenizer.state_dict().items():
         digest.update(name.encode())

@@ -49,7 +49,7 @@ def make_engine(config: LearnerConfig, net: torch.nn.Module, device: str) -> Any
     # The shared-memory collectives would be compiled at first use (30-70 s, and ninja must be on PATH); gloo does without.
     ops["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
-    optimizer = torch.optim.AdamW(_groups(net, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), eps=1e-8,
+    optimizer = torch.optim.AdamW(_groups(net, config.weight_decay, config.decay_all), lr=config.lr, betas=(0.9, config.beta2), eps=1e-8,
                                   fused=device != "cpu")
     engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config={
         "train_micro_batch_size_per_gpu": config.rows,
@@ -62,11 +62,11 @@ def make_engine(config: LearnerConfig, net: torch.nn.Module, device: str) -> Any
     return engine
 
 
-def _groups(net: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only, as usual for transformers."""
+def _groups(net: torch.nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
+    """Weight decay on matrices only, as usual for transformers, or on all parameters, as the public code does."""
     trained = [p for p in net.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": weight_decay if decay_all else 0.0}]
     return [group for group in groups if group["params"]]
 
 

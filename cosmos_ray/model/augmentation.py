@@ -1,6 +1,7 @@
 """Training augmentation (method 5.3): one random crop, rotation and change of colour per sample, for all of its frames.
 
-Pure torch, on the device of the images. What is drawn is apart from what is applied, so that a cache of encoded windows can
+Pure torch, on the device of the images. There are two ways to apply a draw: ours is smooth and rounds once, the public code's goes step
+by step as torchvision does (method 11.5). What is drawn is apart from what is applied, so that a cache of encoded windows can
 draw the parameters of a window from a seed and find it again.
 """
 
@@ -48,13 +49,16 @@ def draw_seeded(seeds: Sequence[int]) -> AugmentationParameters:
     return _scaled(torch.stack([torch.rand(7, generator=generator.manual_seed(int(seed))) for seed in seeds]))
 
 
-def apply(images: torch.Tensor, parameters: AugmentationParameters) -> torch.Tensor:
+def apply(images: torch.Tensor, parameters: AugmentationParameters, way: str = "smooth") -> torch.Tensor:
     """The images, augmented: row i of ``parameters`` is applied to every frame of sample i.
 
-    Crop and rotation are one bilinear resampling of the whole image, so what a rotated crop sees beyond its edges is the image
-    itself; beyond the image it is the nearest pixel, which, unlike a mirror, shows no object twice. Then, in this order and
+    With ``way`` "smooth", crop and rotation are one bilinear resampling of the whole image, so what a rotated crop sees beyond its edges
+    is the image itself; beyond the image it is the nearest pixel, which, unlike a mirror, shows no object twice. Then, in this order and
     clamped to 0..255 each time as in torchvision's ColorJitter: brightness, contrast against the frame's mean gray, saturation
     against gray, hue. Rounded once, at the end.
+
+    With ``way`` "torchvision", a crop of whole pixels is resized (bilinear, antialiased) and then rotated about its centre by the nearest
+    pixel, with black beyond the edges. Each change of colour ends in whole numbers, rounded down.
 
     Args: images (B, n, H, H, 3) uint8, on any device. Returns the same. ConfigError for any other images or another B.
     """
@@ -63,18 +67,22 @@ def apply(images: torch.Tensor, parameters: AugmentationParameters) -> torch.Ten
     if images.dtype != torch.uint8 or not square or len(images) != b:
         raise ConfigError(f"cannot augment {tuple(images.shape)} {images.dtype}: expected ({b}, n, H, H, 3) uint8")
     frames = images.permute(0, 1, 4, 2, 3).float()
-    frames = _crop(frames, parameters)
+    stepwise = way == "torchvision"
+    frames = _rotate(_cropped(frames, parameters), parameters.angle) if stepwise else _crop(frames, parameters)
+    whole = torch.floor if stepwise else torch.nn.Identity()
     brightness, contrast, saturation, hue = (
         getattr(parameters, name).to(images.device).view(-1, 1, 1, 1, 1) for name in ("brightness", "contrast", "saturation", "hue"))
-    frames = (frames * brightness).clamp(0, 255)
-    frames = _blend(frames, _gray(frames).mean((3, 4), keepdim=True), contrast)
-    frames = _blend(frames, _gray(frames), saturation)
+    frames = whole((frames * brightness).clamp(0, 255))
+    frames = whole(_blend(frames, whole(_gray(frames)).mean((3, 4), keepdim=True), contrast))
+    frames = whole(_blend(frames, whole(_gray(frames)), saturation))
+    if stepwise:  # torchvision stretches 0..1 to 0..255.999 before it rounds down
+        return torch.stack([(channel * (255.999 / 255)).to(torch.uint8) for channel in _shift_hue(frames, hue[:, :, 0])], -1)
     return torch.stack([channel.round().to(torch.uint8) for channel in _shift_hue(frames, hue[:, :, 0])], -1)
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(images: torch.Tensor, generator: torch.Generator, way: str = "smooth") -> torch.Tensor:
     """:func:`apply` with freshly drawn parameters. Args: images (B, n, H, H, 3) uint8; a CPU generator."""
-    return apply(images, draw(len(images), generator))
+    return apply(images, draw(len(images), generator), way)
 
 
 def _scaled(uniform: torch.Tensor) -> AugmentationParameters:
@@ -93,6 +101,28 @@ def _crop(frames: torch.Tensor, p: AugmentationParameters) -> torch.Tensor:
     stacked = frames.flatten(1, 2)
     grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)
     return F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False).view(frames.shape)
+
+
+def _cropped(frames: torch.Tensor, p: AugmentationParameters) -> torch.Tensor:
+    """Crop (B, n, 3, H, H) floats at whole pixels and resize back; the frames of a sample share the crop."""
+    size, out = frames.shape[-1], torch.empty_like(frames)
+    for i, (side, x, y) in enumerate(zip(p.side.tolist(), p.x.tolist(), p.y.tolist(), strict=True)):
+        kept = round(size * side)
+        free = size - kept
+        # x and y are uniform over what the crop leaves free: the same draw, over the places of a crop of whole pixels.
+        column, row = (min(free, int((place / (1 - side) + 1) / 2 * (free + 1))) if free else 0 for place in (x, y))
+        crop = frames[i, :, :, row : row + kept, column : column + kept]
+        out[i] = F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False).round().clamp(0, 255)
+    return out
+
+
+def _rotate(frames: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Rotate (B, n, 3, H, H) floats by (B,) degrees counter-clockwise about the centre: the nearest pixel, black where there is none."""
+    cos, sin, zero = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle)), torch.zeros_like(angle)
+    theta = torch.stack((torch.stack((cos, -sin, zero), 1), torch.stack((sin, cos, zero), 1)), 1).to(frames.device)
+    stacked = frames.flatten(1, 2)
+    grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)
+    return F.grid_sample(stacked, grid, mode="nearest", padding_mode="zeros", align_corners=False).view(frames.shape)
 
 
 def _gray(frames: torch.Tensor) -> torch.Tensor:

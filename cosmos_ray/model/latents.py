@@ -131,7 +131,7 @@ def _viewed(policy: CosmosPolicy, images: np.ndarray | Sequence[np.ndarray]) -> 
     """Images (B, cameras, H, H, 3) as the acting policy sees them."""
     if not isinstance(images, np.ndarray):
         return np.concatenate([_viewed(policy, camera[:, None]) for camera in images], axis=1)
-    return prepare(images, policy.spec.image_size, policy.spec.jpeg, policy.spec.augmented)
+    return prepare(images, policy.spec.image_size, policy.spec.jpeg, policy.spec.augmented, policy.spec.resize)
 
 
 def _vector_frame(policy: CosmosPolicy, scale: Normalizer, vector: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,8 @@ class PolicySpec:
     imagined_share: float = 0.0  #: of the V(s') samples, those trained on an imagined s'
     top_share: float = 0.0  #: of the world-model and value samples, those trained as one evaluation from zeros
     uniform_share: float = 0.3  #: of the training sigmas, those drawn from U(1, 85)
+    resize: str = "bilinear"  #: filter that resizes frames of another size
+    augmentation: str = "smooth"  #: how training frames are augmented, see ``model.augmentation``
     augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
     moving: tuple[int, ...] = ()  #: as :attr:`Embodiment.moving`
 
@@ -82,5 +84,6 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], action_dim: int, pr
         proprio_dim=proprio_dim, transformer=transformer, output=config.output, frame_scale=config.sigma_frame_scale,
         sigma_min=config.sigma_min, action_weight=config.action_weight, value_weight=config.value_weight, world_weight=config.world_weight,
         loss_scale=config.loss_scale, text_tokens=config.text_tokens, residual=config.residual, imagined_share=config.imagined_share,
-        top_share=config.top_share, uniform_share=config.uniform_share, jpeg=config.jpeg, augmented=config.augment,
+        top_share=config.top_share, uniform_share=config.uniform_share, jpeg=config.jpeg, resize=config.resize,
+        augmentation=config.augmentation, augmented=config.augment,
         tokenizer_path=config.tokenizer_path, text_path=config.text_path)

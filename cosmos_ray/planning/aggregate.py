@@ -15,7 +15,12 @@ def average(values: torch.Tensor) -> torch.Tensor:
 
 
 def lcb(values: torch.Tensor) -> torch.Tensor:
-    """Lower confidence bound: mean minus one (population) standard deviation, at least 0."""
+    """Lower confidence bound: mean minus one standard deviation of the samples (n - 1), at least 0. A single sample has no deviation."""
+    return lcb_population(values) if values.shape[-1] == 1 else (values.mean(-1) - values.std(-1)).clamp(0, 1)
+
+
+def lcb_population(values: torch.Tensor) -> torch.Tensor:
+    """The same with the standard deviation of a population (n)."""
     return (values.mean(-1) - values.std(-1, correction=0)).clamp(0, 1)
 
 
@@ -31,7 +36,7 @@ def majority_mean(values: torch.Tensor) -> torch.Tensor:
     return torch.where(above.float().mean(-1) >= 0.5, mean, torch.zeros_like(mean)).clamp(0, 1)
 
 
-AGGREGATIONS = {f.__name__: f for f in (average, lcb, success_vote, majority_mean)}
+AGGREGATIONS = {f.__name__: f for f in (average, lcb, lcb_population, success_vote, majority_mean)}
 
 
 def aggregate(values: torch.Tensor, scheme: str) -> torch.Tensor:

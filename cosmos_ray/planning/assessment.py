@@ -17,6 +17,7 @@ from cosmos_ray.model.injection import probability
 from cosmos_ray.model.latents import action_frame, current_latents, read_future_images, read_future_proprio
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.planning.best_of_n import value_samples
 from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.replay.format.view import EpisodeView
@@ -81,7 +82,7 @@ def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, sample_
     sums = [{name: np.zeros(4) for name in ("proprioception", *policy.spec.cameras)} for _ in range(horizon)]
     for first in range(0, len(chains), ROWS):
         rows = slice(first, first + ROWS)
-        images, proprio = _resized(chains.images[rows], policy.spec.image_size), chains.proprio[rows]
+        images, proprio = _resized(chains.images[rows], policy.spec), chains.proprio[rows]
         text, seeds = policy.embed(chains.instructions[rows]), torch.arange(first, first + len(images))
         seen, felt = images[:, 0], proprio[:, 0]
         for step in range(horizon):
@@ -104,9 +105,10 @@ def assess(policy: CosmosPolicy, chains: Chains, planner: PlannerConfig, sample_
             "world_model": [{"horizon": step + 1, **{name: _ratio(sums[step][name]) for name in sums[step]}} for step in range(horizon)]}
 
 
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
-    """(M, states, cameras, h, w, 3) uint8 as (M, states, cameras, size, size, 3), the size of the frames that the network imagines."""
-    frames = prepare(images.reshape(-1, *images.shape[2:]), size, jpeg=False, centre_crop=False)
+def _resized(images: np.ndarray, spec: PolicySpec) -> np.ndarray:
+    """(M, states, cameras, h, w, 3) uint8 in the size of the frames that the network imagines."""
+    frames = prepare(images.reshape(-1, *images.shape[2:]), spec.image_size, jpeg=False, centre_crop=False,
+                     resize=spec.resize)
     return frames.reshape(*images.shape[:3], *frames.shape[2:])
 
 

@@ -37,10 +37,15 @@ class Decision:
     latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate; with planning, its first imagined future, if there is one
 
 
-def step_ladder(longest: int, count: int) -> list[int]:
-    """Network evaluations of each member of an ensemble: ``count`` numbers spread over 1..longest, as the paper's [1, 3, 5]."""
+def step_ladder(longest: int, count: int, ladder: str = "rounded") -> list[int]:
+    """Network evaluations of each member of an ensemble: ``count`` numbers spread over 1..longest, as the paper's [1, 3, 5].
+
+    ``ladder`` "truncated" rounds down, as the public code does. One member is no ensemble: it takes the longest.
+    """
     if count == 1:
         return [longest]
+    if ladder == "truncated":
+        return np.linspace(1, longest, count).astype(int).tolist()
     return [round(1 + i * (longest - 1) / (count - 1)) for i in range(count)]
 
 
@@ -135,7 +140,7 @@ def _values_of_futures(policy: CosmosPolicy, proposed: torch.Tensor, text: Promp
                        known: dict[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """(first futures (B*N, ...), values (B*N, futures * values)) of V(s')."""
     futures = []
-    for i, steps in enumerate(step_ladder(config.future_steps, config.futures)):
+    for i, steps in enumerate(step_ladder(config.future_steps, config.futures, config.ladder)):
         futures.append(sampling.imagine(policy, proposed, text, _derive(seeds, 2, i), steps))
         for frame, latents in known.items():
             futures[-1][:, :, frame] = latents
@@ -149,7 +154,7 @@ def value_samples(policy: CosmosPolicy, latents: torch.Tensor, text: Prompts, se
                   sample_type: SampleType) -> torch.Tensor:
     """(rows, config.value_samples) value samples in [-1, 1]. Members of the ensemble with equal step counts share one batch."""
     out, member = [], 0
-    for steps, count in Counter(step_ladder(config.value_steps, config.value_samples)).items():
+    for steps, count in Counter(step_ladder(config.value_steps, config.value_samples, config.ladder)).items():
         member_seeds = torch.cat([_derive(seeds, 4, member + i) for i in range(count)])
         values = sampling.evaluate(policy, latents.repeat(count, 1, 1, 1, 1), text.repeat(count), member_seeds, steps, sample_type)
         out.append(values.view(count, -1).T)

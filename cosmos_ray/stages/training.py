@@ -43,7 +43,8 @@ def make_initial_policy(run: Run) -> None:
     info = {"init": config.init}
     if hasattr(policy.tokenizer, "fit"):
         sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=config.seed)
-        frames = prepare(sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images, spec.image_size, jpeg=False, centre_crop=False)
+        drawn = sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images
+        frames = prepare(drawn, spec.image_size, jpeg=False, centre_crop=False, resize=spec.resize)
         info["tokenizer_variance_kept"] = policy.tokenizer.fit(torch.from_numpy(frames.reshape(-1, *frames.shape[2:])))
     save_policy(policy, run.folder.checkpoint("initial"), 0, info)
 
