@@ -174,13 +174,15 @@ def test_evicted_episodes_come_in_again_when_they_are_imported_again(tmp_path, s
     store.evict([make_episode(1).key.name], "upside down")
     mended = changed(make_episode(1), instruction="push")
     done = taken(tmp_path, store, make_episode(0), mended)
-    assert (done.episodes, done.known, len(store)) == (2, 1, 2) and any("had been evicted, and came in anew under another name: 1" in note for note in done.notes)
+    assert (done.episodes, done.known, len(store)) == (2, 1, 2)
+    assert any("had been evicted, and came in anew under another name: 1" in note for note in done.notes)
     again = taken(tmp_path, store, make_episode(0), mended)
     assert (again.known, len(store)) == (2, 2) and not any("evicted" in note for note in again.notes)
 
 
 def test_an_episode_without_text_is_said(tmp_path, store):
-    assert "episodes without text: 1; --instruction gives them one" in taken(tmp_path, store, changed(make_episode(0), instruction="")).notes
+    done = taken(tmp_path, store, changed(make_episode(0), instruction=""))
+    assert "episodes without text: 1; --instruction gives them one" in done.notes
 
 
 def test_flags_that_are_no_pairs_are_one_line(tmp_path, capsys):
