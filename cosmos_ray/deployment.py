@@ -15,8 +15,7 @@ from cosmos_ray.config.stored import stored_config
 from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore, ready
-from cosmos_ray.model.checkpoint import load_policy as load_checkpoint
-from cosmos_ray.model.checkpoint import load_released, read_description
+from cosmos_ray.model.checkpoint import load_checkpoint, load_released, read_description
 from cosmos_ray.model.exchange.statistics import read_statistics
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.spec import make_spec

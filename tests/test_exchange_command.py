@@ -12,7 +12,7 @@ import torch
 
 from cosmos_ray.commands.cli import main
 from cosmos_ray.config import ModelConfig
-from cosmos_ray.model.checkpoint import load_policy, read_description
+from cosmos_ray.model.checkpoint import load_checkpoint, read_description
 from cosmos_ray.model.exchange import read_weights
 from cosmos_ray.model.exchange.statistics import read_statistics
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
@@ -113,7 +113,7 @@ def fails(arguments: list[str], code: int, complaint: str, capfd) -> None:
 
 def test_an_import_is_the_base_policy_to_the_bit(files, imported):
     folder = imported / "lib" / "checkpoints"
-    policy, version = load_policy(folder / "base", dtype=None)
+    policy, version = load_checkpoint(folder / "base", dtype=None)
     weights = read_weights(files / "policy.pt")
     assert same(policy.net.state_dict(), weights) and {v.dtype for v in weights.values()} == {torch.bfloat16}
     ranges = read_statistics(files / "statistics.json")
@@ -133,7 +133,7 @@ def test_an_import_reports_size_and_constant_dimensions(files, tmp_path, capfd, 
     count = sum(v.numel() for v in read_weights(files / "policy.pt").values())
     assert err == "" and len(out.splitlines()) == 1
     assert f"{count:,} parameters" in out and "constant, so always 0 to the network: proprio[8]" in out
-    policy, _ = load_policy(tmp_path / "lib" / "checkpoints" / "base")
+    policy, _ = load_checkpoint(tmp_path / "lib" / "checkpoints" / "base")
     state = policy.proprio_scale.normalize(torch.full((1, 9), 0.7))
     assert state[0, 8] == 0 and torch.isfinite(state).all()  # the public code divides by zero there
 
@@ -158,7 +158,7 @@ def test_an_import_from_a_t5_folder_embeds_the_task_once_for_every_actor(files, 
     assert main(importing(files, tmp_path, model__text_path=str(folder))) == 0
     shutil.rmtree(folder)
     for name in ("base", "initial"):
-        policy, _ = load_policy(tmp_path / "lib" / "checkpoints" / name)
+        policy, _ = load_checkpoint(tmp_path / "lib" / "checkpoints" / name)
         assert set(policy.text.embeddings) == {LIFT} and policy.text(LIFT)[: len(LIFT.split())].any()
 
 
@@ -217,7 +217,7 @@ def test_an_interrupted_import_leaves_no_base_and_is_repeated(files, tmp_path, c
     assert not (checkpoints / "base").exists()
     assert main(importing(files, tmp_path)) == 0
     for name in ("base", "initial"):
-        assert same(load_policy(checkpoints / name, dtype=None)[0].net.state_dict(), read_weights(files / "policy.pt"))
+        assert same(load_checkpoint(checkpoints / name, dtype=None)[0].net.state_dict(), read_weights(files / "policy.pt"))
 
 
 # ---------------------------------------------------------------- export
@@ -239,7 +239,7 @@ def test_an_exported_policy_is_imported_again(files, root, handlers):
     again = importing(files, root, name="again", weights=root / "out.safetensors", statistics=root / "out_dataset_statistics.json",
                       model__text_path=str(root / "out_t5_embeddings.safetensors"))
     assert main(again) == 0
-    policies = [load_policy(root / name / "checkpoints" / "base", dtype=None)[0] for name in ("lib", "again")]
+    policies = [load_checkpoint(root / name / "checkpoints" / "base", dtype=None)[0] for name in ("lib", "again")]
     assert same(*(policy.state_dict() for policy in policies))
 
 

@@ -15,7 +15,7 @@ from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.inference.pool import InferencePool
-from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
 from cosmos_ray.weights import pack
 from tests.test_inference import assert_same, policy, request  # noqa: F401 - a fixture among them
 from tests.test_model import tiny
@@ -44,7 +44,7 @@ def version_of(pool: InferencePool) -> int:
 
 
 def newer_weights(checkpoint, version: int):
-    newer, _ = load_policy(checkpoint)
+    newer, _ = load_checkpoint(checkpoint)
     with torch.no_grad():
         for parameter in newer.net.parameters():
             parameter.add_(0.01 * version)
@@ -52,7 +52,7 @@ def newer_weights(checkpoint, version: int):
 
 
 def test_the_pool_answers_as_a_policy_in_this_process(shared_pool, checkpoint, policy):  # noqa: F811
-    local = LocalClient(InferenceCore(*load_policy(checkpoint)))
+    local = LocalClient(InferenceCore(*load_checkpoint(checkpoint)))
     client = PoolClient(shared_pool.actors, LONG)
     requests = [request(2, seed=1), request(1, seed=2, steps=2, planner=PlannerConfig(candidates=3)), request(1, decode_futures=True)]
     pending = [client.submit(r) for r in requests]
@@ -100,7 +100,7 @@ def test_the_pool_switches_to_another_checkpoint_whatever_its_version(shared_poo
     assert version_of(shared_pool) == 1
     asked = request(version=1)
     assert_same(PoolClient(shared_pool.actors, LONG).result(PoolClient(shared_pool.actors, LONG).submit(asked)),
-                InferenceCore(*load_policy(checkpoint)).answer([asked])[0])
+                InferenceCore(*load_checkpoint(checkpoint)).answer([asked])[0])
 
 
 def test_an_actor_restarted_by_sigkill_gets_back_its_planning_network(local_ray, checkpoint, tmp_path):
@@ -177,7 +177,7 @@ def test_a_version_nobody_holds_is_pool_unavailable(shared_pool):
 
 
 def test_a_damaged_checkpoint_is_reported_when_the_pool_starts(local_ray, checkpoint, tmp_path):
-    save_policy(load_policy(checkpoint)[0], tmp_path / "torn", 1)
+    save_policy(load_checkpoint(checkpoint)[0], tmp_path / "torn", 1)
     file = tmp_path / "torn" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="is truncated") as caught:

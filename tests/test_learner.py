@@ -16,7 +16,7 @@ from cosmos_ray.errors import CheckpointError, ConfigError, StoreError
 from cosmos_ray.learner.actor import LearnerGroup, LearnerLost, LearnerTask
 from cosmos_ray.learner.core import LearnerCore, learning_rate
 from cosmos_ray.learner.mixture import BatchSource, Mixture
-from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.speed.training_graphs import capture_training
 from cosmos_ray.replay.sampling.sampler import WindowSampler
@@ -257,7 +257,7 @@ def test_the_exported_policy_is_the_published_one_and_training_goes_on_unchanged
         return exported.weights(9), pack(exported.policy.net.named_parameters(), 9), losses(exported, 2), losses(other, 2)
 
     published, raw, after_export, without = alone(run, store.root, tmp_path / "policy")
-    policy, version = load_policy(tmp_path / "policy")
+    policy, version = load_checkpoint(tmp_path / "policy")
     assert version == 9 and np.array_equal(pack(policy.net.named_parameters(), 9).data, published.data)
     assert np.array_equal(published.data, raw.data) == (ema == 0)
     assert after_export == without
@@ -302,7 +302,7 @@ def train_and_publish(group: LearnerGroup, folder, stage: int) -> None:
     if stage < 3:
         assert len(set(digests(group))) == 1
     group.export(folder / "exported", 4, {})
-    policy, version = load_policy(folder / "exported")
+    policy, version = load_checkpoint(folder / "exported")
     assert version == 4 and np.array_equal(pack(policy.net.named_parameters(), 4).data, group.weights(4).data)
 
 

@@ -11,7 +11,7 @@ from cosmos_ray.config.settings import new_config
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.learner.core import learning_rate
-from cosmos_ray.model.checkpoint import load_net, load_policy, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, load_net, save_policy
 from cosmos_ray.model.exchange import FORMATS, diffusers_config, write_weights
 from cosmos_ray.model.objective import Objective
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
@@ -170,7 +170,7 @@ def test_pretraining_starts_from_the_weights_it_is_given(tmp_path, format):
     path = written(randomised(), tmp_path, format)
     run = open_run(tmp_path, init=str(path))
     make_initial_policy(run)
-    policy, version = load_policy(run.folder.checkpoint("initial"))
+    policy, version = load_checkpoint(run.folder.checkpoint("initial"))
     assert version == 0 and same_net(policy, randomised())
     stats = dataset_statistics(run.folder.store(), ("demo",))
     assert np.array_equal(policy.action_high, np.maximum(stats.actions_max, stats.labels_max))
@@ -183,7 +183,7 @@ def test_a_policy_is_made_for_its_own_frame_size_whatever_the_store_holds(tmp_pa
     run = open_run(tmp_path)  # of frames of 32 pixels
     run.config = dataclasses.replace(run.config, model=ModelConfig(width=64, heads=2, layers=2, image_size=48))
     make_initial_policy(run)
-    policy, _ = load_policy(run.folder.checkpoint("initial"))
+    policy, _ = load_checkpoint(run.folder.checkpoint("initial"))
     assert policy.spec.image_size == 48 and policy.spec.frame_shape == (16, 6, 6) and policy.tokenizer.encoder.any()
     run.folder.close()
 

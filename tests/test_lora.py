@@ -10,7 +10,7 @@ import torch
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.learner.core import LearnerCore
 from cosmos_ray.model import sampling
-from cosmos_ray.model.checkpoint import load_policy
+from cosmos_ray.model.checkpoint import load_checkpoint
 from cosmos_ray.model.latents import training_latents
 from cosmos_ray.model.lora import AdaptedLinear, adapt, merged_parameters
 from cosmos_ray.model.policy import CosmosPolicy
@@ -155,7 +155,7 @@ def test_an_unadapted_policy_takes_the_published_weights_and_acts_as_the_learner
     reply = inference.answer([request(3, size=32)])[0]
     np.testing.assert_allclose(reply.actions, wanted.actions, rtol=0, atol=1e-5)
     assert np.abs(reply.actions - before.actions).max() > 1e-3
-    loaded, version = load_policy(tmp_path / "policy")
+    loaded, version = load_checkpoint(tmp_path / "policy")
     assert version == 5 and np.array_equal(pack(loaded.net.named_parameters(), 5).data, weights.data)
     assert_same(InferenceCore(loaded, 5).answer([request(3, size=32)])[0], reply)
 

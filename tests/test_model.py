@@ -8,7 +8,7 @@ import torch
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model import sampling, solver
-from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
 from cosmos_ray.model.denoising import denoise
 from cosmos_ray.model.injection import Normalizer, extract, extract_value, inject, inject_value
 from cosmos_ray.model.latents import current_latents, read_actions, read_value, training_latents
@@ -267,12 +267,12 @@ def test_images_of_another_camera_count_are_refused():
 def test_checkpoint_round_trip(tmp_path):
     policy = tiny()
     save_policy(policy, tmp_path / "ck", version=7, info={"step": 3})
-    loaded, version = load_policy(tmp_path / "ck")
+    loaded, version = load_checkpoint(tmp_path / "ck")
     assert version == 7 and loaded.spec == policy.spec
     for key, value in policy.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
     save_policy(policy, tmp_path / "ck", version=8)
-    assert load_policy(tmp_path / "ck")[1] == 8 and [p.name for p in tmp_path.iterdir()] == ["ck"]
+    assert load_checkpoint(tmp_path / "ck")[1] == 8 and [p.name for p in tmp_path.iterdir()] == ["ck"]
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
@@ -280,7 +280,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     file = tmp_path / "ck" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"):
-        load_policy(tmp_path / "ck")
+        load_checkpoint(tmp_path / "ck")
 
 
 def test_a_mismatched_checkpoint_names_the_first_offending_key(tmp_path):
@@ -288,9 +288,9 @@ def test_a_mismatched_checkpoint_names_the_first_offending_key(tmp_path):
     save_policy(tiny(layers=3), tmp_path / "b", version=1)
     (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"net\.blocks\.2\.adaln_modulation_cross_attn\.1\.weight.*unknown to the model"):
-        load_policy(tmp_path / "a")
+        load_checkpoint(tmp_path / "a")
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match="run `pretrain` first"):
-        load_policy(tmp_path / "nothing")
+        load_checkpoint(tmp_path / "nothing")

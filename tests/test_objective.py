@@ -8,7 +8,7 @@ import torch
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model import sampling
-from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
 from cosmos_ray.model.latents import training_latents
 from cosmos_ray.model.noise import hybrid_sigma
 from cosmos_ray.model.objective import HEAVIEST, Objective, advantage_weights
@@ -31,7 +31,7 @@ def test_another_world_weight_is_of_the_future_frames_of_world_model_samples_alo
     assert world[1] - world[0] == pytest.approx(world[2] - world[1]) and world[1] > world[0]
     assert after == [before, before]
     save_policy(policy, tmp_path / "policy", 1)
-    assert losses(load_policy(tmp_path / "policy")[0])[SampleType.WORLD_MODEL] == pytest.approx(world[2])
+    assert losses(load_checkpoint(tmp_path / "policy")[0])[SampleType.WORLD_MODEL] == pytest.approx(world[2])
 
 
 @pytest.mark.parametrize("frames, quantiles", [(9, [2.07, 7.5, 21.3, 79, 218]), (11, [2.29, 8.3, 23.5, 87, 241])])

@@ -11,7 +11,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore, load_core
 from cosmos_ray.inference.messages import ActingPolicy, ActRequest
 from cosmos_ray.model import policy as policy_module
-from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import PaddedSampler, accelerate
 from cosmos_ray.planning.best_of_n import act_directly, best_of_n
@@ -158,7 +158,7 @@ def checkpoint(tmp_path_factory):
 
 def test_a_checkpoint_is_served_with_the_precision_and_steps_of_the_config(checkpoint):
     core, asked = load_core(checkpoint, InferenceConfig(precision="bf16", reference_steps=True), "cpu"), request(2, seed=1, steps=2)
-    policy, version = load_policy(checkpoint, torch.bfloat16)
+    policy, version = load_checkpoint(checkpoint, torch.bfloat16)
     one = dataclasses.replace(asked, steps=1)
     assert_same(core.answer([asked])[0], InferenceCore(policy, version).answer([one])[0])
     newer = changed(demo_policy(), by=0.1)
@@ -166,7 +166,7 @@ def test_a_checkpoint_is_served_with_the_precision_and_steps_of_the_config(check
     assert core.policy.net.dtype == torch.bfloat16
     assert_same(core.answer([asked])[0], InferenceCore(newer.place("cpu", torch.bfloat16), 2).answer([one])[0])
     plain = load_core(checkpoint, InferenceConfig(), "cpu")  # "auto" is full precision on a CPU, and two steps are two
-    assert_same(plain.answer([asked])[0], InferenceCore(*load_policy(checkpoint)).answer([asked])[0])
+    assert_same(plain.answer([asked])[0], InferenceCore(*load_checkpoint(checkpoint)).answer([asked])[0])
 
 
 # ---------------------------------------------------------------- acceleration

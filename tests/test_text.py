@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from cosmos_ray.config import ModelConfig
 from cosmos_ray.errors import CheckpointError, ConfigError, CosmosRayError
 from cosmos_ray.model import sampling
-from cosmos_ray.model.checkpoint import load_policy, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
 from cosmos_ray.model.latents import current_latents, read_actions
 from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.spec import make_spec
@@ -117,7 +117,7 @@ def test_a_checkpoint_carries_its_text_and_acts_without_the_file_it_came_from(po
     (tmp_path / "t5.pkl").unlink()
     stored = load_file(tmp_path / "ck" / "text.safetensors")
     assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {k: (torch.bfloat16, (512, 1024)) for k in (LIFT, FOLD)}
-    loaded, _ = load_policy(tmp_path / "ck")
+    loaded, _ = load_checkpoint(tmp_path / "ck")
     assert torch.equal(actions(loaded, LIFT), actions(policy, LIFT))
     assert not torch.equal(actions(loaded, LIFT), actions(loaded, FOLD))
     with refused(ConfigError, "no embedding of 'open the door'"):
@@ -134,13 +134,13 @@ def test_a_checkpoint_with_text_of_another_width_is_refused(policy, tmp_path):
     save_policy(policy, tmp_path / "ck", version=1)
     save_file({LIFT: torch.zeros(512, 768)}, tmp_path / "ck" / "text.safetensors")
     with refused(CheckpointError, r"has shape \(512, 768\), the model takes \(512, 1024\)"):
-        load_policy(tmp_path / "ck")
+        load_checkpoint(tmp_path / "ck")
 
 
 def test_a_checkpoint_that_lost_its_text_names_the_path_it_needs(policy, tmp_path):
     save_policy(policy, tmp_path / "ck", version=1)
     (tmp_path / "ck" / "text.safetensors").unlink()
-    assert torch.equal(actions(load_policy(tmp_path / "ck")[0], LIFT), actions(policy, LIFT))  # from the file it came from
+    assert torch.equal(actions(load_checkpoint(tmp_path / "ck")[0], LIFT), actions(policy, LIFT))  # from the file it came from
     (tmp_path / "t5.pkl").unlink()
     with refused(CheckpointError, "no text embeddings at .*t5.pkl.*point model.text_path at"):
-        load_policy(tmp_path / "ck")
+        load_checkpoint(tmp_path / "ck")

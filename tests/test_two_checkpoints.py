@@ -13,7 +13,7 @@ from cosmos_ray.config import PlannerConfig, RunConfig
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.model.checkpoint import load_policy, read_description, save_policy
+from cosmos_ray.model.checkpoint import load_checkpoint, read_description, save_policy
 from cosmos_ray.model.exchange import read_weights
 from cosmos_ray.model.exchange.statistics import read_statistics
 from cosmos_ray.replay.store import ReplayStore
@@ -63,7 +63,7 @@ def test_both_checkpoints_are_imported_in_either_order_each_with_its_own_statist
                                        (("planning", "planning_initial"), "planning.pt", "planning.json")):
         ranges = read_statistics(files / statistics)
         for name in names:
-            policy, _ = load_policy(folder / name, dtype=None)
+            policy, _ = load_checkpoint(folder / name, dtype=None)
             assert same(policy.net.state_dict(), read_weights(files / weights))
             assert np.array_equal(policy.action_high, ranges.actions_high)
             assert read_description(folder / name)[2]["statistics"] == ranges.raw
@@ -108,7 +108,7 @@ def test_tiny_policies_that_see_differently_cannot_judge_each_other(tmp_path, ca
     torch.save(acts.net.state_dict(), tmp_path / "alone.pt")
     fails([*command, str(tmp_path / "alone.pt")], 2, "alone.pt holds no tokenizer, and preset 'tiny' fits its own on demonstrations", capfd)
     assert main([*command, str(tmp_path / "acts")]) == 0
-    imported, _ = load_policy(tmp_path / "tiny" / "checkpoints" / "base")
+    imported, _ = load_checkpoint(tmp_path / "tiny" / "checkpoints" / "base")
     assert same(imported.tokenizer.state_dict(), acts.tokenizer.state_dict())
     fails([*command, str(tmp_path / "judges"), "--as", "planning"], 2, "have tokenizers fitted on different frames", capfd)
     assert main([*command, str(tmp_path / "acts"), "--as", "planning"]) == 0
@@ -146,7 +146,7 @@ def test_each_policy_has_an_arm_that_each_network_judges(run):
     assert {name: after[name].run_key for name in before} == before  # what was evaluated before the import stays evaluated
     judges = {name: arm.acting.planning_checkpoint for name, arm in after.items()}
     assert [name for name, path in judges.items() if path] == [BASE_ARMS[2], REFINED_ARMS[2]]
-    assert {load_policy(path)[1] for path in judges.values() if path} == {2}
+    assert {load_checkpoint(path)[1] for path in judges.values() if path} == {2}
     assert [bool(arm.acting.planner) for arm in after.values()] == 2 * [False, True, True]
     assert len({arm.run_key for arm in after.values()}) == 6
     assert list({arm.name for arm in arms(run, ["base + planning checkpoint"])}) == ["base + planning checkpoint"]

@@ -12,7 +12,7 @@ import torch
 from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest, WrongVersion
-from cosmos_ray.model.checkpoint import load_policy
+from cosmos_ray.model.checkpoint import load_checkpoint
 from cosmos_ray.model.latents import current_latents, read_future_images
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import accelerate
@@ -117,7 +117,7 @@ def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, plan
 
 
 def _load(checkpoint: str | Path, config: InferenceConfig, device: str) -> tuple[CosmosPolicy, int]:
-    policy, version = load_policy(checkpoint, dtype=None)
+    policy, version = load_checkpoint(checkpoint, dtype=None)
     return ready(policy, config, device), version
 
 

@@ -62,14 +62,14 @@ class LearnerActor:
         from cosmos_ray.learner.core import LearnerCore
         from cosmos_ray.learner.encoder import open_latents
         from cosmos_ray.learner.engine import rendezvous
-        from cosmos_ray.model.checkpoint import load_policy
+        from cosmos_ray.model.checkpoint import load_checkpoint
         from cosmos_ray.replay.sampling.sampler import WindowSampler
         from cosmos_ray.replay.store import ReplayStore
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         os.environ.update(rendezvous(self.rank, self.config.world_size, address, port))
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        policy, _ = load_policy(task.policy, dtype)
+        policy, _ = load_checkpoint(task.policy, dtype)
         if task.world_weight:
             policy.spec = dataclasses.replace(policy.spec, world_weight=task.world_weight)
         sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
@@ -77,7 +77,7 @@ class LearnerActor:
         source = BatchSource(sampler, task.mixture, self.config.rows)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         latents = open_latents(policy.place(device, dtype), self.config, task.chunk, task.latents)
-        planning = load_policy(task.planning_checkpoint, dtype)[0].place(device, dtype).eval() if task.planning_checkpoint else None
+        planning = load_checkpoint(task.planning_checkpoint, dtype)[0].place(device, dtype).eval() if task.planning_checkpoint else None
         self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
                                 rank=self.rank, device=device, latents=latents, planning_network=planning)
         self.state = task.state

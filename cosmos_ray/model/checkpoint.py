@@ -70,7 +70,7 @@ def read_description(path: str | Path) -> tuple[PolicySpec, int, dict]:
         raise CheckpointError(f"{file} is not a cosmos_ray policy description: {error}") from error
 
 
-def load_policy(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[CosmosPolicy, int]:
+def load_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[CosmosPolicy, int]:
     """Load (policy, version), the network in ``dtype``; None keeps the stored dtype.
 
     A missing, truncated or mismatched checkpoint raises CheckpointError with the first offending key.
@@ -93,7 +93,7 @@ def load_net(policy: CosmosPolicy, path: str | Path, dtype: torch.dtype | None =
     """
     path = Path(path)
     if (path / "policy.json").exists():
-        net = load_policy(path, dtype)[0].net.state_dict()
+        net = load_checkpoint(path, dtype)[0].net.state_dict()
     else:
         net = read_weights(path)
         if path.is_dir():
@@ -113,7 +113,7 @@ def load_released(spec: PolicySpec, weights: str | Path, statistics: Statistics)
         if not (Path(weights) / "policy.json").exists():
             raise ConfigError(f"{weights} holds no tokenizer, and preset {spec.preset!r} fits its own on demonstrations: give a checkpoint "
                               "folder of a run, or the weights to `pretrain` as --init")
-        policy.tokenizer.load_state_dict(load_policy(weights)[0].tokenizer.state_dict())
+        policy.tokenizer.load_state_dict(load_checkpoint(weights)[0].tokenizer.state_dict())
     load_net(policy, weights, dtype=None)
     policy.set_statistics(statistics.actions_low, statistics.actions_high, statistics.proprio_low, statistics.proprio_high)
     return policy.eval()

@@ -9,7 +9,7 @@ import torch
 
 from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.model.checkpoint import copy_checkpoint, load_policy, load_released, read_description, save_policy
+from cosmos_ray.model.checkpoint import copy_checkpoint, load_checkpoint, load_released, read_description, save_policy
 from cosmos_ray.model.exchange import diffusers_config, write_weights
 from cosmos_ray.model.exchange.statistics import Statistics, read_statistics, write_statistics
 from cosmos_ray.model.exchange.text_embeddings import write_text_embeddings
@@ -63,7 +63,7 @@ def _check_partner(policy: CosmosPolicy, other: Path, whose: str, where: str) ->
             raise ConfigError(f"{where} and {whose} differ in {name}: {mine[name]} and {theirs[name]}; import networks of one robot")
     if not isinstance(policy.tokenizer, PatchPCA):
         return
-    fits = zip(*(tokenizer.state_dict().values() for tokenizer in (policy.tokenizer, load_policy(other)[0].tokenizer)), strict=True)
+    fits = zip(*(tokenizer.state_dict().values() for tokenizer in (policy.tokenizer, load_checkpoint(other)[0].tokenizer)), strict=True)
     if not all(torch.equal(here, there) for here, there in fits):
         raise ConfigError(f"{where} and {whose} have tokenizers fitted on different frames: one's latents mean nothing to the other; train "
                           "both from one initial policy")
@@ -101,7 +101,7 @@ def export_policy(run: Run, checkpoint: str | None, format: str, to: str, overwr
     for beside in (statistics, texts):
         if beside.exists() and not overwrite:
             raise ConfigError(f"{beside} exists: give another --to, or --overwrite")
-    policy, _ = load_policy(source, dtype=None)
+    policy, _ = load_checkpoint(source, dtype=None)
     config = diffusers_config(**policy.spec.transformer.diffusers_dimensions())
     write_weights(policy.net.state_dict(), target, format, config, overwrite)
     imported = IMPORTED_PLANNING if checkpoint == "planning" and run.folder.has_policy(IMPORTED_PLANNING) else "initial"

@@ -28,7 +28,7 @@ from cosmos_ray.errors import CosmosRayError  # noqa: E402
 from cosmos_ray.learner.core import LearnerCore  # noqa: E402
 from cosmos_ray.learner.engine import free_port, rendezvous  # noqa: E402
 from cosmos_ray.learner.mixture import BatchSource, Mixture  # noqa: E402
-from cosmos_ray.model.checkpoint import load_policy  # noqa: E402
+from cosmos_ray.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_ray.replay.sampling.sampler import WindowSampler  # noqa: E402
 from cosmos_ray.replay.store import ReplayStore  # noqa: E402
 from jobs.bench.model import ratio  # noqa: E402
@@ -48,7 +48,7 @@ def learner(config: RunConfig, changes: dict) -> LearnerCore:
     store = ReplayStore(config.replay.store or folder / "replay", create=False)
     sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=0)
     source = BatchSource(sampler, Mixture.base(settings, config.replay), settings.rows)
-    policy, _ = load_policy(folder / "checkpoints" / "base", torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    policy, _ = load_checkpoint(folder / "checkpoints" / "base", torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     return LearnerCore(settings, policy, source, peak_lr=1e-4, total_steps=10**9, seed=0, device="cuda")
 
 
