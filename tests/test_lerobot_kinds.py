@@ -14,6 +14,7 @@ import pytest
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
 from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
+from cosmos_ray.replay.exchange.lerobot import export_lerobot
 from cosmos_ray.replay.exchange.lerobot_import import read_lerobot
 from cosmos_ray.replay.format.codec import decode_jpeg
 
@@ -355,5 +356,35 @@ def test_rows_of_another_rate_than_the_dataset_says_are_noted(videos, tmp_path):
 
 
 def test_a_folder_of_datasets_is_one_line_that_names_them(tmp_path):
-    with pytest.raises(StoreError, match="no meta/info.json; there are datasets in its folders v3image"):
+    with pytest.raises(StoreError, match="no meta/info.json; there is one in .*v3image"):
         taken(CASES / "lerobot_camera_names", tmp_path)
+
+
+def test_a_folder_of_the_hugging_face_cache_is_read_as_given(folder, tmp_path):
+    """Its files are links to blobs beside the snapshot."""
+    cache = tmp_path / "datasets--lerobot--bowls"
+    (cache / "blobs").mkdir(parents=True)
+    for number, path in enumerate(path for path in sorted(folder.rglob("*")) if path.is_file()):
+        link = cache / "snapshots/0a1b" / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, cache / f"blobs/{number}")
+        link.symlink_to(cache / f"blobs/{number}")
+    found = taken(cache, tmp_path)[1]
+    assert_same(found, original(tmp_path))
+    assert found[0].header["run"] == "import:datasets--lerobot--bowls"
+
+
+def test_a_dataset_cloned_without_its_large_files_says_how_to_get_them(videos, tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
+    (videos / "videos/observation.images.top/chunk-000/file-000.mp4").write_text(pointer)
+    assert "git lfs pull" in taken(videos, tmp_path, cameras=("top",))[0].skipped[0][1]
+    (videos / "meta/tasks.parquet").write_text(pointer)
+    with pytest.raises(StoreError, match="tasks.parquet is only a pointer to the file: run `git lfs pull`"):
+        taken(videos, tmp_path)
+
+
+def test_the_kind_of_robot_goes_out_again(videos, tmp_path):
+    store = ReplayStore(tmp_path / "store")
+    import_episodes(read_lerobot, videos, store, ImportOptions(cameras=("top",)))
+    export_lerobot(store, store.summaries(), tmp_path / "out")
+    assert json.loads((tmp_path / "out/meta/info.json").read_text())["robot_type"] == "so100_follower"

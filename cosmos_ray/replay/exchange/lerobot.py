@@ -43,7 +43,7 @@ _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 def export_lerobot(
     store: ReplayStore, summaries: Iterable[EpisodeSummary], target: str | Path, *, frames: str = "h264", fps: float = 0,
-    gamma: float = 0.99, robot: str = "panda", render: Render | None = None, progress: Progress | None = None,
+    gamma: float = 0.99, render: Render | None = None, progress: Progress | None = None,
 ) -> Exchanged:  # fmt: skip
     """Write the episodes as the new folder ``target``.
 
@@ -65,7 +65,7 @@ def export_lerobot(
                     skipped.append((view.summary.name, str(error)))
             if not writer.episodes:
                 raise nothing_to_write(skipped)
-            writer.finish(robot)
+            writer.finish()
         finally:
             writer.close()
     return Exchanged(len(writer.episodes), tuple(skipped))
@@ -88,6 +88,7 @@ class _Writer:
         self.episodes: list[dict[str, Any]] = []
         self.tasks: dict[str, int] = {}
         self.rows = 0  # in all files
+        self.robot = ""  # of the first episode
         self._file_rows = 0
         self._file = 0
         self._first: _Layout | None = None
@@ -102,7 +103,7 @@ class _Writer:
         if any(picture.shape != pixels[key] for key, column in pictures.items() for picture in column):
             raise StoreError("its pictures are of several sizes")
         layout = _Layout(pixels, view.column("proprio").shape[1], view.column("action").shape[1], self._rate(view))
-        self._first = self._first or layout
+        self._first, self.robot = self._first or layout, self.robot or _robot(view)
         if layout != self._first:
             raise StoreError(f"its pictures, sizes and rate {tuple(layout)} differ from the first episode's {tuple(self._first)}")
         if self.frames != "image" and any(size % 2 for shape in pixels.values() for size in shape[:2]):
@@ -196,7 +197,7 @@ class _Writer:
             container.close()
         self._table, self._videos = None, {}
 
-    def finish(self, robot: str) -> None:
+    def finish(self) -> None:
         """Close, and write what describes the dataset."""
         self.close()
         pixels, state, action, fps = self._layout
@@ -212,7 +213,7 @@ class _Writer:
         features |= {"observation.state": _vector(state), "action": _vector(action), "label": _vector(action)}
         features |= {name: {"dtype": scalar, "shape": [1], "names": None} for name, scalar in _SCALARS.items()}
         info = {
-            "codebase_version": "v3.0", "robot_type": robot, "total_episodes": len(self.episodes), "total_frames": self.rows,
+            "codebase_version": "v3.0", "robot_type": self.robot, "total_episodes": len(self.episodes), "total_frames": self.rows,
             "total_tasks": len(self.tasks), "chunks_size": CHUNK, "data_files_size_in_mb": 100, "video_files_size_in_mb": 500, "fps": fps,
             "splits": {"train": f"0:{len(self.episodes)}"}, "data_path": _DATA, "video_path": _VIDEO if dtype == "video" else None,
             "features": features,
@@ -237,6 +238,14 @@ _SCALARS = {
     "policy_version": "int64", "timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64",
     "task_index": "int64",
 }  # fmt: skip
+
+
+def _robot(view: EpisodeView) -> str:
+    """The kind of robot, as an import or the simulator says."""
+    info = view.header["info"]
+    fingerprint = info.get("fingerprint")
+    simulated = fingerprint.get("robots") if isinstance(fingerprint, dict) else None
+    return str(info.get("robot") or simulated or "unknown")
 
 
 def _vector(size: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
-from cosmos_ray.replay.exchange.lerobot_meta import Dataset
+from cosmos_ray.replay.exchange.lerobot_meta import Dataset, read_table
 from cosmos_ray.replay.exchange.lerobot_pictures import from_cell, from_video
 from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, SOURCES, Episode, EpisodeKey
 
@@ -38,10 +38,10 @@ def read_lerobot(folder: Path, options: ImportOptions, notes: Notes) -> Iterator
     """
     dataset = Dataset(folder, options, notes)
     files: dict[int, list[Path]] = {}
-    for file in sorted((folder / "data").rglob("*.parquet")):
+    for file in sorted((dataset.folder / "data").rglob("*.parquet")):
         try:
-            numbers = np.unique(pq.read_table(file, columns=["episode_index"])["episode_index"].to_numpy())
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            numbers = np.unique(read_table(file, columns=["episode_index"])["episode_index"].to_numpy())
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException, StoreError) as error:
             yield Skip(str(file), f"it cannot be read: {str(error).partition(chr(10))[0]}")
             continue
         for number in numbers.tolist():
@@ -67,12 +67,14 @@ def _read(dataset: Dataset, number: int, files: list[Path]) -> Episode:
         versions = _matrix(dataset, table, "policy_version", np.int64)[:, 0]
     texts = [(0, options.instruction)] if options.instruction else _texts(dataset, row, table)
     begin = hashlib.sha256(state.tobytes() + action.tobytes()).hexdigest()[:16]
-    info: dict[str, Any] = {"imported": dataset.folder.name, "control_freq": dataset.fps, LAST_STATE_REPEATED: True}
+    info: dict[str, Any] = {"imported": dataset.name, "control_freq": dataset.fps, LAST_STATE_REPEATED: True}
+    if dataset.robot:
+        info["robot"] = dataset.robot
     if len(texts) > 1:
         info["instructions"] = texts
     shown = {t: [images[t] for images in frames.values()] for t in range(length)} if frames else {}
     return Episode(
-        key=EpisodeKey(f"import:{dataset.folder.name}", options.task or texts[0][1], source, number, initial_state=begin),
+        key=EpisodeKey(f"import:{dataset.name}", options.task or texts[0][1], source, number, initial_state=begin),
         instruction=texts[0][1], cameras=tuple(frames), success=success, episode_return=float(rewards.sum()), timed_out=not success,
         invalid="", policy_version=int(versions[0]), actions=action,
         labels=_matrix(dataset, table, "label") if dataset.has("label") else action, rewards=rewards,

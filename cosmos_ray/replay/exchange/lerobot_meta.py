@@ -26,6 +26,7 @@ from cosmos_ray.replay.exchange.importing import ImportOptions, Notes
 PICTURES = "observation.images."
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 _NEEDED = ("observation.state", "action")
+_POINTER = b"version https://git-lfs"
 _NO_PICTURE = re.compile(r"(?:^|[._/])(?:depth|mask|masks|seg|segmentation)(?:[._/\d]|$)")
 
 
@@ -33,15 +34,12 @@ class Dataset:
     """A dataset's description. StoreError if the folder is none."""
 
     def __init__(self, folder: Path, options: ImportOptions, notes: Notes) -> None:
-        self.folder, self.options, self.notes = folder, options, notes
-        path = folder / "meta" / "info.json"
-        if not path.is_file():
-            below = sorted(str(found.parent.parent.relative_to(folder)) for found in folder.glob("*/meta/info.json"))
-            others = f"; there are datasets in its folders {', '.join(below[:5])}" if below else ""
-            raise StoreError(f"{folder} is not a LeRobot dataset: it has no meta/info.json{others}")
+        self.name, self.options, self.notes = folder.resolve().name, options, notes
+        self.folder = folder = _dataset_in(folder)
         try:
-            info = json.loads(path.read_bytes())
+            info = json.loads((folder / "meta" / "info.json").read_bytes())
             self.version, self.fps = str(info["codebase_version"]), float(info["fps"])
+            self.robot = str(info.get("robot_type") or "")
             self.features = {str(name): dict(feature) for name, feature in dict(info["features"]).items()}
             if self.version not in VERSIONS:
                 raise StoreError(f"it is of version {self.version}, and {', '.join(VERSIONS)} are read: convert it with LeRobot")
@@ -112,7 +110,7 @@ class Dataset:
         """Number -> text of the tasks or subtasks; empty where there are none."""
         table, lines = (self.folder / "meta" / f"{what}.{ending}" for ending in ("parquet", "jsonl"))
         if table.is_file():
-            rows = pq.read_table(table)
+            rows = read_table(table)
             texts = [name for name in rows.column_names if pa.types.is_string(kind := rows.schema.field(name).type)
                      or pa.types.is_large_string(kind)]  # fmt: skip
             if not texts:
@@ -158,6 +156,26 @@ def _camera(feature: str) -> str:
     return feature.removeprefix(PICTURES).removeprefix("observation.")
 
 
+def _dataset_in(folder: Path) -> Path:
+    """The folder itself, or the only snapshot in a folder of the Hugging Face cache. StoreError if neither is a dataset."""
+    if (folder / "meta" / "info.json").is_file():
+        return folder
+    snapshots = [found.parent.parent for found in folder.glob("snapshots/*/meta/info.json")]
+    if len(snapshots) == 1:
+        return snapshots[0]
+    near = {str(found.parent.parent) for pattern in ("*/meta/info.json", "../meta/info.json") for found in folder.glob(pattern)}
+    others = f"; there is one in {', '.join(sorted(near | set(map(str, snapshots)))[:5])}" if near or snapshots else ""
+    raise StoreError(f"{folder} is not a LeRobot dataset: it has no meta/info.json{others}")
+
+
+def read_table(path: Path, **options: Any) -> pa.Table:
+    """A Parquet file. StoreError, or what pyarrow raises."""
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise StoreError(f"{path} is only a pointer to the file: run `git lfs pull` in the dataset's folder")
+    return pq.read_table(path, **options)
+
+
 def _shape(feature: dict[str, Any]) -> str:
     return "x".join(str(size) for size in feature.get("shape") or ()) or str(feature.get("dtype"))
 
@@ -167,5 +185,5 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _without_statistics(table: Path) -> list[dict[str, Any]]:
-    names = [name for name in pq.read_schema(table).names if not name.startswith("stats/")]
-    return pq.read_table(table, columns=names).to_pylist()
+    rows = read_table(table)
+    return rows.select([name for name in rows.column_names if not name.startswith("stats/")]).to_pylist()

@@ -36,7 +36,8 @@ def from_video(path: Path, times: Sequence[float], fps: float) -> list[bytes]:
                 if (away := abs(wanted[index] - at)) < nearest[index]:
                     nearest[index], found[index] = away, encode_jpeg(frame.to_ndarray(format="rgb24"))
     except (av.error.FFmpegError, IndexError) as error:
-        raise StoreError(f"{path} cannot be decoded: {error}") from error
+        pointer = path.is_file() and path.stat().st_size < 1000 and b"git-lfs" in path.read_bytes()
+        raise StoreError(f"{path} cannot be decoded: " + ("run `git lfs pull`, it is only a pointer" if pointer else str(error))) from error
     if len(found) < len(wanted):
         lost = next(index for index in range(len(wanted)) if index not in found)
         raise StoreError(f"{path} has {len(found)} of {len(wanted)} pictures, none at {wanted[lost]:.3f} s")
@@ -58,8 +59,8 @@ def from_cell(value: Any, name: str, folder: Path) -> bytes:
 def _beside(path: Any, name: str, folder: Path) -> bytes:
     if not path:
         raise StoreError(f"{name} has a row without a picture")
-    file = (folder / str(path)).resolve()
-    if not file.is_relative_to(folder.resolve()) or not file.is_file():
+    file = folder / str(path)
+    if ".." in file.parts or not file.is_relative_to(folder) or not file.is_file():
         raise StoreError(f"{name} has a row whose picture {str(path)!r} is no file within the dataset")
     return file.read_bytes()
 
