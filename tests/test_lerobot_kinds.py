@@ -248,6 +248,16 @@ def test_pictures_as_numbers_or_plain_bytes_are_read_when_a_key_names_them(folde
             assert np.array_equal(decode_jpeg(view.stored_frame("pixels", t)), decode_jpeg(wanted[number].stored_frame("image", t)))
 
 
+def test_the_orientation_is_said_and_pictures_are_turned_when_asked(folder, tmp_path):
+    done, found = taken(folder, tmp_path, flip=True)
+    assert "pictures are turned upside down, as --flip says" in done.notes
+    plain, wanted = taken(folder, tmp_path / "plain")
+    assert any("the format does not say which way is up" in note for note in plain.notes)
+    for t in range(8):
+        shown, upright = (decode_jpeg(view.stored_frame("image", t)).astype(int) for view in (found[1], wanted[1]))
+        assert np.abs(shown - upright[::-1]).mean() < 2 and np.abs(shown - upright).mean() > 5
+
+
 def test_a_camera_that_changes_its_size_is_named_and_resized_when_asked(folder, tmp_path):
     def change(table):
         cells = table[IMAGE].to_pylist()

@@ -25,6 +25,7 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.exchange.lerobot_meta import Dataset, read_table
 from cosmos_ray.replay.exchange.lerobot_pictures import from_cell, from_video
+from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, SOURCES, Episode, EpisodeKey
 
 _OPTIONAL = ("label", "next.reward", "next.success", "policy_version")
@@ -58,6 +59,10 @@ def _read(dataset: Dataset, number: int, files: list[Path]) -> Episode:
     length = table.num_rows
     state, action = (_matrix(dataset, table, name) for name in ("observation.state", "action"))
     frames = {camera: _pictures(dataset, row, table, camera) for camera in dataset.cameras}
+    if options.flip:
+        frames = {camera: [encode_jpeg(decode_jpeg(jpeg)[::-1]) for jpeg in jpegs] for camera, jpegs in frames.items()}
+    dataset.notes.say("pictures are turned upside down, as --flip says" if options.flip else
+                      "pictures are as they are in the dataset: the format does not say which way is up; --flip yes turns them")
     success = _success(dataset, row, table)
     rewards = _matrix(dataset, table, "next.reward")[:, 0] if dataset.has("next.reward") else np.zeros(length, np.float32)
     said = row.get("source")
