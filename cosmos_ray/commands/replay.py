@@ -21,8 +21,8 @@ from cosmos_ray.replay.format.episode import CLASSES, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep import retention
 
-EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "parquet")
-IMPORTS = ("robomimic", "cosmos", "lerobot")
+EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "aloha", "parquet")
+IMPORTS = ("robomimic", "cosmos", "aloha", "lerobot")
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,7 @@ def _evict(options: argparse.Namespace) -> tuple[str, int]:
 
 
 def _export(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.exchange.aloha import export_aloha
     from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
     from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts
     from cosmos_ray.replay.exchange.lerobot import export_lerobot
@@ -230,6 +231,8 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
         done = export_rollouts(store, episodes, options.to, render=renderer, progress=progress)
     elif options.format == "cosmos-demos":
         done = export_demonstrations(store, episodes, options.to, suite=options.suite, render=renderer, progress=progress)
+    elif options.format == "aloha":
+        done = export_aloha(store, episodes, options.to, render=renderer, progress=progress)
     elif options.format == "parquet":
         done = export_parquet(store, episodes, options.to, progress=progress)
     else:
@@ -238,12 +241,13 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
 
 
 def _import(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.replay.exchange.aloha import read_aloha
     from cosmos_ray.replay.exchange.cosmos_hdf5 import read_rollouts
     from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
     from cosmos_ray.replay.exchange.lerobot_import import read_lerobot
     from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 
-    readers = {"cosmos": read_rollouts, "lerobot": read_lerobot, "robomimic": read_demonstrations}
+    readers = {"cosmos": read_rollouts, "lerobot": read_lerobot, "robomimic": read_demonstrations, "aloha": read_aloha}
     said = ImportOptions(
         task=options.task, instruction=options.instruction, flip=None if options.flip == "auto" else options.flip == "yes",
         control_freq=options.control_freq, keys=_pairs(options.key, "--key", "NEW=OLD"), cameras=tuple(options.cameras),
@@ -312,15 +316,15 @@ VERBS = {
         (("--dry-run",), {"action": "store_true", "help": "only list the episodes that would be deleted"}))),
     "export": Verb("write episodes in another project's format", _export, (
         (("--format",), {"required": True, "choices": EXPORTS, 
-                         "help": "LeRobot v3, rollouts or demonstrations (HDF5) for cosmos-policy, or Parquet"}),
+                         "help": "LeRobot v3; rollouts, demonstrations or ALOHA episodes (HDF5) for cosmos-policy; Parquet"}),
         (("--to",), {"required": True, "metavar": "FOLDER", "help": "folder to write; it must not exist yet"}),
         (("--frames",), {"default": "h264", "choices": ("h264", "av1", "image"), "help": "lerobot: videos, or the stored JPEGs [h264]"}),
         (("--suite",), {"default": "libero_goal", "help": "cosmos-demos: name of the suite's folder [libero_goal]"}),
         (("--render",), {"action": "store_true", "help": "render the frames that are not stored from the simulator states"}), *_CHOOSE)),
     "import": Verb("commit episodes of another project's files", _import, (
-        (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files; for cosmos also folders of them; for lerobot dataset folders"}),
+        (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files or folders of them; for lerobot dataset folders"}),
         (("--format",), {"required": True, "choices": IMPORTS,
-                         "help": "demonstrations of LIBERO and robomimic, rollouts of cosmos-policy, or LeRobot v3"}),
+                         "help": "demonstrations of LIBERO, robomimic, RoboCasa and robosuite; rollouts of cosmos-policy; ALOHA; LeRobot"}),
         (("--task",), {"default": "", "help": "name of the task [as the files say]"}),
         (("--instruction",), {"default": "", "help": "instruction of every episode [as the files say]"}),
         (("--flip",), {"default": "auto", "choices": ("auto", "yes", "no"), "help": "turn pictures upside down [as the files say]"}),
@@ -328,7 +332,7 @@ VERBS = {
         (("--rename-camera",), {"nargs": "+", "default": (), "metavar": "OLD=NEW", "help": "names of cameras in the store"}),
         (("--resize",), {"type": int, "default": 0, "metavar": "N", "help": "make frames N x N pixels [as they are]"}),
         (("--filter",), {"default": "", "metavar": "MASK", "help": "robomimic: only the demonstrations of this list of the file [all]"}),
-        (("--render",), {"action": "store_true", "help": "robomimic: render the states of files without pictures, as the run's simulation"}),
+        (("--render",), {"action": "store_true", "help": "robomimic: render states that have no pictures, as the run's simulation"}),
         (("--key",), {"nargs": "+", "default": (), "metavar": "NEW=OLD",
                       "help": "lerobot: where the files keep what the format calls NEW, as in observation.state=state"}),
         (("--control-freq",), {"type": float, "default": 0.0, "metavar": "HZ", "help": "control steps per second [as the files say]"}))),
