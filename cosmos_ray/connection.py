@@ -24,8 +24,9 @@ STARTS = 3  #: attempts to start a private Ray
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
-def connect(address: str = "", simulates: bool = True) -> None:
-    """Join the cluster at ``address`` or ``$RAY_ADDRESS``, or start a private one. ConfigError when that is impossible.
+def connect(address: str = "", simulates: bool = True) -> bool:
+    """Join the cluster at ``address`` or ``$RAY_ADDRESS``, or start a private one; returns whether it is private. ConfigError when that
+    is impossible.
 
     ``simulates`` says whether processes on this machine will draw pictures, for which a private Ray needs an OpenGL backend.
     """
@@ -42,6 +43,7 @@ def connect(address: str = "", simulates: bool = True) -> None:
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         where = "Ray did not start on this machine" if private else f"no Ray cluster answers at {address!r}"
         raise ConfigError(f"{where}: {first_line(error)}{_advice(error) if private else ''}") from error
+    return private
 
 
 def _advice(error: Exception) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.settings import SETTINGS, value_of
-from cosmos_ray.config.stored import config_tree
+from cosmos_ray.config.stored import config_tree, read_object
 from cosmos_ray.config.upgrade import BEFORE, is_before, read_config
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.identity import RunIdentity
@@ -25,19 +26,27 @@ class RunFolder:
     """Paths of one run under ``root/name``; opening it takes the run's lock.
 
     Raises ConfigError when another process works in it, or when it was made with another simulator or model setting (such
-    data cannot be mixed). With ``fresh`` an existing run is moved aside first, never deleted.
+    data cannot be mixed). With ``fresh`` an existing run is moved aside first, never deleted. A folder that cannot be written
+    opens for who ``only_reads``.
     """
 
-    def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True):
+    def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True, only_reads: bool = False):
         self.path = Path(config.root).expanduser().resolve() / config.name
-        if not create and not (self.path / "config.json").exists():
-            raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` first, or give --root and --name")
+        self.results = self.path  #: where the report goes
+        if not (self.path / "config.json").exists():
+            if not create:
+                raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` first, or give --root and --name")
+            check_plain(config.name)
         self._elsewhere = config.replay.store
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}") from error
-        self._lock = self._take_lock()
+        self.writable = os.access(self.path, os.W_OK)
+        if not self.writable and not only_reads:
+            raise ConfigError(f"the run folder {self.path} cannot be written: mount it writable or copy the run; `replay`, `export` and "
+                              "`report --to FOLDER` only read it")
+        self._lock = self._take_lock() if self.writable else None
         try:
             if fresh and (self.path / "config.json").exists():
                 self._check_store_moves_too()
@@ -57,7 +66,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        return self.path / "report.html"
+        return self.results / "report.html"
 
     def checkpoint(self, name: str) -> Path:
         """Policy checkpoint ``initial``, ``base`` or ``refined``."""
@@ -78,7 +87,7 @@ class RunFolder:
 
     def store(self) -> ReplayStore:
         """Open the replay store, with everything committed so far known."""
-        store = ReplayStore(self.replay)
+        store = ReplayStore(self.replay, create=self.writable)
         store.update()
         return store
 
@@ -104,22 +113,36 @@ class RunFolder:
         """Replace a JSON file of the run, whole or not at all."""
         replace(json.dumps(data, indent=1).encode(), self.path / name)
 
-    def read_json(self, name: str) -> Any | None:
-        """The content of a JSON file of the run, or None when there is none."""
-        file = self.path / name
-        return json.loads(file.read_text()) if file.exists() else None
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file of the run, or None when there is no such file. ConfigError when the file is damaged."""
+        return read_object(self.path / name)
 
     def next_version(self) -> int:
         """A policy version that this run never used before and that is above its checkpoints', for they may come from another run; 1 for
         the first. Recorded before it is returned."""
         used = [_version(file) for file in self.path.glob("checkpoints/[!.]*/policy.json")]
-        version = max([(self.read_json("version.json") or {"version": 0})["version"], *used]) + 1
+        last = (self.read_json("version.json") or {"version": 0}).get("version")
+        if not isinstance(last, int):
+            raise ConfigError(f"{self.path / 'version.json'} is damaged (its version is {last!r}): bring it back from a copy of the run")
+        version = max([last, *used]) + 1
         self.write_json("version.json", {"version": version})
         return version
 
+    def write_results_to(self, folder: str | None) -> None:
+        """Choose the folder of the report and of planned episodes, by default the run's own. ConfigError when it cannot be written."""
+        if folder is not None:
+            self.results = Path(folder).expanduser().resolve()
+        try:
+            self.results.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot create {self.results}: {error.strerror}") from error
+        if not os.access(self.results, os.W_OK):
+            raise ConfigError(f"{self.results} cannot be written: give --to FOLDER")
+
     def close(self) -> None:
         """Give the lock back."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _identify(self) -> RunIdentity:
         """The run's identity: the stored one, a new one, or for a run from before identities the one that its episodes carry."""
@@ -128,14 +151,15 @@ class RunFolder:
             stored = self.read_json(file.name)
             if stored is not None:
                 return RunIdentity(**stored)
-        except (ValueError, TypeError) as error:
+        except (ConfigError, TypeError) as error:
             raise ConfigError(f"{file} is damaged or of a newer version ({error}): without it the run's episodes cannot be told from "
                               "others; bring it back from a copy of the run, or give --fresh to move the run aside") from error
         if before is not None and not is_before(before):
             raise ConfigError(f"{file} is missing: without it the run's episodes cannot be told from others; bring it back from where the "
                               "run was copied from, or give --fresh to move the run aside")
         identity = RunIdentity(self.path.name) if before is None else RunIdentity.of_before(before)
-        self.write_json(file.name, identity.to_json())
+        if self.writable:
+            self.write_json(file.name, identity.to_json())
         return identity
 
     def _take_lock(self):
@@ -152,7 +176,7 @@ class RunFolder:
         return lock
 
     def _check_store_moves_too(self) -> None:
-        before = self.read_json("config.json").get("replay", {}).get("store")
+        before = ((self.read_json("config.json") or {}).get("replay") or {}).get("store")
         if before and before == self._elsewhere:
             raise ConfigError(f"--fresh cannot move the replay store {before} aside, and the new run would go on "
                               "with its episodes: give another --replay.store")
@@ -175,6 +199,8 @@ class RunFolder:
             if name.startswith(("sim.", "model.")) and (theirs := value_of(run, name)) != (ours := value_of(config, name)):
                 raise ConfigError(f"run {self.path} was made with {name} = {theirs!r}, not {ours!r}: "
                                   "give another --name, or `collect --fresh` to move the run aside")
+        if not self.writable:
+            return
         if before and is_before(before) and not (self.path / BEFORE).exists():
             unfinished = self.path / f".{BEFORE}.tmp"
             shutil.copy2(self.path / "config.json", unfinished)  # with its permissions: a store's URI held credentials then

@@ -17,6 +17,7 @@ from cosmos_ray.connection import connect
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
+from cosmos_ray.gpus import check_own_gpu, check_ray_gpus
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
@@ -137,9 +138,11 @@ def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, create: bool = True, with_ray: bool = True,
-             demonstrates: bool = False) -> Iterator[Run]:
+             demonstrates: bool = False, acts: bool = False, learns: bool = False, only_reads: bool = False) -> Iterator[Run]:
     """Validate, take the run's folder, start or join Ray; give everything back at the end, however it comes.
 
+    The GPUs that inference (of a command that ``acts``) and the learner (of one that ``learns``) ask for must be there. A command that
+    ``only_reads`` takes a folder that cannot be written.
     A new run that ``demonstrates`` needs a scripted expert; ConfigError before a run is made, or moved aside by ``fresh``, for nothing.
     """
     validate(config)
@@ -147,11 +150,14 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
         if demonstrates:
             check_expert(config.sim)
         _check_chunk(config)
-    folder = RunFolder(config, fresh=fresh, create=create)
+    if acts and not with_ray:
+        check_own_gpu(config)
+    folder = RunFolder(config, fresh=fresh, create=create, only_reads=only_reads)
     tracker = None
     try:
         if with_ray:
-            connect(config.address)
+            private = connect(config.address)
+            check_ray_gpus(config, acts, learns, private)
         tracker = Tracker(config, folder)
         yield Run(config, folder, tracker, quiet)
     finally:

@@ -331,12 +331,12 @@ def test_a_stage_that_continues_needs_a_run(tmp_path):
 def test_json_files_are_replaced_whole(tmp_path):
     folder = RunFolder(RunConfig(root=str(tmp_path)))
     assert folder.read_json("x.json") is None
-    for value in ({"a": [1, 2.5, None]}, [3]):
+    for value in ({"a": [1, 2.5, None]}, {"a": [3]}):
         folder.write_json("x.json", value)
         assert folder.read_json("x.json") == value
     with pytest.raises(TypeError):
         folder.write_json("x.json", object())
-    assert folder.read_json("x.json") == [3]
+    assert folder.read_json("x.json") == {"a": [3]}
     folder.close()
 
 

@@ -147,7 +147,7 @@ def _run(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, _interrupt)
     with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray,
-                  demonstrates=command.demonstrates) as run:
+                  demonstrates=command.demonstrates, acts=command.acts, learns=command.learns, only_reads=command.only_reads) as run:
         signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0

@@ -15,11 +15,23 @@ class Command:
     needs_ray: bool = True
     creates: bool = False  #: whether it may start a new run
     demonstrates: bool = False  #: whether a scripted expert records demonstrations for it
+    only_reads: bool = False  #: whether the run's folder may be read-only
     options: tuple[tuple[str, dict[str, Any]], ...] = ()  #: flags of its own, as ``argparse`` takes them; handed to the stage
+
+    @property
+    def acts(self) -> bool:
+        """Whether a policy answers requests in it."""
+        return any(name in ("inference", "inference.gpus") for name in self.reads)
+
+    @property
+    def learns(self) -> bool:
+        """Whether learner ranks train in it."""
+        return self.needs_ray and any(name.split(".")[0] == "learner" for name in self.reads)
 
 
 FLEET = ("rollout.workers", "rollout.envs_per_worker", "rollout.execute", "rollout.deadline_s")
 NEW_RUN = ("seed", "sim", "model.preset", "model.suite", "model.chunk", "model.tokenizer_path", "model.text_path")
+TO = (("--to", {"metavar": "FOLDER", "help": "folder to write to [the run's]"}),)
 
 COMMANDS = {
     "demo": Command("run every stage and write the report", creates=True, demonstrates=True, reads=(
@@ -42,17 +54,17 @@ COMMANDS = {
         "eval_episodes", "repeat", "planner", "inference", *FLEET), options=(
         ("--arms", {"metavar": "A,B,...", "help": "arms, such as 'base,base + planning' [those of its policies]"}),
     )),
-    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, reads=(
+    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, only_reads=True, reads=(
         "plan_seed", "planner", "inference", "rollout.execute"), options=(
-        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
+        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), *TO,
     )),
     "audit": Command("measure what planning could win and which part limits it", reads=(
         "eval_episodes", "planner", "inference", "replay.gamma", "rollout.workers", "rollout.execute"), options=(
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
         ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which every choice is compared [24]"}),
     )),
-    "report": Command("write report.html and report.json", needs_ray=False, reads=(
-        "plan_seed", "learner.value_mode", "inference.gpus", "inference.threads")),
+    "report": Command("write report.html and report.json", needs_ray=False, only_reads=True, reads=(
+        "plan_seed", "learner.value_mode", "inference.gpus", "inference.threads"), options=TO),
     "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, reads=NEW_RUN, options=(
         ("--as", {"choices": ("base", "planning"), "default": "base",
                   "help": "'base' acts, 'planning' imagines and values for it; a run takes one of each [base]"}),
@@ -60,7 +72,7 @@ COMMANDS = {
         ("--statistics", {"required": True, "metavar": "FILE", "help": "dataset statistics JSON; it has actions_min, actions_max, "
                                                                      "proprio_min and proprio_max"}),
     )),
-    "export": Command("write a run's policy for other projects", needs_ray=False, reads=(), options=(
+    "export": Command("write a run's policy for other projects", needs_ray=False, only_reads=True, reads=(), options=(
         ("--checkpoint", {"choices": ("initial", "base", "refined", "planning"), "help": "network of the run [the newest policy]"}),
         ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
         ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),

@@ -47,9 +47,10 @@ def _evaluate(run: Run, arms: str | None) -> str:
     return table(evaluate(run, [name.strip() for name in arms.split(",")] if arms else ()))
 
 
-def _plan(run: Run, checkpoint: str | None) -> str:
+def _plan(run: Run, checkpoint: str | None, to: str | None) -> str:
+    run.folder.write_results_to(to)
     trace = plan_episode(run, checkpoint)
-    path = run.folder.path / f"plan_{trace.seed}.png"
+    path = run.folder.results / f"plan_{trace.seed}.png"
     save_filmstrip(trace, path)
     lines = [f"{'step':>5} {'chosen':>6}  scores"]
     for step, chosen, scores in zip(trace.steps, trace.chosen, trace.scores, strict=True):
@@ -63,7 +64,8 @@ def _audit(run: Run, checkpoint: str | None, probes: int) -> str:
     return "\n".join([*lines, headline(done), f"page in {done['page']}"])
 
 
-def _report(run: Run) -> str:
+def _report(run: Run, to: str | None) -> str:
+    run.folder.write_results_to(to)
     report(run)
     return f"report in {run.folder.report}"
 

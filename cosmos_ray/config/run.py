@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -73,6 +74,12 @@ class RunConfig:
             raise ConfigError(f"rollout.execute = {self.rollout.execute} is longer than the chunk, model.chunk = {self.model.chunk}")
         if not self.name or any(c in self.name for c in "/\\\0") or self.name in (".", ".."):
             raise ConfigError(f"name = {self.name!r} is not a folder name: use letters, digits, '-' and '_'")
+
+
+def check_plain(name: str) -> None:
+    """Raise :class:`ConfigError` for the name of a new run that files, shells and links do not all take as it is."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}", name):
+        raise ConfigError(f"name = {name!r} is no plain name: use letters, digits, '-', '_' and '.', at most 100, not a '-' or '.' first")
 
 
 def check(config: RunConfig) -> None:

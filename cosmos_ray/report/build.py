@@ -10,6 +10,7 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.evidence import paired
 from cosmos_ray.folder import RunFolder
+from cosmos_ray.replay.files.durable import replace
 from cosmos_ray.report import contents, diagnostics
 from cosmos_ray.report.headline import headline
 from cosmos_ray.report.page import render_page, write_page
@@ -58,7 +59,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
         "fingerprints": _fingerprints([e for group in episodes.values() for e in group]),
         "settings": settings_table(config), "versions": versions(), "commands": commands(config)})
     page = render_page(report, trace)  # before anything is written: a page that cannot be drawn leaves the old pair in place
-    folder.write_json("report.json", report)
+    replace(json.dumps(report, indent=1).encode(), folder.results / "report.json")
     write_page(folder.report, page)
     return report
 
@@ -67,11 +68,11 @@ def read_evaluation(folder: RunFolder) -> dict:
     """The file that `evaluate` wrote. ConfigError when `evaluate` has not run, StoreError when the file is damaged."""
     try:
         evaluation = folder.read_json("evaluation.json")
-    except json.JSONDecodeError as error:
+    except ConfigError as error:
         raise StoreError(f"{folder.path / 'evaluation.json'} is damaged ({error}): run `evaluate` again") from error
     if evaluation is None:
         raise ConfigError(f"nothing was evaluated yet in {folder.path}: run `evaluate` first")
-    if not isinstance(evaluation, dict) or not evaluation.get("arms"):
+    if not evaluation.get("arms"):
         raise StoreError(f"{folder.path / 'evaluation.json'} has no arms: run `evaluate` again")
     return evaluation
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import ray
 import torch
 
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.embodiment import Embodiment
-from cosmos_ray.errors import ConfigError
+from cosmos_ray.gpus import learner_share
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import load_net, save_policy
@@ -95,15 +94,5 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
                        planning_checkpoint=str(run.folder.checkpoint(planning)) if planning else "")
     ranks = learner.world_size
     threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
-    return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, _gpus(run, learner, actors_beside > 0), resume=True)
-
-
-def _gpus(run: Run, learner: LearnerConfig, beside_pool: bool) -> float:
-    """GPUs of each rank: the setting, or an equal share of what the inference pool leaves, at most one. ConfigError for too few GPUs."""
-    total, inference = ray.cluster_resources().get("GPU", 0.0), run.config.inference
-    taken = inference.actors * inference.gpus if beside_pool else 0.0
-    share = learner.gpus or min(1.0, int(100 * (total - taken) / learner.world_size + 1e-6) / 100)
-    if total and (share <= 0 or taken + share * learner.world_size > total + 1e-6):
-        raise ConfigError(f"{total:g} GPUs are too few for {inference.actors} inference actors with inference.gpus = {inference.gpus:g} "
-                          f"and {learner.world_size} learner ranks: lower inference.gpus (0.25, say) or set learner.gpus")
-    return share if total else 0.0
+    return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, learner_share(config, learner, actors_beside > 0),
+                        resume=True)
