@@ -218,7 +218,8 @@ def _number(name: str) -> int:
 def _task(path: Path, data: h5py.Group, where: str, instruction: str) -> str:
     """The name of the task: the environment's; LIBERO has one for all of its tasks, and a file per task; else that of the instruction."""
     environment = environment_of(data)
-    libero = "bddl_file_name" in data.attrs or bool(table_of(data, "problem_info")) or path.stem.endswith("_demo")
+    libero = environment.startswith("Libero") or "bddl_file_name" in data.attrs or bool(table_of(data, "problem_info"))
+    libero = libero or path.stem.endswith("_demo")
     if environment and not libero:
         return environment
     if libero or where == "--instruction":
