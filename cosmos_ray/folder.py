@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_ray.config import RunConfig
-from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.settings import SETTINGS, value_of
 from cosmos_ray.config.stored import config_tree, read_object
 from cosmos_ray.config.upgrade import BEFORE, is_before, read_config
@@ -33,10 +32,8 @@ class RunFolder:
     def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True, only_reads: bool = False):
         self.path = Path(config.root).expanduser().resolve() / config.name
         self.results = self.path  #: where the report goes
-        if not (self.path / "config.json").exists():
-            if not create:
-                raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` first, or give --root and --name")
-            check_plain(config.name)
+        if not create and not (self.path / "config.json").exists():
+            raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` first, or give --root and --name")
         self._elsewhere = config.replay.store
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 
 from cosmos_ray.config import RunConfig, SimConfig, check
+from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
 from cosmos_ray.embodiment import Embodiment
@@ -142,11 +143,12 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
     """Validate, take the run's folder, start or join Ray; give everything back at the end, however it comes.
 
     The GPUs that inference (of a command that ``acts``) and the learner (of one that ``learns``) ask for must be there. A command that
-    ``only_reads`` takes a folder that cannot be written.
+    ``only_reads`` takes a folder that cannot be written. A new run needs a plain name.
     A new run that ``demonstrates`` needs a scripted expert; ConfigError before a run is made, or moved aside by ``fresh``, for nothing.
     """
     validate(config)
     if create and (fresh or stored_config(config) is None):  # a run keeps sim.* and model.*, so its later commands need not look again
+        check_plain(config.name)
         if demonstrates:
             check_expert(config.sim)
         _check_chunk(config)
