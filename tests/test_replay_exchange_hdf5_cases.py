@@ -11,6 +11,7 @@ import pytest
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
+from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
 from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
 from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 from cosmos_ray.replay.format.codec import decode_jpeg
@@ -68,6 +69,27 @@ def test_robocasa_as_cosmos_policy_releases_it(tmp_path):
             frames = [[decode_jpeg(column[t]) for column in jpegs] for t in range(8)]
             assert_windows_are_the_public_ones(store, episode.key.name, demo["actions"][:, :7].astype(np.float32),
                                                demo["robot_states"][:].astype(np.float32), frames)
+
+
+def test_robocasa_goes_out_as_the_public_loader_reads_it_and_comes_back(tmp_path):
+    file = case("robocasa_cosmos_release")
+    _, episodes, store = imported(tmp_path, file)
+    export_demonstrations(store, store.summaries(), tmp_path / "out", suite="robocasa")
+    again = {}
+    for written in (tmp_path / "out").rglob("*.hdf5"):
+        with h5py.File(written) as out, h5py.File(file) as source:  # the same file, but for the numbers of the base
+            (demo,) = out["data"].values()
+            text = demo.attrs["task_description"]
+            (old,) = [other for other in source["data"].values() if other.attrs["task_description"] == text]
+            assert np.array_equal(demo["actions"], old["actions"][:, :7].astype("f4")) and len(demo["states"]) == 8
+            assert np.array_equal(demo["robot_states"], old["robot_states"][:].astype("f4"))
+            for camera in episodes[0].cameras:
+                column = f"obs/{camera}_rgb_jpeg"
+                assert all(np.array_equal(demo[column][t], old[column][t]) for t in range(8))
+        again |= {e.instruction: e for e in imported(tmp_path / "again", written)[1]}
+    for episode in episodes:
+        back = again[episode.instruction]
+        assert back.cameras == episode.cameras and back.frames == episode.frames and np.array_equal(back.actions, episode.actions)
 
 
 def test_robocasa_as_its_authors_write_it(tmp_path):
