@@ -65,8 +65,7 @@ class Run:
 
     def check_policy(self, checkpoint: str | Path) -> None:
         """ConfigError when the policy of ``checkpoint`` cannot act in this simulation, or judge what acts there."""
-        spec = read_description(checkpoint)[0]
-        check_fits("the policy", Embodiment(spec.cameras, spec.action_dim, spec.proprio_dim, moving=spec.moving), self.config.sim)
+        check_fits("the policy", read_description(checkpoint)[0].embodiment, self.config.sim)
         _check_instruction(Path(checkpoint), self.config)
 
     def pool(self, checkpoint: str | Path, cpus: float) -> InferencePool:
@@ -119,12 +118,17 @@ def _check_chunk(config: RunConfig) -> None:
 def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> Embodiment:
     """The embodiment of the simulation. ConfigError, which names both sizes, when ``whose`` (the policy, the demonstrations) differs."""
     ours = simulated(sim)
+    arms = f"({sim.task} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions})"
+    refuse_misfit(whose, theirs, "cannot be used in a simulation of", ours, f"{arms}: change sim.* to the robot, controller and action space that "
+                  f"{whose} knows, or take other ones")
+    return ours
+
+
+def refuse_misfit(whose: str, theirs: Embodiment, cannot: str, ours: Embodiment, rest: str) -> None:
+    """ConfigError "``whose`` of SIZES ``cannot`` SIZES ``rest``" when the two embodiments differ."""
     if differing := theirs.misfit(ours):
         known, given = (" and ".join(f"{pair[i]} {pair[0]}" for pair in differing) for i in (1, 2))
-        arms = f"{sim.task} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions}"
-        raise ConfigError(f"{whose} of {known} cannot be used in a simulation of {given} ({arms}): change sim.* to the robot, controller "
-                          f"and action space that {whose} knows, or take other ones")
-    return ours
+        raise ConfigError(f"{whose} of {known} {cannot} {given} {rest}")
 
 
 def _check_instruction(checkpoint: Path, config: RunConfig) -> None:

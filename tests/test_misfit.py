@@ -17,6 +17,7 @@ from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.run import Run, check_fits, open_run
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.stages.pretrain import pretrain
 from cosmos_ray.stages.training import make_initial_policy
 
 UR5E = SimConfig(robots=("UR5e",), actions="pose", horizon=20)
@@ -56,6 +57,16 @@ def test_a_policy_learns_the_sizes_of_its_robot_and_is_refused_on_another(tmp_pa
         elsewhere = dataclasses.replace(run, config=dataclasses.replace(config, sim=SimConfig()))
         with pytest.raises(ConfigError, match="7 numbers per action and 13 .* simulation of 4 numbers per action and 9 "):
             elsewhere.pool(checkpoint, 1.0)
+
+
+def test_a_policy_of_another_robot_than_the_demonstrations_does_not_begin_to_train(tmp_path):
+    """As after `import` of a released policy: checkpoint `initial` is there, so that nothing is fitted on the demonstrations."""
+    config = RunConfig(root=str(tmp_path), name="a", sim=UR5E)
+    with open_run(config, with_ray=False, quiet=True) as run:
+        demonstrate(run, UR5E)
+        save_policy(build(make_spec(config.model, UR5E.cameras, 7, 9), seed=0), run.folder.checkpoint("initial"), 1, {})
+        with pytest.raises(ConfigError, match="policy of 9 numbers of proprioception cannot learn from episodes of 13 .* new run"):
+            pretrain(run)
 
 
 def test_joint_actions_of_as_many_numbers_are_not_taken_for_those_of_a_hand():

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from cosmos_ray.config import ModelConfig
+from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.layout import LatentLayout
 from cosmos_ray.model.tokenizer import CHANNELS, PATCH
@@ -47,6 +48,11 @@ class PolicySpec:
     @property
     def layout(self) -> LatentLayout:
         return LatentLayout(self.cameras)
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What the policy sees and moves; its control rate is not known."""
+        return Embodiment(self.cameras, self.action_dim, self.proprio_dim, moving=self.moving)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:

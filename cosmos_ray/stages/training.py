@@ -12,13 +12,15 @@ from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.gpus import learner_share
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
 from cosmos_ray.learner.mixture import Mixture
-from cosmos_ray.model.checkpoint import load_net, save_policy
+from cosmos_ray.model.checkpoint import load_net, read_description, save_policy
 from cosmos_ray.model.images import prepare
 from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
+from cosmos_ray.replay.format.episode import TRAINED
+from cosmos_ray.replay.format.schema import DamagedEpisode
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
 from cosmos_ray.replay.sampling.sampler import WindowSampler
-from cosmos_ray.run import Run, check_fits
+from cosmos_ray.run import Run, check_fits, refuse_misfit
 from cosmos_ray.sim import tasks
 
 BURST = 25  #: learner steps between two progress updates while nobody acts
@@ -88,6 +90,7 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
     whose value weighs own rollouts, "" for none. ``world_weight`` weighs the future frames in world-model samples; 0 is the policy's own.
     """
     config = run.config
+    _check_episodes(run, read_description(run.folder.checkpoint(policy))[0].embodiment)
     task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
                        seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
@@ -96,3 +99,18 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
     threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
     return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, learner_share(config, learner, actors_beside > 0),
                         resume=True)
+
+
+def _check_episodes(run: Run, policy: Embodiment) -> None:
+    """ConfigError when the run's episodes are of another robot than the policy. The episodes of a store are alike, so one is asked."""
+    store = run.folder.store()
+    for summary in store.summaries():
+        if summary.episode_class not in TRAINED:
+            continue
+        try:
+            theirs = store.view(summary.name).embodiment
+        except (FileNotFoundError, DamagedEpisode):
+            continue  # the sampler says so
+        refuse_misfit("the policy", policy, "cannot learn from episodes of", theirs, f"({store.root}): take a policy of their robot, or give the "
+                      "policy's robot to a new run")
+        return
