@@ -119,8 +119,8 @@ def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> Embodiment:
     """The embodiment of the simulation. ConfigError, which names both sizes, when ``whose`` (the policy, the demonstrations) differs."""
     ours = simulated(sim)
     arms = f"({sim.task} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions})"
-    refuse_misfit(whose, theirs, "cannot be used in a simulation of", ours, f"{arms}: change sim.* to the robot, controller and action space that "
-                  f"{whose} knows, or take other ones")
+    refuse_misfit(whose, theirs, "cannot be used in a simulation of", ours, f"{arms}: change sim.* to the robot, controller and action "
+                  f"space that {whose} knows, or take other ones")
     return ours
 
 

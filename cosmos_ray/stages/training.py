@@ -111,6 +111,6 @@ def _check_episodes(run: Run, policy: Embodiment) -> None:
             theirs = store.view(summary.name).embodiment
         except (FileNotFoundError, DamagedEpisode):
             continue  # the sampler says so
-        refuse_misfit("the policy", policy, "cannot learn from episodes of", theirs, f"({store.root}): take a policy of their robot, or give the "
-                      "policy's robot to a new run")
+        refuse_misfit("the policy", policy, "cannot learn from episodes of", theirs, f"({store.root}): take a policy of their robot, "
+                      "or give the policy's robot to a new run")
         return
