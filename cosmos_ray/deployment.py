@@ -239,11 +239,10 @@ def _beside(weights: Path, pattern: str, argument: str) -> Path:
 
 
 def _check_pair(policy: CosmosPolicy, judge: CosmosPolicy, planning: str) -> None:
-    mine, theirs = policy.spec.to_json(), judge.spec.to_json()
-    for name in ("cameras", "image_size", "chunk", "action_dim", "proprio_dim", "transformer"):
-        if mine[name] != theirs[name]:
-            raise ConfigError(f"planning = {planning} and the policy differ in {name}: {theirs[name]} and {mine[name]}; give networks of "
-                              "one robot and suite")
+    if name := policy.spec.unlike(judge.spec):
+        mine, theirs = (getattr(network.spec, name) for network in (policy, judge))
+        raise ConfigError(f"planning = {planning} and the policy differ in {name}: {theirs} and {mine}; give networks of one robot and "
+                          "suite")
 
 
 def _checked(config: RunConfig) -> RunConfig:

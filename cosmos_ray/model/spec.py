@@ -12,6 +12,9 @@ from cosmos_ray.model.layout import LatentLayout
 from cosmos_ray.model.tokenizer import CHANNELS, PATCH
 from cosmos_ray.model.transformer import TransformerConfig
 
+#: What a policy and a planning network must have in common: they pass latents to each other.
+SHARED = ("action_dim", "proprio_dim", "cameras", "image_size", "chunk", "transformer", "jpeg", "augmented")
+
 
 @dataclass(frozen=True)
 class PolicySpec:
@@ -59,6 +62,10 @@ class PolicySpec:
         """(C, h, w) of one latent frame."""
         side = self.image_size // PATCH
         return CHANNELS, side, side
+
+    def unlike(self, other: PolicySpec) -> str:
+        """The first of :data:`SHARED` in which ``other`` differs, "" if there is none: what one network generates, the other may judge."""
+        return next((name for name in SHARED if getattr(self, name) != getattr(other, name)), "")
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)

@@ -57,10 +57,10 @@ def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -
 
 def _check_partner(policy: CosmosPolicy, other: Path, whose: str, where: str) -> None:
     """ConfigError when a network cannot judge what another one proposes: one acts, the latents that it generates go to the other."""
-    mine, theirs = policy.spec.to_json(), read_description(other)[0].to_json()
-    for name in ("action_dim", "proprio_dim", *mine):
-        if mine[name] != theirs[name]:
-            raise ConfigError(f"{where} and {whose} differ in {name}: {mine[name]} and {theirs[name]}; import networks of one robot")
+    theirs = read_description(other)[0]
+    if name := policy.spec.unlike(theirs):
+        raise ConfigError(f"{where} and {whose} differ in {name}: {getattr(policy.spec, name)} and {getattr(theirs, name)}; import "
+                          "networks of one robot and suite")
     if not isinstance(policy.tokenizer, PatchPCA):
         return
     fits = zip(*(tokenizer.state_dict().values() for tokenizer in (policy.tokenizer, load_checkpoint(other)[0].tokenizer)), strict=True)
