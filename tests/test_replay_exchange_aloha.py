@@ -4,11 +4,21 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from cosmos_ray.replay import ReplayStore
+from cosmos_ray.config import LearnerConfig, ModelConfig, ReplayConfig
+from cosmos_ray.config.suites import SUITES
+from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.learner.core import LearnerCore
+from cosmos_ray.learner.mixture import BatchSource, Mixture
+from cosmos_ray.model.images import prepare
+from cosmos_ray.model.policy import build
+from cosmos_ray.model.spec import make_spec
+from cosmos_ray.replay import ReplayStore, WindowSampler
 from cosmos_ray.replay.exchange.aloha import VIEWS, export_aloha, read_aloha
 from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.sampling.ranges import dataset_statistics
 from tests.test_replay_last_action import assert_windows_are_the_public_ones
 
 STEPS, SIZE = 9, 64
@@ -132,3 +142,28 @@ def test_episodes_come_back_as_they_went_out(tmp_path):
         assert (back.success, back.score, back.instruction, back.cameras) == (
             original.success, original.score, original.instruction, original.cameras)
     assert by_source["rollout"].frames == next(e for e in originals if e.key.source == "rollout").frames and rollout.exists()
+
+
+def test_a_policy_of_the_suite_trains_on_imported_episodes(alone, tmp_path):
+    """14 numbers per action, 50 actions per chunk, three cameras, frames of another size than the network's."""
+    for number in range(3):
+        write_episode(tmp_path / f"data/fold_shirt_15/train/episode_{number}.hdf5", steps=60)
+    done, _, store = imported(tmp_path, tmp_path / "data", resize=96)
+    assert done.embodiment.misfit(Embodiment(CAMERAS, 14, 14, 25)) == [] and set(done.sizes.values()) == {(96, 96)}
+
+    def train(root):
+        suite, store = SUITES["aloha"], ReplayStore(root, create=False)
+        config = ModelConfig(width=64, heads=2, layers=2, image_size=64, chunk=suite.chunk)
+        policy = build(make_spec(config, CAMERAS, suite.action_dim, suite.proprio_dim), seed=1)
+        store.refresh()
+        stats = dataset_statistics(store)
+        policy.set_statistics(stats.labels_min, stats.labels_max, stats.proprio_min, stats.proprio_max)
+        sampler = WindowSampler(store, chunk=suite.chunk, gamma=suite.gamma, seed=0)
+        policy.tokenizer.fit(torch.from_numpy(prepare(sampler.draw(4, "demo").images, 64, False, False)[:, 0]))
+        learner = LearnerConfig(batch_size=4, warmup=2)
+        core = LearnerCore(learner, policy, BatchSource(sampler, Mixture.base(learner, ReplayConfig()), 4), peak_lr=2e-3, total_steps=40,
+                           seed=3)
+        return core.train(5)["loss"], core.train(30)["loss"]
+
+    first, last = alone(train, store.root)
+    assert np.isfinite(first) and last < first
