@@ -63,7 +63,7 @@ def handlers():
     (["collect", "--learner.batchsize=4"], r"unknown flag --learner\.batchsize; did you mean --learner\.batch-size\?"),
     (["collect", "--zzz"], "unknown flag --zzz; see --help"),
     (["collect", "--demos"], "demos: expected one argument"),
-    (["dmo"], "invalid choice: 'dmo'"),
+    (["dmo"], "unknown command 'dmo'; did you mean `demo`"),
     (["pretrain"], "there is no run 'lift' in .*run `collect` first"),
     (["pretrain", "--fresh"], "unknown flag --fresh"),
     (["pretrain", "--recipe", "can"], "--recipe is for the commands that make a run"),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+from cosmos_ray import __version__
 from cosmos_ray.commands.command import COMMANDS, REPLAY
 from cosmos_ray.commands.help import ShortHelp, command_list, full_help, metavar, usage
+from cosmos_ray.commands.suggest import command_meant, flag_meant
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.recipes import recipe, recipe_list, refuse_disagreement
 from cosmos_ray.config.settings import (
@@ -48,9 +50,9 @@ class _Parser(argparse.ArgumentParser):
                 raise ConfigError("--recipe is for the commands that make a run (collect, demo, import): a run keeps its settings")
             if not bad.startswith("-"):
                 raise ConfigError(f"unexpected word {bad!r}: did you mean --name {bad}?")
-            known = [s for action in self._actions for s in action.option_strings]
-            close = difflib.get_close_matches(bad, known, n=1, cutoff=0.5)
-            message = f"unknown flag {bad}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+            message = f"unknown flag {bad}" + flag_meant(bad, [s for action in self._actions for s in action.option_strings])
+        elif wrong := re.match(r"argument (COMMAND|VERB): invalid choice: '(.*?)' ", message):
+            message = f"unknown command {wrong[2]!r}" + command_meant(wrong[2]) if wrong[1] == "COMMAND" else message
         raise ConfigError(message)
 
 
@@ -58,6 +60,7 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
     """The command line's parser; the verbs of `replay` come with the libraries that they need."""
     parser = _Parser(prog="cosmos_ray", add_help=False)
     parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="version", version=f"cosmos_ray {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     usual, demo = ((defaults, given(defaults)) for defaults in (RunConfig(), new_config(recipe("demo"))))
     for name, command in COMMANDS.items():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosmos_ray.config.meaning import meant
 from cosmos_ray.config.option import choices
 from cosmos_ray.config.presets import preset_settings
 from cosmos_ray.config.run import RunConfig
@@ -200,11 +201,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _question(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
 def _checked(path: Path, name: str, value: Any, renamed: dict[str, str]) -> Any:
     if name in renamed and name not in SETTINGS:
         raise ConfigError(f"{path}: the setting {name!r} is called {renamed[name]!r} now")
     if name not in SETTINGS:
-        raise ConfigError(f"{path}: unknown setting {name!r}{nearest(name, SETTINGS)}")
+        raise ConfigError(f"{path}: unknown setting {name!r}{_question(meant(name, SETTINGS))}")
     type_ = SETTINGS[name].type
     if typing.get_origin(type_) is tuple:
         inner = typing.get_args(type_)[0]
