@@ -10,7 +10,7 @@ from cosmos_ray.config.tasks import SPECS, NoiseMix
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim.demonstration import CLEAN, demonstrate
 from cosmos_ray.sim.environment import Environment
-from cosmos_ray.sim.experts import ARMS, check_expert, expert
+from cosmos_ray.sim.experts import ARMS, EXPERTS, check_expert, expert
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,12 @@ def test_share_of_kicked_episodes(lift):
 def test_frames_at_every_second_step_and_the_last(lift):
     trajectory = demonstrate(lift, 0, CLEAN, render_every=2)
     assert sorted(trajectory.frames) == sorted({*range(0, trajectory.length + 1, 2), trajectory.length})
+
+
+def test_every_expert_names_its_arms_the_panda_first():
+    assert set(ARMS) == set(EXPERTS) == set(SPECS)
+    assert all(robots[0] == "Panda" for spaces in ARMS.values() for robots in spaces.values())
+    assert all(SPECS[task].actions in spaces for task, spaces in ARMS.items())
 
 
 @pytest.mark.parametrize("settings, said", [
