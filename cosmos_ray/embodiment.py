@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: What the released suites call a camera, and the names that robosuite, LIBERO, RoboCasa and ALOHA have for the same place.
+SUITE_CAMERAS = {
+    "wrist": ("robot0_eye_in_hand", "eye_in_hand"), "primary": ("agentview", "robot0_agentview_left", "cam_high"),
+    "secondary": ("robot0_agentview_right",), "left_wrist": ("cam_left_wrist",), "right_wrist": ("cam_right_wrist",),
+}
+
 
 @dataclass(frozen=True)
 class Embodiment:
@@ -22,19 +28,26 @@ class Embodiment:
     def misfit(self, other: Embodiment) -> list[tuple[str, str, str]]:
         """What differs, as (what, here, in ``other``), most basic first; a control rate or ``moving`` that is not known fits every other.
 
-        Cameras are compared in number alone, where a released policy has its own names for them: who knows the names compares them.
+        Cameras are compared by name and in order: a picture in the slot of another camera is as wrong as one too few. A suite's name for a
+        camera is that of :data:`SUITE_CAMERAS` too.
         """
         pairs: list[tuple[str, float | str, float | str]] = [
             ("numbers per action", self.action_dim, other.action_dim),
-            ("numbers of proprioception", self.proprio_dim, other.proprio_dim),
-            ("cameras", len(self.cameras), len(other.cameras)),
-        ]
+            ("numbers of proprioception", self.proprio_dim, other.proprio_dim)]
         if self.control_freq and other.control_freq:
             pairs.append(("control steps per second", self.control_freq, other.control_freq))
         if self.moving and other.moving and self.action_dim == other.action_dim:
             mine, theirs = (f"motion in the action's numbers {','.join(map(str, body.moving))}" for body in (self, other))
             pairs.append(("(counted from 0)", mine, theirs))
-        return [(what, _text(mine), _text(theirs)) for what, mine, theirs in pairs if mine != theirs]
+        differing = [(what, _text(mine), _text(theirs)) for what, mine, theirs in pairs if mine != theirs]
+        if len(self.cameras) != len(other.cameras) or not all(map(same_camera, self.cameras, other.cameras)):
+            differing.append(("cameras", *(", ".join(cameras) or "none" for cameras in (self.cameras, other.cameras))))
+        return differing
+
+
+def same_camera(name: str, other: str) -> bool:
+    """Whether two names are of one camera: the same name, or a suite's and another project's for its place."""
+    return name == other or other in SUITE_CAMERAS.get(name, ()) or name in SUITE_CAMERAS.get(other, ())
 
 
 def _text(value: float | str) -> str:

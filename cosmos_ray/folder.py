@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ class RunFolder:
     """Paths of one run under ``root/name``; opening it takes the run's lock.
 
     Raises ConfigError when another process works in it, or when it was made with another simulator or model setting (such
-    data cannot be mixed). With ``fresh`` an existing run is moved aside first, never deleted. A folder that cannot be written
-    opens for who ``only_reads``.
+    data cannot be mixed). With ``fresh`` an existing run is moved aside first, never deleted. ``check`` may refuse ``config`` before it
+    becomes the run's. A folder that cannot be written opens for who ``only_reads``.
     """
 
-    def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True, only_reads: bool = False):
+    def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True, only_reads: bool = False,
+                 check: Callable[[RunFolder], None] | None = None):
         self.path = Path(config.root).expanduser().resolve() / config.name
         self.results = self.path  #: where the report goes
         if not create and not (self.path / "config.json").exists():
@@ -50,6 +52,9 @@ class RunFolder:
                 self._move_aside()
             self.identity = self._identify()
             self._check_config(config)
+            if check is not None:
+                check(self)
+            self._store_config(config)
         except BaseException:
             self.close()
             raise
@@ -188,21 +193,36 @@ class RunFolder:
         self._lock = self._take_lock()
 
     def _check_config(self, config: RunConfig) -> None:
-        """Refuse other settings of simulator and model than the run was made with, then store ``config``. A file that an earlier version
-        wrote is kept as ``config.before.json``."""
+        """Refuse other settings of simulator and model than the run was made with."""
         before = self.read_json("config.json")
         run = read_config(self.path / "config.json", before) if before else config
         for name in SETTINGS:
-            if name.startswith(("sim.", "model.")) and (theirs := value_of(run, name)) != (ours := value_of(config, name)):
+            if (name.startswith(("sim.", "model.")) and (theirs := value_of(run, name)) != (ours := value_of(config, name))
+                    and not self._open_to_change(name)):
                 raise ConfigError(f"run {self.path} was made with {name} = {theirs!r}, not {ours!r}: "
                                   "give another --name, or `collect --fresh` to move the run aside")
+
+    def _store_config(self, config: RunConfig) -> None:
+        """Write ``config``, where the folder can be written. A file that an earlier version wrote is kept as ``config.before.json``."""
         if not self.writable:
             return
+        before = self.read_json("config.json")
         if before and is_before(before) and not (self.path / BEFORE).exists():
             unfinished = self.path / f".{BEFORE}.tmp"
             shutil.copy2(self.path / "config.json", unfinished)  # with its permissions: a store's URI held credentials then
             os.replace(unfinished, self.path / BEFORE)
         self.write_json("config.json", config_tree(config))
+
+    def _open_to_change(self, name: str) -> bool:
+        """Whether nothing was made with the run's value of a setting of simulator or model yet.
+
+        A run of imported demonstrations has simulated nothing until it adds an episode of its own. The tokenizer acts when the first policy
+        is made; text embeddings go into the checkpoint, which keeps them when more are added from elsewhere.
+        """
+        if name.startswith("sim."):
+            summaries, own = self.store().summaries(), self.identity.key
+            return bool(summaries) and not any(s.key.run == own or s.key.run.startswith(f"{own}:") for s in summaries)
+        return name == "model.text_path" or (name == "model.tokenizer_path" and not self.checkpoint("initial").exists())
 
 
 def _version(description: Path) -> int:

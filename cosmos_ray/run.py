@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
-from cosmos_ray.config import RunConfig, SimConfig, check
+from cosmos_ray.config import RunConfig, check
 from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
-from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.fit import check_acts, check_chunk, check_fits, check_simulates
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.gpus import check_own_gpu, check_ray_gpus
 from cosmos_ray.inference.pool import InferencePool
-from cosmos_ray.model.checkpoint import read_description
-from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
+from cosmos_ray.replay.sampling.recorded import recorded
 from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.experts import check_expert
 from cosmos_ray.tracking import Tracker
+
+PATIENCE_S = 3.0  #: that short work may take without a progress line
 
 
 @dataclass
@@ -44,6 +45,19 @@ class Run:
     def progress(self, what: str, total: int, done: int = 0, unit: str = "") -> Progress:
         """A progress line, silent when the run is quiet."""
         return Progress(what, total, done, unit, quiet=self.quiet)
+
+    def counter(self, what: str, unit: str) -> Callable[[int, int], None]:
+        """A progress line for functions that report (done, total); none where all is done before the line is due."""
+        begun: list[Progress] = []
+        began = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            if not begun and time.monotonic() - began > PATIENCE_S:
+                begun.append(self.progress(what, total, unit=unit))
+            if begun:
+                (begun[0].finish if done >= total else begun[0].update)(done)
+
+        return show
 
     def of_round(self, what: str, number: int) -> str:
         """``what`` as a progress line names it, with the number of its round where there are several."""
@@ -65,8 +79,7 @@ class Run:
 
     def check_policy(self, checkpoint: str | Path) -> None:
         """ConfigError when the policy of ``checkpoint`` cannot act in this simulation, or judge what acts there."""
-        check_fits("the policy", read_description(checkpoint)[0].embodiment, self.config.sim)
-        _check_instruction(Path(checkpoint), self.config)
+        check_acts(checkpoint, self.config)
 
     def pool(self, checkpoint: str | Path, cpus: float) -> InferencePool:
         """Start the inference pool from a checkpoint. ConfigError as for :meth:`check_policy`."""
@@ -77,7 +90,8 @@ class Run:
 def validate(config: RunConfig) -> None:
     """Everything that can be wrong with a config, found before any process starts. Raises ConfigError."""
     check(config)
-    tasks.validate(config.sim)
+    if config.sim.task:
+        tasks.validate(config.sim)
     rollouts = config.rounds * (config.rollouts + config.refine_rollouts)
     if rollouts > SPAN:
         raise ConfigError(f"rounds = {config.rounds} of rollouts = {config.rollouts} and refine_rollouts = {config.refine_rollouts} are "
@@ -90,7 +104,7 @@ def _check_model(config: RunConfig) -> None:
     size, sim = config.model.image_size, config.sim
     if size % PATCH:
         raise ConfigError(f"model.image_size = {size} is not a multiple of {PATCH}, the tokenizer's patch")
-    spec = make_spec(config.model, sim.cameras, action_dim=0, proprio_dim=0)  # `_check_chunk` asks for the true sizes
+    spec = make_spec(config.model, sim.cameras, action_dim=0, proprio_dim=0)  # `check_chunk` asks for the true sizes
     height, width = spec.frame_shape[1:]
     if height % spec.transformer.patch:
         raise ConfigError(f"a latent grid of {height}x{width} (model.image_size / {PATCH}) does not divide into model.patch = "
@@ -105,60 +119,40 @@ def _check_model(config: RunConfig) -> None:
                 raise ConfigError(f"preset {spec.preset} needs model.{name}, and {path!r} does not exist")
 
 
-def _check_chunk(config: RunConfig) -> None:
-    """Whether the numbers of an action chunk fit into the latent frame that carries them."""
-    body = simulated(config.sim)
-    spec = make_spec(config.model, body.cameras, body.action_dim, body.proprio_dim)
-    numbers, room = config.model.chunk * body.action_dim, math.prod(spec.frame_shape)
-    if numbers > room:
-        raise ConfigError(f"model.chunk = {config.model.chunk} actions of {body.action_dim} numbers do not fit a latent frame of {room}: "
-                          "shorten the chunk or enlarge model.image_size")
-
-
-def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> Embodiment:
-    """The embodiment of the simulation. ConfigError, which names both sizes, when ``whose`` (the policy, the demonstrations) differs."""
-    ours = simulated(sim)
-    arms = f"({sim.task} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions})"
-    refuse_misfit(whose, theirs, "cannot be used in a simulation of", ours, f"{arms}: change sim.* to the robot, controller and action "
-                  f"space that {whose} knows, or take other ones")
-    return ours
-
-
-def refuse_misfit(whose: str, theirs: Embodiment, cannot: str, ours: Embodiment, rest: str) -> None:
-    """ConfigError "``whose`` of SIZES ``cannot`` SIZES ``rest``" when the two embodiments differ."""
-    if differing := theirs.misfit(ours):
-        known, given = (" and ".join(f"{pair[i]} {pair[0]}" for pair in differing) for i in (1, 2))
-        raise ConfigError(f"{whose} of {known} {cannot} {given} {rest}")
-
-
-def _check_instruction(checkpoint: Path, config: RunConfig) -> None:
-    """Whether the task's text embedding is at hand, in the checkpoint or from a T5 directory."""
-    instruction, file = tasks.spec(config.sim.task).instruction, checkpoint / "text.safetensors"
-    if file.exists() and not os.path.isdir(config.model.text_path):
-        known = list(read_text_embeddings(file))
-        if instruction not in known:
-            raise ConfigError(f"the policy has no text embedding of {instruction!r}, only of {len(known)}, such as {known[0]!r}: "
-                              "import or pretrain it with a T5 directory as model.text_path, or take another task")
-
-
 @contextlib.contextmanager
 def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, create: bool = True, with_ray: bool = True,
-             demonstrates: bool = False, acts: bool = False, learns: bool = False, only_reads: bool = False) -> Iterator[Run]:
+             demonstrates: bool = False, simulates: bool = False, acts: bool = False, learns: bool = False,
+             only_reads: bool = False) -> Iterator[Run]:
     """Validate, take the run's folder, start or join Ray; give everything back at the end, however it comes.
 
     The GPUs that inference (of a command that ``acts``) and the learner (of one that ``learns``) ask for must be there. A command that
     ``only_reads`` takes a folder that cannot be written. A new run needs a plain name.
-    A new run that ``demonstrates`` needs a scripted expert; ConfigError before a run is made, or moved aside by ``fresh``, for nothing.
+    A run that ``simulates`` needs a simulation which its policies fit, and one that ``demonstrates`` a scripted expert; ConfigError before
+    a run is made, or moved aside by ``fresh``, for nothing.
     """
     validate(config)
-    if create and (fresh or stored_config(config) is None):  # a run keeps sim.* and model.*, so its later commands need not look again
+    before = None if fresh else stored_config(config)
+    if simulates:
+        check_simulates(config)
+    if create and before is None:  # a run keeps sim.* and model.*, so its later commands need not look again
         check_plain(config.name)
         if demonstrates:
             check_expert(config.sim)
-        _check_chunk(config)
+        if config.sim.task:
+            check_chunk(config, simulated(config.sim))
+
+    def check_store(folder: RunFolder) -> None:
+        if before is not None and config.sim.task and config.sim != before.sim:  # a run of imported demonstrations gets a simulation
+            check_fits("the demonstrations", recorded(folder.store()).embodiment, config.sim)
+        for name in ("base", "refined", "planning") if simulates else ():
+            if folder.has_policy(name):
+                check_acts(folder.checkpoint(name), config)
+        if demonstrates and _lacks_demonstrations(config, folder):
+            check_expert(config.sim)
+
     if acts and not with_ray:
         check_own_gpu(config)
-    folder = RunFolder(config, fresh=fresh, create=create, only_reads=only_reads)
+    folder = RunFolder(config, fresh=fresh, create=create, only_reads=only_reads, check=check_store)
     tracker = None
     try:
         if with_ray:
@@ -172,3 +166,9 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
         if with_ray:
             ray.shutdown()
         folder.close()
+
+
+def _lacks_demonstrations(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether `collect` has anything to record."""
+    have = sum(s.episode_class == "demo" and s.task == config.sim.task for s in folder.store().summaries())
+    return have < config.demos

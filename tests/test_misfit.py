@@ -10,11 +10,12 @@ import pytest
 from cosmos_ray.config import RunConfig, SimConfig
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.fit import check_fits
 from cosmos_ray.model.checkpoint import read_description, save_policy
 from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
-from cosmos_ray.run import Run, check_fits, open_run
+from cosmos_ray.run import Run, open_run
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.stages.pretrain import pretrain

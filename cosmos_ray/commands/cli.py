@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +151,17 @@ def _run(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, _interrupt)
     with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray,
-                  demonstrates=command.demonstrates, acts=command.acts, learns=command.learns, only_reads=command.only_reads) as run:
+                  demonstrates=command.demonstrates, simulates=command.simulates(config), acts=command.acts, learns=command.learns,
+                  only_reads=command.only_reads) as run:
         signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0
 
 
-def configure(options: argparse.Namespace) -> RunConfig:
+def configure(options: argparse.Namespace, usual: Mapping[str, Any] | None = None) -> RunConfig:
     """The run's config that a command works with: the stored one with what the command line gives, or that of a new run.
 
+    A new run has ``usual`` values where neither the command line nor a recipe gives others.
     ConfigError when the command needs a --name and has none, or has a recipe that an existing run disagrees with.
     """
     told: dict[str, Any] = {}
@@ -175,7 +178,7 @@ def configure(options: argparse.Namespace) -> RunConfig:
         told.setdefault("name", "quick" if quick else chosen or RunConfig().name)
     if "name" not in told:
         raise ConfigError(f"`{options.command}` needs the name of its run: give --name{_runs(told.get('root', RunConfig().root))}")
-    config = new_config({**base, **told})
+    config = new_config({**(usual or {}), **base, **told})
     stored = None if getattr(options, "fresh", False) else stored_config(config)
     if stored is None:
         return config

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from cosmos_ray.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Command:
     creates: bool = False  #: whether it may start a new run
     demonstrates: bool = False  #: whether a scripted expert records demonstrations for it
     only_reads: bool = False  #: whether the run's folder may be read-only
+    simulates: Callable[[RunConfig], bool] = lambda config: False  #: whether it acts in the run's simulation
     options: tuple[tuple[str, dict[str, Any]], ...] = ()  #: flags of its own, as ``argparse`` takes them; handed to the stage
 
     @property
@@ -33,32 +37,42 @@ FLEET = ("rollout.workers", "rollout.envs_per_worker", "rollout.execute", "rollo
 NEW_RUN = ("seed", "sim", "model.preset", "model.suite", "model.chunk", "model.tokenizer_path", "model.text_path")
 TO = (("--to", {"metavar": "FOLDER", "help": "folder to write to [the run's]"}),)
 
+
+def _always(config: RunConfig) -> bool:
+    return True
+
+
+def _with_rollouts(config: RunConfig) -> bool:
+    """`refine` on stored rollouts alone needs no simulation."""
+    return config.refine_rollouts > 0 or config.rounds > 1
+
+
 COMMANDS = {
-    "demo": Command("run every stage and write the report", creates=True, demonstrates=True, reads=(
+    "demo": Command("run every stage and write the report", creates=True, demonstrates=True, simulates=_always, reads=(
         "seed", "demos", "pretrain_steps", "rollouts", "rounds", "refine_steps", "planning_steps", "refine_rollouts", "eval_episodes",
         "sim", "model.preset", "model.suite", "model.chunk", "replay.gamma", "learner.lr", "learner.refine_lr", "learner.self_imitation",
         "learner.advantage_temperature", "inference.gpus", "rollout.workers", "rollout.chunk_noise", "rollout.horizon",
         "planner.candidates", "planner.rank_by", "planner.spread")),
-    "collect": Command("record scripted demonstrations in a new run", creates=True, demonstrates=True, reads=(
+    "collect": Command("record scripted demonstrations in a new run", creates=True, demonstrates=True, simulates=_always, reads=(
         "demos", *NEW_RUN, "replay.store", "replay.patience_s", *FLEET[:1])),
     "pretrain": Command("train the base policy on the demonstrations", reads=(
         "pretrain_steps", "init", "replay.gamma", "replay.success_share", "learner")),
-    "rollout": Command("run episodes of the base policy, successes and failures", reads=(
+    "rollout": Command("run episodes of the base policy, successes and failures", simulates=_always, reads=(
         "rollouts", "replay.rollout_frame_stride", "replay.patience_s", "replay.keep_newest", "replay.keep_failures", "inference",
         "rollout")),
-    "refine": Command("train on rollouts while acting with the newest weights", reads=(
+    "refine": Command("train on rollouts while acting with the newest weights", simulates=_with_rollouts, reads=(
         "rounds", "refine_steps", "planning_steps", "refine_rollouts", "publish_every", "learner", "replay.gamma", "replay.success_share",
         "replay.samples_per_insert", "replay.keep_newest", "replay.keep_failures", "rollout.workers", "rollout.chunk_noise",
         "rollout.horizon", "rollout.planned", "inference.gpus", "inference.steps")),
-    "evaluate": Command("compare base, refined and planning on held-out states", reads=(
+    "evaluate": Command("compare base, refined and planning on held-out states", simulates=_always, reads=(
         "eval_episodes", "repeat", "planner", "inference", *FLEET), options=(
         ("--arms", {"metavar": "A,B,...", "help": "arms, such as 'base,base + planning' [those of its policies]"}),
     )),
-    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, only_reads=True, reads=(
+    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, only_reads=True, simulates=_always, reads=(
         "plan_seed", "planner", "inference", "rollout.execute"), options=(
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), *TO,
     )),
-    "audit": Command("measure what planning could win and which part limits it", reads=(
+    "audit": Command("measure what planning could win and which part limits it", simulates=_always, reads=(
         "eval_episodes", "planner", "inference", "replay.gamma", "rollout.workers", "rollout.execute"), options=(
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
         ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which every choice is compared [24]"}),

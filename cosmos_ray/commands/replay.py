@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cosmos_ray.config import RunConfig
+from cosmos_ray.config import RunConfig, SimConfig
+from cosmos_ray.config.settings import SETTINGS
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.progress import Progress
@@ -45,6 +46,18 @@ def add_verbs(parser: argparse.ArgumentParser, parser_class: type) -> None:
         sub.add_argument("--quiet", action="store_true", help="no progress lines")
         for flags, keywords in verb.options:
             sub.add_argument(*flags, **keywords)
+        if name == "import":
+            _add_settings(sub)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """The flags of a new run's settings; the help of the command `import` has their texts."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings of the new run; flags win over it")
+    parser.add_argument("--recipe", metavar="NAME", help="settings of a measured table for the new run")
+    for name, setting in SETTINGS.items():
+        if name not in ("name", "root"):
+            parser.add_argument(setting.flag, dest=name, help=argparse.SUPPRESS)
+    parser.epilog = "Settings of the new run, such as --model.preset, --model.suite or --sim.task, are flags too: `import --help-all`."
 
 
 def run_verb(options: argparse.Namespace) -> tuple[str, int]:
@@ -241,6 +254,7 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
 
 
 def _import(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.commands.data_run import DataRun
     from cosmos_ray.replay.exchange.aloha import read_aloha
     from cosmos_ray.replay.exchange.cosmos_hdf5 import read_rollouts
     from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
@@ -248,24 +262,31 @@ def _import(options: argparse.Namespace) -> tuple[str, int]:
     from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 
     readers = {"cosmos": read_rollouts, "lerobot": read_lerobot, "robomimic": read_demonstrations, "aloha": read_aloha}
+    run = DataRun(options) if options.name and not options.store else None
     said = ImportOptions(
         task=options.task, instruction=options.instruction, flip=None if options.flip == "auto" else options.flip == "yes",
         control_freq=options.control_freq, keys=_pairs(options.key, "--key", "NEW=OLD"), cameras=tuple(options.cameras),
         rename_camera=_pairs(options.rename_camera, "--rename-camera", "OLD=NEW"), resize=options.resize, filter=options.filter,
-        render=_renderer_of_recordings(options) if options.render else None,
+        render=_renderer_of_recordings((run.config if run else RunConfig()).sim, options.resize) if options.render else None,
     )  # fmt: skip
-    store = _open(options, create=True)
-    done = import_episodes(readers[options.format], options.paths, store, said, _progress(options, "import", "episodes"))
-    return done.text(store.root), 1 if done.skipped else 0
+    read, progress = readers[options.format], _progress(options, "import", "episodes")
+    if run is None:
+        store = _open(options, create=True)
+        done = import_episodes(read, options.paths, store, said, progress)
+        return done.text(store.root), 1 if done.skipped else 0
+    try:
+        store = ReplayStore(run.store)
+        done = import_episodes(read, options.paths, store, said, progress, run.accept)
+    finally:
+        run.clear()
+    return "\n".join([done.text(store.root), *([run.text()] if done.episodes else [])]), 1 if done.skipped else 0
 
 
-def _renderer_of_recordings(options: argparse.Namespace) -> RenderRecorded:
-    """Draws what the run's simulation sees, else the default cameras, in frames of ``--resize`` or the run's size."""
+def _renderer_of_recordings(sim: SimConfig, size: int) -> RenderRecorded:
+    """Draws what the simulation sees, in frames of ``size`` (``--resize``) or of its own size for 0."""
     from cosmos_ray.sim.recorded_states import RecordedStateRenderer
 
-    config = stored_config(RunConfig(root=options.root, name=options.name)) if options.name else None
-    sim = (config or RunConfig()).sim
-    return RecordedStateRenderer(replace(sim, image_size=options.resize or sim.image_size))
+    return RecordedStateRenderer(replace(sim, image_size=size or sim.image_size))
 
 
 def _pairs(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
@@ -280,6 +301,12 @@ def _pairs(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
 def _exchanged(text: str, skipped: Sequence[tuple[str, str]]) -> tuple[str, int]:
     """The result with what was left out; exit code 1 if anything was."""
     return "\n".join([*(f"skipped {which}: {why}" for which, why in skipped), text]), 1 if skipped else 0
+
+
+def _embed(options: argparse.Namespace) -> tuple[str, int]:
+    from cosmos_ray.commands.embed import embed
+
+    return embed(_open(options), options, _progress(options, "embed", "instructions"))
 
 
 def _resimulate(options: argparse.Namespace) -> tuple[str, int]:
@@ -321,7 +348,7 @@ VERBS = {
         (("--frames",), {"default": "h264", "choices": ("h264", "av1", "image"), "help": "lerobot: videos, or the stored JPEGs [h264]"}),
         (("--suite",), {"default": "libero_goal", "help": "cosmos-demos: name of the suite's folder [libero_goal]"}),
         (("--render",), {"action": "store_true", "help": "render the frames that are not stored from the simulator states"}), *_CHOOSE)),
-    "import": Verb("commit episodes of another project's files", _import, (
+    "import": Verb("commit episodes of another project's files; makes the run if there is none of this name", _import, (
         (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files or folders of them; for lerobot dataset folders"}),
         (("--format",), {"required": True, "choices": IMPORTS,
                          "help": "demonstrations of LIBERO, robomimic, RoboCasa and robosuite; rollouts of cosmos-policy; ALOHA; LeRobot"}),
@@ -336,5 +363,9 @@ VERBS = {
         (("--key",), {"nargs": "+", "default": (), "metavar": "NEW=OLD",
                       "help": "lerobot: where the files keep what the format calls NEW, as in observation.state=state"}),
         (("--control-freq",), {"type": float, "default": 0.0, "metavar": "HZ", "help": "control steps per second [as the files say]"}))),
+    "embed": Verb("compute the T5 embeddings of every instruction into a file for --model.text-path", _embed, (
+        (("--t5",), {"required": True, "metavar": "FOLDER", "help": "the T5 encoder as transformers keeps it (google-t5/t5-11b)"}),
+        (("--to",), {"required": True, "metavar": "FILE", "help": "a .safetensors; or a .pkl, which the public cosmos-policy code reads "
+                                                                 "too. Embeddings in it are kept"}))),
     "replay-episode": Verb("simulate an episode again and compare the states bit by bit", _resimulate, (_EPISODE,)),
 }

@@ -47,15 +47,16 @@ class PolicySpec:
     augmentation: str = "smooth"  #: how training frames are augmented, see ``model.augmentation``
     augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
     moving: tuple[int, ...] = ()  #: as :attr:`Embodiment.moving`
+    control_freq: float = 0.0  #: control steps per second of the data, 0 where it is not known
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What the policy sees and moves."""
+        return Embodiment(self.cameras, self.action_dim, self.proprio_dim, self.control_freq, self.moving)
 
     @property
     def layout(self) -> LatentLayout:
         return LatentLayout(self.cameras)
-
-    @property
-    def embodiment(self) -> Embodiment:
-        """What the policy sees and moves; its control rate is not known."""
-        return Embodiment(self.cameras, self.action_dim, self.proprio_dim, moving=self.moving)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -86,9 +87,9 @@ class PolicySpec:
             raise CheckpointError(f"model description is incomplete or malformed: {error}") from error
 
 
-def make_spec(config: ModelConfig, cameras: tuple[str, ...], action_dim: int, proprio_dim: int) -> PolicySpec:
+def make_spec(config: ModelConfig, cameras: tuple[str, ...], action_dim: int, proprio_dim: int, control_freq: float = 0.0) -> PolicySpec:
     """The record of a network with the settings of ``config``, for these cameras (in latent order), and actions and proprioception
-    of so many numbers. ConfigError when the transformer's dimensions do not fit together."""
+    of so many numbers, ``control_freq`` times a second (0: not known). ConfigError when the transformer's dimensions do not fit."""
     transformer = TransformerConfig(
         width=config.width, heads=config.heads, layers=config.layers, patch=config.patch, text_width=config.text_width,
         adaln_rank=config.adaln_rank, rope_scale=(config.rope_scale[0], config.rope_scale[1], config.rope_scale[2]))
@@ -99,4 +100,4 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], action_dim: int, pr
         loss_scale=config.loss_scale, text_tokens=config.text_tokens, residual=config.residual, imagined_share=config.imagined_share,
         top_share=config.top_share, uniform_share=config.uniform_share, jpeg=config.jpeg, resize=config.resize,
         augmentation=config.augmentation, augmented=config.augment,
-        tokenizer_path=config.tokenizer_path, text_path=config.text_path)
+        tokenizer_path=config.tokenizer_path, text_path=config.text_path, control_freq=control_freq)

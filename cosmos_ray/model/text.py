@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,10 @@ class T5Text:
                 raise ConfigError(f"there is no embedding of {instruction!r}: add it to model.text_path, or give a T5 directory instead")
             self.embeddings[instruction] = self._encode(instruction)
         return self.embeddings[instruction]
+
+    def missing(self, instructions: Iterable[str]) -> list[str]:
+        """Those that have no embedding and get none, for there is no encoder."""
+        return [] if self._folder else [instruction for instruction in instructions if instruction not in self.embeddings]
 
     @torch.no_grad()
     def _encode(self, instruction: str) -> torch.Tensor:

@@ -31,10 +31,10 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
         assessment: how well the network imagines and values (:func:`cosmos_ray.planning.assessment.assess`); None leaves it out.
 
     Raises:
-        ConfigError: nothing was evaluated yet.
+        ConfigError: nothing was evaluated yet, in a run that has a simulation.
         StoreError: ``evaluation.json`` is damaged.
     """
-    evaluation = read_evaluation(folder)
+    evaluation = read_evaluation(folder) if config.sim.task else {"task": "", "arms": {}, "pairs": [], "seeds": []}
     trace = trace if trace is not None and trace.steps else None
     store = folder.store()
     arms = _arms(evaluation)

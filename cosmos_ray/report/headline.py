@@ -12,6 +12,8 @@ def headline(arms: list[dict], comparisons: list[dict]) -> str:
     sentences = [comparison(by_name[c["arm"]], by_name[c["against"]], c, several) for c in comparisons if c["headline"]]
     if sentences:
         return " ".join(sentences)
+    if not arms:
+        return "Nothing was evaluated: the run has demonstrations and no simulation."
     first = arms[0]
     only = f"The {first['name']} policy succeeds in {first['successes']} of {first['episodes']} held-out episodes"
     return f"{only} ({interval(first)}); there is nothing to compare it with yet."

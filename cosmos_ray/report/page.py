@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
 
 from cosmos_ray.report import charts, style
 from cosmos_ray.report.filmstrip import draw_filmstrip
@@ -44,7 +46,9 @@ def number(value: Any, digits: int = 3) -> str:
 
 def _images(report: dict, trace: EpisodeTrace | None) -> dict[str, str]:
     """The figures that the report has data for, as data URIs."""
-    draw = {"arms": lambda: charts.draw_arms(report["arms"])}
+    draw: dict[str, Callable[[], Figure]] = {}
+    if report["arms"]:
+        draw["arms"] = lambda: charts.draw_arms(report["arms"])
     if report["training"]:
         draw["training"] = lambda: charts.draw_training(report["training"])
     if report["rollouts_by_version"]:

@@ -26,7 +26,8 @@ def settings_table(config: RunConfig) -> list[dict]:
 
 
 def commands(config: RunConfig) -> list[dict]:
-    """Command lines {what, command} that repeat the evaluation. They name every setting that is not the default."""
+    """Command lines {what, command} that repeat the evaluation, which takes a simulation, and the page. They name every setting that is
+    not the default."""
     flags = [f"--name {shlex.quote(config.name)}", f"--root {shlex.quote(config.root)}"]
     flags += [f"{SETTINGS[name].flag} {shlex.quote(format_value(value))}" for name, value in given(config).items()
               if name not in PER_COMMAND]
@@ -34,7 +35,7 @@ def commands(config: RunConfig) -> list[dict]:
     lines = (("Count again from the stored episodes, running what is missing", "evaluate", ""),
              ("Repeat 5 stored episodes per arm and compare them bit by bit", "evaluate", " --repeat 5"),
              ("Draw the filmstrip of another initial state", "plan", f" --plan-seed {config.plan_seed + 1}"),
-             ("Write this page again", "report", ""))
+             ("Write this page again", "report", ""))[0 if config.sim.task else -1 :]
     return [{"what": what, "command": f"python -m cosmos_ray {command} {tail}{more}"} for what, command, more in lines]
 
 

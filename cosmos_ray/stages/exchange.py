@@ -18,7 +18,6 @@ from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.text import T5Text
 from cosmos_ray.model.tokenizer import PatchPCA
 from cosmos_ray.run import Run
-from cosmos_ray.sim import tasks
 from cosmos_ray.stages.acting import IMPORTED_PLANNING, newest
 
 #: What `import --as` makes of the weights: the checkpoint that stays as it was imported, the one that acts and trains on, and its name.
@@ -44,8 +43,8 @@ def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -
     _check_ranges(run, ranges, statistics)
     spec = make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low))
     policy = load_released(spec, weights, ranges)
-    if os.path.isdir(spec.text_path):
-        policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
+    if config.sim.task and os.path.isdir(spec.text_path):
+        policy.text(config.sim.instruction)  # embedded here once, the checkpoint carries it to every actor
     for other_kept, _, other in IMPORTED.values():
         if other_kept != kept and folder.has_policy(other_kept):
             _check_partner(policy, folder.checkpoint(other_kept), f"the run's {other}", str(weights))

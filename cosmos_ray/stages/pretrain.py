@@ -5,7 +5,7 @@ from __future__ import annotations
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.run import Run
-from cosmos_ray.stages.training import make_initial_policy, start_learner, train_alone
+from cosmos_ray.stages.training import complete_initial_policy, make_initial_policy, start_learner, train_alone
 
 
 def pretrain(run: Run) -> dict:
@@ -14,7 +14,9 @@ def pretrain(run: Run) -> dict:
     total = config.pretrain_steps
     if target.exists() and read_description(target)[2]["step"] >= total:
         return {"steps": total, "new": 0}
-    if not run.folder.checkpoint("initial").exists():
+    if run.folder.checkpoint("initial").exists():
+        complete_initial_policy(run)
+    else:
         make_initial_policy(run)
     mixture = Mixture.base(config.learner, config.replay)
     learner = start_learner(run, config.learner, "base", "initial", mixture, config.learner.lr, total, actors_beside=0)

@@ -56,12 +56,19 @@ def _refine_round(round: Round) -> dict:
     store = run.folder.store()
     stored = own_rollouts(store, run.folder.identity.key, config.sim.task)
     if not acted(run) and not config.refine_rollouts:
-        raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts")
+        raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts" if config.sim.task else
+                          "there is no rollout to refine on, and no simulation to collect one in: `replay import` rollouts first")
     mixture = Mixture.refinement(config.learner, config.replay)
+    planning = "planning" if config.learner.advantage_temperature else ""
+    if not config.sim.task:  # nobody acts: on the stored rollouts alone
+        learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
+                                config.refine_steps, actors_beside=0, planning=planning)
+        done = train_alone(run, "refine", learner, config.refine_steps, "refined", round.description())
+        return {**done, "version": read_description(run.folder.checkpoint("refined"))[1]}
     with acting_fleet(run, start, beside=config.learner.world_size) as (pool, fleet):
         learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
                                 config.refine_steps, actors_beside=config.rollout.workers + config.inference.actors,
-                                planning="planning" if config.learner.advantage_temperature else "")
+                                planning=planning)
         try:
             loop = _RefineLoop(round, beside, pool, fleet, learner,
                                mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
@@ -99,9 +106,9 @@ def schedule(learner: LearnerConfig) -> LearnerConfig:
 
 
 def acted(run: Run) -> bool:
-    """Whether the store holds a policy's rollout on the run's task."""
+    """Whether the store holds a policy's rollout on the run's task, on any task where the run has no simulation."""
     task = run.config.sim.task
-    return any(s.of_policy and s.task == task for s in run.folder.store().summaries())
+    return any(s.of_policy and task in ("", s.task) for s in run.folder.store().summaries())
 
 
 class _RefineLoop:

@@ -22,7 +22,7 @@ WINDOWS = 256  #: held-out stretches that world model and value are measured on
 def report(run: Run) -> dict:
     """Write ``report.html`` and ``report.json``. Where a policy plans (the refined one, or one with an imported planning network), with a
     filmstrip of planned episode ``config.plan_seed`` and an assessment of the network that plans it."""
-    if not any(run.folder.has_policy(name) for name in ("refined", IMPORTED_PLANNING)):
+    if not run.config.sim.task or not any(run.folder.has_policy(name) for name in ("refined", IMPORTED_PLANNING)):
         return write_report(run.folder, run.config)
     return write_report(run.folder, run.config, plan_episode(run), assessment(run))
 

@@ -9,6 +9,7 @@ import torch
 
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.fit import check_chunk, check_fits, check_suite, refuse_misfit
 from cosmos_ray.gpus import learner_share
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
 from cosmos_ray.learner.mixture import Mixture
@@ -19,9 +20,10 @@ from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay.format.episode import TRAINED
 from cosmos_ray.replay.format.schema import DamagedEpisode
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
+from cosmos_ray.replay.sampling.recorded import recorded
 from cosmos_ray.replay.sampling.sampler import WindowSampler
-from cosmos_ray.run import Run, check_fits, refuse_misfit
-from cosmos_ray.sim import tasks
+from cosmos_ray.run import Run
+from cosmos_ray.stages.texts import complete_texts, embed_instructions
 
 BURST = 25  #: learner steps between two progress updates while nobody acts
 FIT_FRAMES = 512  #: frames the tokenizer is fitted on
@@ -29,25 +31,36 @@ NARROWEST = 0.1  #: narrowest range that the tiny preset scales proprioception f
 
 
 def make_initial_policy(run: Run) -> None:
-    """Write checkpoint ``initial``: normalisation and tokenizer fitted on the demonstrations, weights from ``config.init`` or random."""
+    """Write checkpoint ``initial``: robot, texts, scales and tokenizer of the demonstrations, weights of ``config.init`` or random."""
     config, store = run.config, run.folder.store()
+    known = recorded(store, run.counter("read", "episodes"))
+    body = known.embodiment
+    if config.sim.task:
+        body = check_fits("the demonstrations", body, config.sim)
+    check_suite(config, body.cameras)
+    check_chunk(config, body)
     stats = dataset_statistics(store, ("demo",))
-    theirs = Embodiment(config.sim.cameras, len(stats.labels_min), len(stats.proprio_min))
-    body = check_fits("the demonstrations", theirs, config.sim)
-    spec = dataclasses.replace(make_spec(config.model, body.cameras, body.action_dim, body.proprio_dim), moving=body.moving)
+    spec = make_spec(config.model, body.cameras, body.action_dim, body.proprio_dim, body.control_freq)
+    spec = dataclasses.replace(spec, moving=body.moving)
     policy = build(spec, None if config.init else config.seed)
     proprio = widened(stats.proprio_min, stats.proprio_max) if spec.preset == "tiny" else (stats.proprio_min, stats.proprio_max)
     policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max), *proprio)
     if config.init:
         load_net(policy, config.init)
-    policy.text(tasks.spec(config.sim.task).instruction)  # embedded here once, the checkpoint carries it to every actor
+    embed_instructions(run, policy.text, known.instructions)
     info = {"init": config.init}
     if hasattr(policy.tokenizer, "fit"):
         sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=config.seed)
-        drawn = sampler.draw(FIT_FRAMES // len(config.sim.cameras), "demo").images
+        drawn = sampler.draw(FIT_FRAMES // len(body.cameras), "demo").images
         frames = prepare(drawn, spec.image_size, jpeg=False, centre_crop=False, resize=spec.resize)
         info["tokenizer_variance_kept"] = policy.tokenizer.fit(torch.from_numpy(frames.reshape(-1, *frames.shape[2:])))
     save_policy(policy, run.folder.checkpoint("initial"), 0, info)
+
+
+def complete_initial_policy(run: Run) -> None:
+    """Have checkpoint ``initial``, which was imported or made by an earlier call, know the instructions that the store has now."""
+    known = recorded(run.folder.store(), run.counter("read", "episodes"))
+    complete_texts(run, run.folder.checkpoint("initial"), known.instructions)
 
 
 def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,13 +32,18 @@ def read_text_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def write_text_embeddings(embeddings: Mapping[str, torch.Tensor], path: str | Path, overwrite: bool = False) -> None:
-    """Write {instruction: (L, W) or (1, L, W)} as safetensors, in the dtypes given."""
+    """Write {instruction: (L, W) or (1, L, W)} in the dtypes given: as safetensors, or as the pickle of (1, L, W) that the public code
+    reads where the name ends in ``.pkl``."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"text embeddings are written as .safetensors: rename {path}")
+    if path.suffix not in (".safetensors", ".pkl"):
+        raise CheckpointError(f"text embeddings are written as .safetensors or .pkl: rename {path}")
     tensors = _checked(embeddings, "the dict to write")
     with replacing(path, overwrite) as temporary:
-        save_safetensors(tensors, temporary)
+        if path.suffix == ".safetensors":
+            save_safetensors(tensors, temporary)
+        else:
+            with open(temporary, "wb") as file:
+                pickle.dump({instruction: rows[None].clone() for instruction, rows in tensors.items()}, file)
 
 
 def _read_pickle(path: Path) -> Any:

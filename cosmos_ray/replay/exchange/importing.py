@@ -97,10 +97,11 @@ def attempt(which: str, read: Callable[[], Episode]) -> Episode | Skip:
 
 def import_episodes(
     read: Reader, paths: str | Path | Iterable[str | Path], store: ReplayStore, options: ImportOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, accept: Callable[[Episode], None] | None = None,
 ) -> ImportSummary:  # fmt: skip
     """Commit every episode of the paths, one at a time; importing again finds them known.
 
+    ``accept`` sees the first episode before it is committed, as it will be stored, and may raise to have nothing imported.
     StoreError, and nothing committed, where the first episode does not fit the store, a path does not exist or the only path is not of
     the format. A later episode that does not fit is left out and named, as is one of several paths that cannot be read.
     """
@@ -110,7 +111,7 @@ def import_episodes(
         if not path.exists():
             raise StoreError(f"{path} does not exist")
     store.update()
-    notes, driver = Notes(), _Driver(store, options)
+    notes, driver = Notes(), _Driver(store, options, accept)
     for path in chosen:
         for number, found in enumerate(_found(read, path, options, notes, len(chosen) == 1)):
             driver.take(found, path)
@@ -132,8 +133,8 @@ def _found(read: Reader, path: Path, options: ImportOptions, notes: Notes, alone
 class _Driver:
     """Brings episodes into one shape, holds them against the store's, and commits them."""
 
-    def __init__(self, store: ReplayStore, options: ImportOptions) -> None:
-        self.store, self.options = store, options
+    def __init__(self, store: ReplayStore, options: ImportOptions, accept: Callable[[Episode], None] | None) -> None:
+        self.store, self.options, self.accept = store, options, accept
         self.layout = _stored(store)  # of the store, else of the first episode
         self.in_store = self.layout is not None
         self.episodes = self.known = self.unlike = self.evicted = 0
@@ -159,6 +160,8 @@ class _Driver:
         if why:
             self.skipped.append((which, why))
             return
+        if self.accept and not self.episodes:
+            self.accept(episode)
         episode = self._after_evictions(episode)
         if not self.store.commit(episode):
             self.known += 1

@@ -35,6 +35,7 @@ import numpy as np
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
+from cosmos_ray.replay.exchange.env_args import recorded_environment
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.exchange.instruction import environment_of, instruction_of, table_of
 from cosmos_ray.replay.exchange.observations import Observations
@@ -120,7 +121,7 @@ class _File:
         if not instruction:
             instruction, where = instruction_of(self.path, data, demo)
         seen = self._seen(data, demo, states, steps)
-        info: dict[str, Any] = {"imported": self.path.name, **_rate(data)}
+        info: dict[str, Any] = {"imported": self.path.name, **_rate(data), **recorded_environment(data)}
         unknown = np.full_like(states[:1], np.nan)
         if seen.end == "after":
             actions, rewards, states = actions[1:], rewards[1:], np.vstack([states[1:], unknown])

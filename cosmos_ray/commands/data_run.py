@@ -1,0 +1,105 @@
+"""The run that `replay import` makes, or adds to: its settings come from the command line and from the first episode."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cosmos_ray.commands.cli import configure
+from cosmos_ray.config import RunConfig
+from cosmos_ray.config.settings import SETTINGS, with_absolute_paths
+from cosmos_ray.config.stored import stored_config
+from cosmos_ray.config.tasks import task_spec
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.fit import check_chunk, check_fits, check_suite
+from cosmos_ray.replay.exchange.exchanged import third_person
+from cosmos_ray.replay.format.codec import decode_jpeg
+from cosmos_ray.replay.format.episode import Episode
+from cosmos_ray.run import open_run, validate
+from cosmos_ray.sim.provenance import recorded_simulation, with_cameras
+from cosmos_ray.uri import is_uri
+
+
+class DataRun:
+    """The run of ``options``: found, or made when the first episode of an import is known."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.notes: list[str] = []
+        self.config = self._configured({"sim.task": ""})
+        self.found = stored_config(self.config) is not None
+        if not self.found:
+            validate(self.config)
+        elif options.config or any(getattr(options, name) is not None for name in SETTINGS if name not in ("name", "root")):
+            with open_run(self.config, create=False, with_ray=False):
+                pass  # refuses what does not go with the run, and keeps what does
+        self._here_before = self.folder.exists()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.root).expanduser() / self.config.name
+
+    @property
+    def store(self) -> str:
+        return self.config.replay.store or str(self.folder / "replay")
+
+    def accept(self, episode: Episode) -> None:
+        """Hold the first episode against the run, which is made with it. ConfigError, and no run, when they do not go together."""
+        config, body = self.config, episode.embodiment
+        if not self.found:
+            config = self._with_simulation(episode)
+            check_suite(config, body.cameras)
+            check_chunk(config, body)
+        if config.sim.task:
+            check_fits("the demonstrations", body, config.sim)
+        if not self.found:
+            with open_run(config, with_ray=False):
+                self.config, self.found = config, True
+
+    def clear(self) -> None:
+        """Leave nothing behind of a run that no episode came into."""
+        if not self.found and not self._here_before and not is_uri(self.store):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def text(self) -> str:
+        """Lines for the user: the run's simulation, and what comes next."""
+        sim = self.config.sim
+        if sim.task:
+            lines = [f"  simulation of run {self.config.name}: {sim.task} with {' and '.join(sim.robots)} under {sim.controller}, told "
+                     f"{sim.instruction!r}"]
+        else:
+            lines = [f"  run {self.config.name} has no simulation: `pretrain` and `export` work; --sim.task gives it one"]
+        return "\n".join([*(f"  note: {note}" for note in self.notes), *lines])
+
+    def _configured(self, usual: dict[str, Any]) -> RunConfig:
+        return with_absolute_paths(configure(self.options, usual))
+
+    def _with_simulation(self, episode: Episode) -> RunConfig:
+        """The settings with the simulation that the user names, else with the one that the episode names and that fits it."""
+        values = recorded_simulation(episode.info)
+        if self.config.sim.task:
+            return _told(self.config, episode.instruction)
+        if not values or getattr(self.options, "sim.task") is not None:
+            return self.config
+        wrist = tuple(camera for camera in episode.cameras if not third_person(camera))
+        height, width = decode_jpeg(next(iter(episode.frames.values()))[0]).shape[:2]
+        if height == width:
+            values["sim.image_size"] = height
+        try:
+            config = _told(self._configured(with_cameras(values, episode.cameras, wrist)), episode.instruction)
+            validate(config)
+            check_fits("the demonstrations", episode.embodiment, config.sim)
+        except ConfigError as error:
+            self.notes.append(f"the files name the robosuite task {values['sim.task']}, and it is not simulated here: {error}")
+            return self.config
+        return config
+
+
+def _told(config: RunConfig, instruction: str) -> RunConfig:
+    """``config`` with the instruction of the data where it has the task's own."""
+    if config.sim.instruction != task_spec(config.sim.task).instruction:
+        return config
+    return dataclasses.replace(config, sim=dataclasses.replace(config.sim, instruction=instruction))

@@ -1,0 +1,66 @@
+"""What the episodes of a store are of: the robot, the instructions, the simulation that recorded them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.format.episode import TRAINED
+from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
+from cosmos_ray.replay.format.view import EpisodeView
+from cosmos_ray.replay.store import ReplayStore
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the demonstrations of a store have in common, and what the robot is told in all episodes that are trained on."""
+
+    embodiment: Embodiment  #: of every demonstration
+    instructions: dict[str, int]  #: {instruction: episodes that have it}, sorted
+    tasks: tuple[str, ...]  #: of the demonstrations' keys, sorted
+    info: Mapping[str, Any]  #: of the oldest demonstration
+
+
+def recorded(store: ReplayStore, progress: Callable[[int, int], None] | None = None) -> Recorded:
+    """Read the headers of all known episodes that are trained on. Call ``store.update()`` first.
+
+    Raises:
+        StoreError: there is no demonstration, or two differ in cameras, dimensions or rate; the message names both.
+    """
+    first: EpisodeView | None = None
+    rate = 0.0
+    instructions: Counter[str] = Counter()
+    tasks = set()
+    for view in _views(store, progress):
+        instructions.update(view.instructions)
+        if view.summary.source != "demo":
+            continue
+        tasks.add(view.summary.task)
+        first = first or view
+        rate = rate or view.embodiment.control_freq
+        for what, ours, theirs in replace(first.embodiment, control_freq=rate).misfit(view.embodiment):
+            raise StoreError(f"{store.root}: episode {first.summary.name} has {ours} {what}, {view.summary.name} has {theirs}: the "
+                             "demonstrations of a store must be of one robot; put the others into a store of their own")
+    if first is None:
+        raise StoreError(f"{store.root} holds no demonstration: run `collect` first, or `replay import` a file of demonstrations")
+    return Recorded(replace(first.embodiment, control_freq=rate), dict(sorted(instructions.items())), tuple(sorted(tasks)),
+                    first.header["info"])
+
+
+def _views(store: ReplayStore, progress: Callable[[int, int], None] | None) -> Iterator[EpisodeView]:
+    """The episodes that are trained on, oldest first. Passes over what is gone or of a newer schema, and discards what is damaged."""
+    summaries = sorted((s for s in store.summaries() if s.episode_class in TRAINED), key=lambda s: (s.created, s.name))
+    for number, summary in enumerate(summaries):
+        try:
+            yield store.view(summary.name)
+        except (FileNotFoundError, NewerSchema):
+            continue
+        except DamagedEpisode as error:
+            store.discard(summary.name, str(error))
+        finally:
+            if progress:
+                progress(number + 1, len(summaries))
