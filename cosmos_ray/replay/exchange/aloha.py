@@ -95,6 +95,7 @@ def export_aloha(
 
 def _read(file: Path, options: ImportOptions, notes: Notes) -> Episode:
     with hdf5.opened(file) as source:
+        hdf5.check_format(source, "aloha")
         action = hdf5.array(source, "action", np.float32, 2)
         observed = hdf5.group(source, "observations")
         qpos = hdf5.array(observed, "qpos", np.float32, 2)

@@ -76,8 +76,7 @@ def export_rollouts(
 
 def _read(file: Path, options: ImportOptions, notes: Notes) -> Episode:
     with hdf5.opened(file) as source:
-        if hdf5.has(source, "observations"):
-            raise StoreError(f"{file} is an episode of ALOHA: import it with --format aloha")
+        hdf5.check_format(source, "cosmos")
         actions = hdf5.array(source, "actions", np.float32, 2)
         steps = len(actions)
         if not steps:

@@ -30,6 +30,13 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
         raise StoreError(f"{path} cannot be read as HDF5: {reason}") from error
 
 
+def check_format(file: h5py.File, wanted: str) -> None:
+    """StoreError where the file is of another layout than that of ``--format wanted`` that is read here."""
+    layout = "aloha" if has(file, "observations") else "robomimic" if has(file, "data") else "cosmos" if has(file, "actions") else ""
+    if layout and layout != wanted:
+        raise StoreError(f"{file.filename} has another layout: import it with --format {layout}")
+
+
 def group(parent: h5py.Group, name: str) -> h5py.Group:
     """A group of this very file. StoreError."""
     found = _own(parent, name)

@@ -83,6 +83,7 @@ class _File:
     def episodes(self, prefix: str) -> Iterator[Episode | Skip]:
         """The demonstrations by their numbers; ``prefix`` goes before their names in messages."""
         with hdf5.opened(self.path) as file:
+            hdf5.check_format(file, "robomimic")
             data = hdf5.group(file, "data")
             self.unread |= {name for name in file if name not in ("data", "mask")}
             self.unread |= {f"data/{name}" for name in data if not _NAME.fullmatch(name)}
@@ -103,7 +104,9 @@ class _File:
             if self.options.filter not in masks:
                 raise StoreError(f"{self.path} has no filter {self.options.filter!r} (--filter): it has {', '.join(masks) or 'none'}")
             wanted = set(hdf5.names(hdf5.group(file, "mask"), self.options.filter))
-            return [name for name in names if name in wanted]
+            if not (chosen := [name for name in names if name in wanted]):
+                raise StoreError(f"{self.path}: filter {self.options.filter!r} (--filter) names no demonstration that the file has")
+            return chosen
         if masks:
             self.notes.say(f"all demonstrations are taken; --filter takes those of one of the file's filters: {', '.join(masks)}")
         return names
