@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore
 from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts, read_rollouts
 from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
@@ -83,6 +84,25 @@ def test_what_is_not_read_is_named(tmp_path):
     done, (episode,), _ = imported(tmp_path, changed(tmp_path, change))
     assert said(done, "left out agentview_depth: the policy sees colour") and episode.cameras == ("agentview",)
     assert said(done, "not read: data/*/datagen_info, data/notes, obs/object, statistics")
+
+
+@pytest.mark.parametrize("change, text", [
+    (lambda file: file["data/demo_0/obs"].pop("robot0_eef_quat"), "no dataset 'robot0_eef_quat'"),  # 5 numbers would be no pose
+    (lambda file: file.move("data/demo_0", "data/demo_99999999999999999999"), "has no demonstration"),  # no number of 64 bits
+    (lambda file: file.__setitem__("observations/qpos", np.zeros(3)), "another layout: import it with --format aloha"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_one_line(tmp_path, change, text):
+    path = changed(tmp_path, lambda file: change(file) and None)
+    try:
+        why = imported(tmp_path, path)[0].skipped[0][1]
+    except StoreError as error:
+        why = str(error)
+    assert text in why and "\n" not in why
+
+
+def test_a_demonstration_that_failed_is_said_to_stay_out_of_training(tmp_path):
+    done, (episode,), _ = imported(tmp_path, changed(tmp_path, lambda file: file.__setitem__("data/demo_0/rewards", np.zeros(STEPS))))
+    assert not episode.success and said(done, "did not succeed, by their last reward or done, are stored and never trained on")
 
 
 @pytest.mark.parametrize("name", ["episode_0", "demo0", "traj_12"])

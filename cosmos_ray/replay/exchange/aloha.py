@@ -156,6 +156,8 @@ def _pictures(
         if not hdf5.has(observed, name):
             continue
         place = hdf5.group(observed, name)
+        if not len(place):
+            break
         cameras = tuple(VIEWS) if all(camera in place for camera in VIEWS) else tuple(sorted(place, key=third_person))
         if others := sorted(set(place) - set(cameras)):
             notes.say(f"left out {', '.join(others)}: the policy sees {', '.join(cameras)}")

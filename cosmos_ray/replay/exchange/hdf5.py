@@ -75,6 +75,11 @@ def images(parent: h5py.Group, name: str, flip: bool, rows: int, at: Sequence[in
     return [encode_jpeg(found[t][::-1] if flip else found[t]) for t in at]
 
 
+def is_group(parent: h5py.Group, name: str) -> bool:
+    """Whether there is a group of this very file under ``name``."""
+    return isinstance(_own(parent, name), h5py.Group)
+
+
 def is_picture(parent: h5py.Group, name: str) -> bool:
     """Whether a dataset is of (T, H, W, 3) uint8 pixels or of JPEG bytes, by its type alone."""
     found = _own(parent, name)

@@ -53,7 +53,8 @@ class Observations:
         """
         parts = []
         for prefix in self._arms():
-            parts += [self._vector(f"{prefix}{name}") for name in ("gripper_qpos", "eef_pos", "eef_quat") if self._has(f"{prefix}{name}")]
+            gripper = ("gripper_qpos",) if self._has(f"{prefix}gripper_qpos") else ()
+            parts += [self._vector(f"{prefix}{name}") for name in (*gripper, "eef_pos", "eef_quat")]
         if parts:
             return np.hstack(parts).astype(np.float32)
         if self._has("gripper_states"):

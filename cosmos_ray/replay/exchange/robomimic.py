@@ -42,7 +42,7 @@ from cosmos_ray.replay.exchange.observations import Observations
 from cosmos_ray.replay.exchange.recorded import RecordedStates
 from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeKey
 
-_NAME = re.compile(r"(?:demo|episode|ep|traj)_?(\d+)")
+_NAME = re.compile(r"(?:demo|episode|ep|traj)_?(\d{1,18})")
 _KNOWN = {"actions", "obs", "next_obs", "states", "rewards", "dones", "robot_states"}
 
 ROBOCASA_ACTIONS = 12, 7  #: numbers per action in RoboCasa's files, and those of arm and gripper, which come first
@@ -99,7 +99,7 @@ class _File:
 
     def _chosen(self, file: h5py.File, names: list[str]) -> list[str]:
         """Of the demonstrations those of the filter that was asked for. StoreError if the file does not have it."""
-        masks = sorted(hdf5.group(file, "mask")) if hdf5.has(file, "mask") else []
+        masks = sorted(hdf5.group(file, "mask")) if hdf5.is_group(file, "mask") else []
         if self.options.filter:
             if self.options.filter not in masks:
                 raise StoreError(f"{self.path} has no filter {self.options.filter!r} (--filter): it has {', '.join(masks) or 'none'}")
@@ -138,6 +138,8 @@ class _File:
         steps, success, rewards = len(actions), _succeeded(demo), rewards.copy()
         rewards[-1] = max(rewards[-1], float(success))
         self.notes.say(f"instruction taken from {where}")
+        if not success:
+            self.notes.say("demonstrations that did not succeed, by their last reward or done, are stored and never trained on")
         task = self.options.task or _task(self.path, data, where, instruction)
         return Episode(
             key=EpisodeKey(f"import:{self.path.stem}", task, "demo", _number(name), initial_state=_beginning(demo)),
