@@ -41,12 +41,12 @@ def read_lerobot(folder: Path, options: ImportOptions, notes: Notes) -> Iterator
     files: dict[int, list[Path]] = {}
     for file in sorted((dataset.folder / "data").rglob("*.parquet")):
         try:
-            numbers = np.unique(read_table(file, columns=["episode_index"])["episode_index"].to_numpy())
+            numbers = {int(number) for number in read_table(file, columns=["episode_index"])["episode_index"].unique().to_pylist()}
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException, StoreError) as error:
             yield Skip(str(file), f"it cannot be read: {str(error).partition(chr(10))[0]}")
             continue
-        for number in numbers.tolist():
-            files.setdefault(int(number), []).append(file)
+        for number in numbers:
+            files.setdefault(number, []).append(file)
     notes.total = len(files.keys() | dataset.episodes.keys())
     for number in sorted(files.keys() | dataset.episodes.keys()):
         yield attempt(f"episode {number}", partial(_read, dataset, number, files.get(number, [])))

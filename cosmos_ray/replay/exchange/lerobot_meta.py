@@ -40,7 +40,7 @@ class Dataset:
             info = json.loads((folder / "meta" / "info.json").read_bytes())
             self.version, self.fps = str(info["codebase_version"]), float(info["fps"])
             self.robot = str(info.get("robot_type") or "")
-            self.features = {str(name): dict(feature) for name, feature in dict(info["features"]).items()}
+            self.features = {str(name): _checked(name, dict(feature)) for name, feature in dict(info["features"]).items()}
             if self.version not in VERSIONS:
                 raise StoreError(f"it is of version {self.version}, and {', '.join(VERSIONS)} are read: convert it with LeRobot")
             if not 0 < self.fps < float("inf"):
@@ -138,15 +138,24 @@ class Dataset:
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
+def _checked(name: str, feature: dict[str, Any]) -> dict[str, Any]:
+    """The feature, of which what is read later is of the right kinds. TypeError."""
+    for entry, kinds in {"shape": list, "info": dict, "video_info": dict}.items():
+        if not isinstance(feature.get(entry) or kinds(), kinds):
+            raise TypeError(f"{entry} of feature {name} is {str(feature[entry])[:40]!r}")
+    return feature
+
+
 def _no_picture(name: str, feature: dict[str, Any]) -> str:
     """Why a feature shows no colours; "" if it does."""
-    described = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    described: dict[str, Any] = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
     flags = [key for key, value in described.items() if value is True and re.search(r"depth|mask|segmentation", key)]
     if flags:
         return f"marked as {flags[0]}"
     if _NO_PICTURE.search(name):
         return "named like depth or a mask"
-    shape, names = list(feature.get("shape") or ()), list(feature.get("names") or ())
+    names = feature.get("names")
+    shape, names = list(feature.get("shape") or ()), list(names) if isinstance(names, list | dict) else []
     channels = next((size for size, label in zip(shape, names, strict=False) if str(label).startswith("channel")), None)
     return "" if channels in (3, None) else f"of {channels} channels"
 
