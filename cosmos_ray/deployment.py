@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from cosmos_ray import released
 from cosmos_ray.config import PlannerConfig, RunConfig, check
 from cosmos_ray.config.settings import SETTINGS, changed, nearest, new_config
 from cosmos_ray.config.stored import stored_config
@@ -57,7 +58,8 @@ def load_policy(path: str | Path, *, suite: str = "", statistics: str | Path = "
     ConfigError or CheckpointError, in one line, for whatever is missing or does not fit.
     """
     _check_device(device)
-    path = Path(path)
+    path = released.local(path)
+    planning = released.local(planning) if planning else planning
     given = {"planner.candidates": candidates, **({} if steps is None else {"inference.steps": steps}), **(settings or {})}
     if unknown := [name for name in given if name not in SETTINGS]:
         raise ConfigError(f"settings has no {unknown[0]!r}{nearest(unknown[0], SETTINGS)}")
@@ -220,7 +222,7 @@ def _run_settings(checkpoint: Path) -> RunConfig:
 
 
 def _released(config: RunConfig, weights: str | Path, statistics: str | Path) -> CosmosPolicy:
-    ranges = read_statistics(statistics or _beside(Path(weights), "*_dataset_statistics.json", "statistics"))
+    ranges = read_statistics(statistics or _beside(released.local(weights), "*_dataset_statistics.json", "statistics"))
     suite = SUITES.get(config.model.suite)
     cameras = suite.cameras if suite else config.sim.cameras
     return load_released(make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low)), weights, ranges)

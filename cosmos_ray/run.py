@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 
+from cosmos_ray import released
 from cosmos_ray.config import RunConfig, check
 from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
@@ -116,7 +117,7 @@ def _check_model(config: RunConfig) -> None:
         for name in ("tokenizer_path", "text_path"):
             path = getattr(config.model, name)
             if not path or not os.path.exists(path):
-                raise ConfigError(f"preset {spec.preset} needs model.{name}, and {path!r} does not exist")
+                raise ConfigError(f"preset {spec.preset} needs model.{name}, and {released.problem(path)}")
 
 
 @contextlib.contextmanager

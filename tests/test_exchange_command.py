@@ -27,7 +27,7 @@ from tests.test_exchange import PATHS, same
 handlers = test_command_line.handlers  # the fixture that puts the signal handler back
 
 LIFT = tasks.spec("Lift").instruction
-ALOHA = {"actions_min": [-1] * 14, "actions_max": [1] * 14, "proprio_min": [-1] * 14, "proprio_max": [1] * 14}
+ALOHA = {"actions_min": [-1] * 14, "actions_max": [1] * 14, "proprio_min": [-2] * 14, "proprio_max": [1] * 14}
 
 
 def embedding(seed: int, words: int = 6) -> torch.Tensor:

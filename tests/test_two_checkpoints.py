@@ -100,7 +100,7 @@ def test_tiny_policies_that_see_differently_cannot_judge_each_other(tmp_path, ca
     """The tokenizer of `tiny` is fitted: the same weights mean nothing on another fit. A file of weights has no fit at all."""
     acts, judges = demo_policy(), demo_policy()
     judges.tokenizer.fit(torch.from_numpy(np.random.default_rng(3).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)))
-    ranges = {"actions_min": [-1] * 4, "actions_max": [1] * 4, "proprio_min": [-1] * 9, "proprio_max": [1] * 9}
+    ranges = {"actions_min": [-1] * 4, "actions_max": [1] * 4, "proprio_min": [-2] * 9, "proprio_max": [1] * 9}
     (tmp_path / "ranges.json").write_text(json.dumps(ranges))
     save_policy(acts, tmp_path / "acts", 1)
     save_policy(judges, tmp_path / "judges", 1)
@@ -184,7 +184,7 @@ def test_a_released_pair_acts_and_judges_in_evaluate_plan_audit_and_report(tmp_p
     torch.nn.init.normal_(judges.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(6))
     for name, policy, high in (("acts", acts, 1.0), ("judges", judges, 2.0)):
         save_policy(policy, tmp_path / name, 1)
-        (tmp_path / f"{name}.json").write_text(json.dumps({"actions_min": [-1] * 4, "actions_max": [high] * 4, "proprio_min": [-1] * 9,
+        (tmp_path / f"{name}.json").write_text(json.dumps({"actions_min": [-1] * 4, "actions_max": [high] * 4, "proprio_min": [-2] * 9,
                                                            "proprio_max": [1] * 9}))
     small = ["--eval-episodes", "1", "--quiet", "--sim.horizon", "20"]
     for role, name in (("planning", "judges"), ("base", "acts")):

@@ -63,9 +63,10 @@ class ModelConfig:
         "code, which leaves black corners", follows="model.fidelity", rare=True)
     jpeg: bool = option(None, "pass frames through JPEG before the network; quality 95, as the simulated suites do",
                         follows="model.suite", rare=True)
-    tokenizer_path: str = option("", "folder of the Wan 2.1 VAE, diffusers layout; the 2B preset needs it")
-    text_path: str = option("", "folder of the T5 encoder; or its cached embeddings, as .safetensors or the public .pkl. The 2B preset "
-                            "needs it")
+    tokenizer_path: str = option("", "the Wan 2.1 VAE; a diffusers folder, the release's tokenizer.pth, or what holds one of them: a "
+                                 "folder, a snapshot of the Hugging Face cache, ORG/REPO in it. The 2B preset needs it")
+    text_path: str = option("", "folder of the T5 encoder; or its cached embeddings, as .safetensors or the public .pkl; or what holds one "
+                            "of them, as for model.tokenizer_path. The 2B preset needs it")
 
     def __post_init__(self):
         decided = preset_settings(self.preset, self.suite, self.fidelity or "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosmos_ray import released
 from cosmos_ray.config.meaning import meant
 from cosmos_ray.config.option import choices
 from cosmos_ray.config.presets import preset_settings
@@ -65,8 +66,8 @@ PER_COMMAND = ("root", "name", "address", "wandb", "repeat", "plan_seed")
 #: The settings that choose other settings.
 CHOSEN = ("model.preset", "model.suite")
 
-#: Settings of the model that name files.
-PATHS = ("tokenizer_path", "text_path")
+#: Settings of the model that name files, and what finds them.
+PATHS = {"tokenizer_path": released.tokenizer, "text_path": released.text}
 
 
 # ---------------------------------------------------------------- a run's config from named values
@@ -134,7 +135,7 @@ def value_of(config: RunConfig, name: str) -> Any:
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The files a run refers to, wherever a later command or another process is started."""
-    paths: dict[str, Any] = {name: str(Path(path).expanduser().resolve()) for name in PATHS if (path := getattr(config.model, name))}
+    paths: dict[str, Any] = {name: str(find(path).absolute()) for name, find in PATHS.items() if (path := getattr(config.model, name))}
     replay = config.replay
     if replay.store and not is_uri(replay.store):
         replay = dataclasses.replace(replay, store=str(Path(replay.store).expanduser().resolve()))

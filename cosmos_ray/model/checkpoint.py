@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.exchange import diffusers_config, match, read_weights
 from cosmos_ray.model.exchange.diffusers_folder import CONFIG, read_diffusers
@@ -91,7 +92,7 @@ def load_net(policy: CosmosPolicy, path: str | Path, dtype: torch.dtype | None =
     The network may have no memory yet. It gets ``dtype``; None keeps the stored dtype. CheckpointError names the first key that does not
     fit.
     """
-    path = Path(path)
+    path = released.weights(path)
     if (path / "policy.json").exists():
         net = load_checkpoint(path, dtype)[0].net.state_dict()
     else:

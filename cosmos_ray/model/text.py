@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.exchange.files import reason
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
@@ -46,7 +47,7 @@ class T5Text:
     """
 
     def __init__(self, path: str, tokens: int = 512, width: int = 1024, known: dict[str, torch.Tensor] | None = None):
-        self.path, self.tokens, self.width = Path(path), tokens, width
+        self.path, self.tokens, self.width = released.text(path) if path else Path(), tokens, width
         self._folder = bool(path) and self.path.is_dir()
         self._encoder: Any = None
         self._words: Any = None

@@ -6,14 +6,15 @@ model's VAE. Both map slot images to the same ``(B, 16, frames, H/8, W/8)`` late
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.exchange.files import reason
+from cosmos_ray.model.exchange.wan_vae import read_wan_vae
 
 PATCH = 8  #: pixels per latent cell, the Wan VAE's spatial compression
 CHANNELS = 16  #: latent channels
@@ -121,15 +122,20 @@ class WanTokenizer(nn.Module):
 
     @classmethod
     def load(cls, path: str) -> WanTokenizer:
-        """Load from a local directory in diffusers layout; CheckpointError says what is missing."""
+        """Load from a folder in diffusers layout, or from the file of a release (``tokenizer.pth``); ``path`` as for
+        :func:`cosmos_ray.released.tokenizer`. CheckpointError says what is missing."""
         try:
             from diffusers import AutoencoderKLWan
         except ImportError as error:
             raise ConfigError("the 2B preset's tokenizer needs diffusers: pip install 'cosmos-ray[2b]'") from error
-        if not (Path(path) / "config.json").is_file():
-            raise CheckpointError(f"no Wan 2.1 VAE in {path!r}: point model.tokenizer_path at a diffusers directory with config.json")
+        there = released.tokenizer(path)
+        if there.is_file():
+            return cls(read_wan_vae(there))
+        if not (there / "config.json").is_file():
+            raise CheckpointError(f"no Wan 2.1 VAE in {path!r}: point model.tokenizer_path at a diffusers directory with config.json, or "
+                                  "at the release's tokenizer.pth")
         try:
-            return cls(AutoencoderKLWan.from_pretrained(path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False))
+            return cls(AutoencoderKLWan.from_pretrained(there, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"the Wan 2.1 VAE in {path!r} cannot be loaded: {reason(error)}: copy it again") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.diffusers_folder import CONFIG, diffusers_config, read_diffusers, write_diffusers
 from cosmos_ray.model.exchange.files import DCP_METADATA, read_safetensors, replacing, save_safetensors
@@ -25,10 +26,12 @@ _ACCEPTED = ("a .pt or .pth file of torch.save, a .safetensors file, a torch.dis
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The weights at ``path`` under public names, in the stored dtypes. Suffix or contents tell the format.
 
-    CheckpointError when there is nothing, when the format is unknown, and for each fault of the format. :func:`match` says whether the
+    A folder may hold one file of weights, and the Hugging Face cache is known (:mod:`cosmos_ray.released`, which raises ConfigError).
+    CheckpointError when there is nothing, when the format is unknown, for each fault of the format, and for a tensor of whole numbers or
+    of numbers that are not finite. :func:`match` says whether the
     weights fit a model. Tensors may stay mapped to their file: while they are in use, replace the file, do not rewrite it.
     """
-    path = Path(path)
+    path = released.weights(path)
     try:
         format = _format(path)
     except OSError as error:
@@ -36,10 +39,18 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if format == "dcp":
         from cosmos_ray.model.exchange.dcp import read_dcp  # not above: torch.distributed takes as long to import as torch
 
-        return read_dcp(path)
-    if format == "diffusers":
-        return read_diffusers(path)[0]
-    return read_pt(path) if format == "pt" else clean(read_safetensors(path), str(path))
+        tensors = read_dcp(path)
+    elif format == "diffusers":
+        tensors = read_diffusers(path)[0]
+    else:
+        tensors = read_pt(path) if format == "pt" else clean(read_safetensors(path), str(path))
+    for key, value in tensors.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{path}: key {key} is of {value.dtype}, whole numbers, which no weights are: choose weights that are "
+                                  "not quantised")
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: key {key} has numbers that are not finite: its training diverged, or the file is damaged")
+    return tensors
 
 
 def _format(path: Path) -> str:

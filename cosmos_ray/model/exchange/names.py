@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,14 @@ from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.files import owned
 
 PREFIX = "net."
-EMA_PREFIX = "net_ema."
+EMA = "net_ema"
+
+#: What wrappers put before a parameter's name, or into it: DDP, torch.compile, activation checkpointing, FSDP.
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+#: What holds the network, before a parameter's name, in any order.
+_HOLDERS = ("net", EMA, "model")
+
+logger = logging.getLogger(__name__)
 
 #: Counters, tables and Transformer Engine state that are no parameters: dropped where a name contains one of these.
 DROPPED = ("accum_video_sample_counter", "accum_image_sample_counter", "accum_iteration", "accum_train_in_hours", "pos_embedder.seq",
@@ -47,23 +55,35 @@ def from_diffusers(name: str) -> str:
 def public_names(names: Iterable[str], where: str) -> dict[str, str]:
     """{name as stored: public name without ``net.``} of the parameters among ``names``.
 
-    Of two copies of the network, the trained one counts, not its average: ``net_ema.`` counts only where no name begins with ``net.``.
-    Names that no rule covers are kept, and :func:`match` refuses them. CheckpointError when two stored names mean the same parameter.
+    Prefixes of wrappers (``module.``, ``_orig_mod.`` and such) and of what holds the network (``net.``, ``net_ema.``, ``model.``) are
+    taken off, in any order. Of two copies of the network, the trained one counts, not its average, and a warning says so: ``net_ema.``
+    counts only where it is alone. Names that no rule covers are kept, and :func:`match` refuses
+    them. CheckpointError when two stored names mean the same parameter.
     """
     names = list(names)
-    prefix = EMA_PREFIX if not any(n.startswith(PREFIX) for n in names) else PREFIX
+    bare = {name: _bare(name) for name in names if not any(part in name for part in DROPPED)}
+    averages = sum(average for _, average in bare.values())
+    if both := 0 < averages < len(bare):
+        logger.warning("%s holds the trained network and its average (%s.): the trained one is taken", where, EMA)
     chosen: dict[str, str] = {}
     taken: dict[str, str] = {}
-    for name in names:
-        if any(part in name for part in DROPPED) or (prefix == PREFIX and name.startswith(EMA_PREFIX)):
+    for name, (short, average) in bare.items():
+        if both and average:
             continue
-        public = from_diffusers(name.removeprefix(prefix))
+        public = from_diffusers(short)
         if public in taken:
             raise CheckpointError(f"{where}: keys {taken[public]} and {name} are the same parameter: remove one of them")
         chosen[name], taken[public] = public, name
     if not chosen:
         raise CheckpointError(f"{where} holds no model weights" + (f", only keys like {names[0]}" if names else ": it is empty"))
     return chosen
+
+
+def _bare(name: str) -> tuple[str, bool]:
+    """(the name without wrappers and holders, whether it is of an average)."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    held = next((i for i, part in enumerate(parts[:-1]) if part not in _HOLDERS), max(0, len(parts) - 1))
+    return ".".join(parts[held:]), EMA in parts[:held]
 
 
 def clean(tensors: Mapping[str, Any], where: str = "the state dict") -> dict[str, torch.Tensor]:

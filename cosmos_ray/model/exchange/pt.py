@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 import zipfile
@@ -17,23 +18,30 @@ from cosmos_ray.model.exchange.files import replacing
 from cosmos_ray.model.exchange.names import clean, prefixed
 from cosmos_ray.model.exchange.safe_pickle import DAMAGED
 
-WRAPPERS = ("model", "state_dict")
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("model", "state_dict", "ema")  #: the first that is there counts
 
 
 def read_pt(path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights in a torch.save file, bare or wrapped once or twice in "model" or "state_dict", under public names.
+    """The weights in a torch.save file, bare or wrapped, up to three times, in "model", "state_dict" or "ema", under public names.
 
     Tensors of a current-format file stay mapped to it and are read on demand. CheckpointError says whether the file is missing,
     truncated, no checkpoint, empty, or would need code to run.
     """
-    path = Path(path)
-    held = torch_load(path, str(path))
-    for _ in range(2):
-        inner = next((held[key] for key in WRAPPERS if isinstance(held, Mapping) and isinstance(held.get(key), Mapping)), None)
-        held = held if inner is None else inner
+    return clean(unwrapped(torch_load(Path(path), str(path)), str(path)), str(path))
+
+
+def unwrapped(held: Any, where: str) -> Mapping[str, Any]:
+    """The state dict in what a file holds: itself, or under up to three of :data:`WRAPPERS`. CheckpointError when there is none."""
+    for _ in range(3):
+        wrappers = [key for key in WRAPPERS if isinstance(held, Mapping) and isinstance(held.get(key), Mapping)]
+        if len(wrappers) > 1:
+            logger.warning("%s holds weights under %s: those under %r are taken", where, " and ".join(map(repr, wrappers)), wrappers[0])
+        held = held[wrappers[0]] if wrappers else held
     if not isinstance(held, Mapping) or not all(isinstance(key, str) for key in held):
-        raise CheckpointError(f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict() with torch.save")
-    return clean(held, str(path))
+        raise CheckpointError(f"{where} holds a {type(held).__name__}, not a state dict: save model.state_dict() with torch.save")
+    return held
 
 
 def write_pt(tensors: Mapping[str, torch.Tensor], path: str | Path, wrapped: str | None = None, overwrite: bool = False) -> None:

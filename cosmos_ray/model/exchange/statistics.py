@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.files import replacing
 from cosmos_ray.model.injection import CONSTANT
@@ -35,9 +36,11 @@ class Statistics:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """Read a ``*_dataset_statistics.json``. CheckpointError names the file and the key that is missing or makes no sense."""
+    """Read a ``*_dataset_statistics.json``, or the one in a folder. CheckpointError names the file and the key that is missing or makes no
+    sense; it also refuses the statistics of data that are normalised already."""
+    path = released.statistics(path)
     try:
-        raw = json.loads(Path(path).read_text())
+        raw = json.loads(path.read_text())
     except OSError as error:
         raise CheckpointError(f"cannot read the dataset statistics {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -52,8 +55,11 @@ def read_statistics(path: str | Path) -> Statistics:
                 raise CheckpointError(f"{path}: {key} has {len(raw[key])} numbers, {group}_min {len(low)}: they must be of one robot")
         if (low > high).any():
             i = int(np.argmax(low > high))
-            raise CheckpointError(f"{path}: {group}_min[{i}] = {low[i]} exceeds {group}_max[{i}] = {high[i]}: compute them again")
+            raise CheckpointError(f"{path}: {group}_min[{i}] = {low[i]:g} exceeds {group}_max[{i}] = {high[i]:g}: compute them again")
         ranges |= {f"{group}_low": low, f"{group}_high": high}
+    if all(np.allclose(ranges[f"{group}_{end}"], bound, atol=1e-3) for group in GROUPS for end, bound in (("low", -1), ("high", 1))):
+        raise CheckpointError(f"{path} has -1 and 1 as every minimum and maximum: it describes data after normalisation (the public code's "
+                              "*_post_norm.json); give the dataset statistics from before")
     return Statistics(**ranges, raw=raw)
 
 
