@@ -168,3 +168,12 @@ def test_the_run_finds_its_store(finished_run, capsys):
     episode = json.loads(capsys.readouterr().out)
     assert main(["replay", "replay-episode", episode["name"], *where]) == 0
     assert "identical" in capsys.readouterr().out
+
+
+def test_a_recording_without_pictures_says_how_and_is_rendered(replay, tmp_path):
+    file = str(Path(__file__).parent / "data/cases/robosuite_raw/demo.hdf5")
+    code, lines, _ = replay("import", "--format", "robomimic", file, store=tmp_path / "new")
+    assert code == 1 and lines[0].startswith("0 episodes") and any("--render makes them" in line for line in lines)
+    code, lines, _ = replay("import", "--format", "robomimic", "--render", "--resize", "32", file, store=tmp_path / "new")
+    assert code == 0 and lines[0].startswith("3 episodes")
+    assert any("robot0_eye_in_hand 32x32, agentview 32x32" in line for line in lines) and any("rendered from" in line for line in lines)

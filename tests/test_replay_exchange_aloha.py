@@ -9,6 +9,7 @@ import torch
 from cosmos_ray.config import LearnerConfig, ModelConfig, ReplayConfig
 from cosmos_ray.config.suites import SUITES
 from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.errors import StoreError
 from cosmos_ray.learner.core import LearnerCore
 from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.model.images import prepare
@@ -16,6 +17,8 @@ from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay import ReplayStore, WindowSampler
 from cosmos_ray.replay.exchange.aloha import VIEWS, export_aloha, read_aloha
+from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
+from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts
 from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
@@ -142,6 +145,14 @@ def test_episodes_come_back_as_they_went_out(tmp_path):
         assert (back.success, back.score, back.instruction, back.cameras) == (
             original.success, original.score, original.instruction, original.cameras)
     assert by_source["rollout"].frames == next(e for e in originals if e.key.source == "rollout").frames and rollout.exists()
+
+
+def test_two_wrist_cameras_do_not_go_out_as_one(tmp_path):
+    write_episode(tmp_path / "in/fold_shirt_15/train/episode_0.hdf5", "jpeg", success=True)
+    _, (episode,), store = imported(tmp_path, tmp_path / "in")
+    for export in (export_rollouts, export_demonstrations):
+        with pytest.raises(StoreError, match="cam_left_wrist, cam_right_wrist, cam_high: the format needs"):
+            export(store, store.summaries(), tmp_path / "out")
 
 
 def test_a_policy_of_the_suite_trains_on_imported_episodes(alone, tmp_path):

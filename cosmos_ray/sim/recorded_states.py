@@ -143,5 +143,5 @@ def _named(access: Any, name: str, where: str) -> int:
     try:
         return int(access(name).id)
     except KeyError as error:
-        raise StoreError(f"{where} has a model without camera {name!r}: name its cameras with --sim.wrist-cameras and --sim.third-cameras"
-                         ) from error
+        raise StoreError(f"{where} has a model without camera {name!r}, which the run's simulation has (sim.wrist_cameras, "
+                         "sim.third_cameras): import into a run whose cameras it has") from error

@@ -82,6 +82,9 @@ def export_aloha(
                 skipped.append((s.name, "a demonstration that failed: the trainer takes each for a success" if cameras else
                                 f"cameras {', '.join(view.cameras)}: the format needs two wrist cameras and a third-person one"))
                 continue
+            if len(view.instructions) > 1:
+                skipped.append((s.name, f"it has {len(view.instructions)} instructions, and a file of this format one"))
+                continue
             name = re.sub(r"\W+", "_", view.instruction)[:80] or "task"
             place = folder / "demos" / name / "train" if demo else folder / "rollouts" / name
             place.mkdir(parents=True, exist_ok=True)

@@ -51,16 +51,18 @@ def export_rollouts(
 
     ``suite`` goes into the file names, by default the task; the trainer's option to take successes as demonstrations wants one of
     ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``. Episodes whose frames are not all stored are skipped and
-    named, unless ``render`` makes them; so are those without a camera of either kind, which the trainer cannot read. StoreError if
-    ``target`` exists.
+    named, unless ``render`` makes them; so are those without a camera of either kind, which the trainer cannot read, and with more than
+    it knows. StoreError if ``target`` exists.
     """
     skipped: list[tuple[str, str]] = []
     count = 0
     with new_folder(target) as folder:
         for view, frames in whole_episodes(store, summaries, skipped, render, progress):
             s = view.summary
-            if len({third_person(camera) for camera in view.cameras}) != 2:
-                skipped.append((s.name, f"cameras {', '.join(view.cameras)}: the format needs a third-person and a wrist camera"))
+            wrists = sum(not third_person(camera) for camera in view.cameras)
+            if wrists != 1 or not 1 <= len(view.cameras) - wrists <= len(THIRD_PERSON):
+                skipped.append((s.name, f"cameras {', '.join(view.cameras)}: the format needs a third-person and a wrist camera, and has "
+                                "room for one more third-person one; two wrist cameras go out as --format aloha"))
                 continue
             if len(view.instructions) > 1:
                 skipped.append((s.name, f"it has {len(view.instructions)} instructions, and a file of this format one"))
@@ -124,7 +126,7 @@ def _pictures(source: h5py.File, flip: bool, steps: int) -> dict[str, list[bytes
         jpegs = hdf5.images(source, f"{view}_images", flip, steps)
         if jpegs is not None:
             named = hdf5.dataset_attribute(source, f"{view}_images_jpeg", "camera")
-            found[named if isinstance(named, str) and named and named not in found else camera] = jpegs
+            found[named if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,80}", named) and named not in found else camera] = jpegs
     return found
 
 
@@ -151,15 +153,14 @@ def _success(file: Path, said: object) -> bool:
 
 
 def _write(file: Path, view: EpisodeView, frames: list[list[bytes]]) -> None:
-    cameras = [c for c in view.cameras if not third_person(c)][:1], [c for c in view.cameras if third_person(c)][: len(THIRD_PERSON)]
-    names = {**{c: "wrist" for c in cameras[0]}, **dict(zip(cameras[1], THIRD_PERSON, strict=False))}
+    views = iter(THIRD_PERSON)
+    names = {camera: next(views) if third_person(camera) else "wrist" for camera in view.cameras}
     with h5py.File(file, "w") as target:
         for index, camera in enumerate(view.cameras):
-            if camera in names:
-                column = target.create_dataset(f"{names[camera]}_images_jpeg", (len(frames),), dtype=h5py.vlen_dtype(np.dtype(np.uint8)))
-                column.attrs["camera"] = camera
-                for t, images in enumerate(frames):
-                    column[t] = np.frombuffer(images[index], np.uint8)
+            column = target.create_dataset(f"{names[camera]}_images_jpeg", (len(frames),), dtype=h5py.vlen_dtype(np.dtype(np.uint8)))
+            column.attrs["camera"] = camera
+            for t, images in enumerate(frames):
+                column[t] = np.frombuffer(images[index], np.uint8)
         target.create_dataset("proprio", data=view.column("proprio")[:-1])
         target.create_dataset("actions", data=view.column("action"))
         target.attrs["success"] = view.summary.success
