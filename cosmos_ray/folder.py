@@ -35,7 +35,8 @@ class RunFolder:
         self.path = Path(config.root).expanduser().resolve() / config.name
         self.results = self.path  #: where the report goes
         if not create and not (self.path / "config.json").exists():
-            raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` first, or give --root and --name")
+            raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` or `replay import` first, or "
+                             "give --root and --name")
         self._elsewhere = config.replay.store
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def handlers():
     (["collect", "--zzz"], "unknown flag --zzz; see --help"),
     (["collect", "--demos"], "demos: expected one argument"),
     (["dmo"], "unknown command 'dmo'; did you mean `demo`"),
-    (["pretrain"], "there is no run 'lift' in .*run `collect` first"),
+    (["pretrain"], "there is no run 'lift' in .*run `collect` or `replay import` first"),
     (["pretrain", "--fresh"], "unknown flag --fresh"),
     (["pretrain", "--recipe", "can"], "--recipe is for the commands that make a run"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
