@@ -12,7 +12,7 @@ from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.learner.mixture import BatchSource, Mixture
-from cosmos_ray.model.checkpoint import copy_checkpoint, load_policy
+from cosmos_ray.model.checkpoint import copy_checkpoint, load_checkpoint
 from cosmos_ray.model.objective import Objective
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.sampling.sampler import WindowSampler
@@ -49,7 +49,7 @@ def test_the_whole_loop_fits_the_robot(tmp_path, name):
         demonstrate(run, sim)
         make_initial_policy(run)
         initial = run.folder.checkpoint("initial")
-        policy = load_policy(initial)[0]
+        policy = load_checkpoint(initial)[0]
         assert (policy.spec.action_dim, policy.spec.proprio_dim) == sizes
         finite_gradients(run, policy)
         rolled_out(run, sim)
