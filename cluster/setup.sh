@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares one machine (laptop or cluster node): system libraries for headless MuJoCo, a venv, the pinned requirements.
 # Usage: cluster/setup.sh VENV [EXTRA]     e.g. cluster/setup.sh .venv dev
-# Does nothing when the venv already matches the requirements. Set PYTHON to choose the interpreter (3.11).
+# Does nothing when the venv already matches the requirements. Set PYTHON to choose the interpreter (3.11 or 3.12).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:?usage: cluster/setup.sh VENV [EXTRA]}
@@ -31,18 +31,34 @@ install() { # PACKAGE...: those that are missing, through apt when we may, else 
 install "${packages[@]}"
 
 # --- Python
+series='3\.(11|12)'
+series_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 python=${PYTHON:-}
 if [ -z "$python" ]; then
-    for candidate in python3.11 python3 python; do
-        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    for candidate in python3.11 python3.12 python3 python; do
+        if command -v "$candidate" >/dev/null && [[ $(series_of "$candidate") =~ ^$series$ ]]; then
             python=$candidate
             break
         fi
     done
 fi
-[ -n "$python" ] || fail "Python 3.11 is needed and was not found: install it with its venv and headers (python3.11-venv python3.11-dev), or set PYTHON"
-"$python" -c 'import ensurepip, os, sysconfig; assert os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null ||
-    install python3.11-venv python3.11-dev
+[ -n "$python" ] || fail "Python 3.11 or 3.12 is needed and was not found: install one with its venv and headers (python3.11-venv python3.11-dev), or set PYTHON"
+version=$(series_of "$python" || true)
+[[ $version =~ ^$series$ ]] || fail "PYTHON=$python is ${version:+Python }${version:-no Python that runs}: set it to Python 3.11 or 3.12"
+
+if [ -e "$venv" ] || [ -L "$venv" ]; then
+    there=$(series_of "$venv/bin/python" || true)
+    if ! [[ $there =~ ^$series$ ]] || { [ -n "${PYTHON:-}" ] && [ "$there" != "$version" ]; }; then
+        [ -f "$venv/pyvenv.cfg" ] || fail "$venv exists and is no virtual environment: move it away, or set VENV to another folder"
+        if [ -n "${PYTHON:-}" ]; then wanted=$version; else wanted='3.11 or 3.12'; fi
+        say "$venv is of ${there:+Python }${there:-a Python that is gone}, not of Python $wanted: setting it up anew"
+        rm -rf "$venv"
+    fi
+fi
+if ! [ -e "$venv/bin/python" ]; then
+    "$python" -c 'import ensurepip, os, sysconfig; assert os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null ||
+        install "python$version-venv" "python$version-dev"
+fi
 
 stamp=$(cat requirements.txt pyproject.toml | sha256sum | cut -c1-16)
 present=$(cat "$venv/.cosmos_ray" 2>/dev/null || true)

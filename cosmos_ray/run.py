@@ -157,7 +157,7 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
     tracker = None
     try:
         if with_ray:
-            private = connect(config.address)
+            private = connect(config.address, simulates=bool(config.sim.task) and (acts or not learns))
             check_ray_gpus(config, acts, learns, private)
         tracker = Tracker(config, folder)
         yield Run(config, folder, tracker, quiet)

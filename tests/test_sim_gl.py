@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from cosmos_ray.errors import SimulationError
+from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.sim import gl
 
 
 def python(code: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", gl.RENDERED)}
     environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **variables}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
@@ -24,14 +24,42 @@ def test_unset_backend_is_probed_and_left_for_children():
     assert chosen == inherited and chosen in gl.CANDIDATES
 
 
-def test_users_backend_is_kept_without_a_probe(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    monkeypatch.setattr(gl, "_probe", lambda backend: pytest.fail("probed"))
-    assert gl.choose_backend() == "osmesa"
+def test_users_backend_is_kept_and_tried_once():
+    code = """
+import os
+from cosmos_ray.sim import gl
+print(gl.choose_backend())
+gl._probe = None
+print(gl.choose_backend(), os.environ['COSMOS_RAY_GL'])
+"""
+    assert python(code, MUJOCO_GL="OSMesa", COSMOS_RAY_GL="").stdout.split() == ["osmesa"] * 3
+
+
+@pytest.mark.parametrize("backend, complaint", [
+    ("glfw", r"MUJOCO_GL=glfw needs a display and there is none \(\$DISPLAY is not set\): unset MUJOCO_GL"),
+    ("nonsense", "MUJOCO_GL=nonsense is no backend of MuJoCo: unset it, or set it to one of egl, osmesa, glfw"),
+    ("wgl", "MUJOCO_GL=wgl is no backend"),
+])
+def test_a_backend_that_cannot_draw_here_is_refused_before_anything_starts(backend, complaint, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.setenv(gl.RENDERED, "")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=complaint):
+        gl.choose_backend()
+
+
+def test_a_backend_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setenv(gl.RENDERED, "")
+    monkeypatch.setenv("DISPLAY", ":99")  # nobody serves it
+    with pytest.raises(ConfigError, match=r"MuJoCo cannot use MUJOCO_GL=glfw \(.*\); unset MUJOCO_GL") as caught:
+        gl.choose_backend()
+    assert "\n" not in str(caught.value)
 
 
 def test_machine_without_a_backend_names_the_packages(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(gl, "CANDIDATES", ("nothing", "nowhere"))
     with pytest.raises(SimulationError, match="libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6") as caught:
         gl.choose_backend()
@@ -62,7 +90,7 @@ except SimulationError as error:
 def test_backend_unknown_to_mujoco_is_reported_in_one_line():
     done = python("from cosmos_ray.sim import gl; gl.load()", MUJOCO_GL="nonsense")
     last = done.stderr.strip().splitlines()[-1]
-    assert "SimulationError: MuJoCo cannot use MUJOCO_GL=nonsense" in last
+    assert "ConfigError: MUJOCO_GL=nonsense is no backend of MuJoCo" in last
 
 
 def test_import_of_robosuite_is_quiet():

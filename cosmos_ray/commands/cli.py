@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_ray import __version__
+from cosmos_ray.caches import use_temporary_caches
 from cosmos_ray.commands.command import COMMANDS, REPLAY
 from cosmos_ray.commands.help import ShortHelp, command_list, full_help, metavar, usage
 from cosmos_ray.commands.suggest import command_meant, flag_meant
@@ -211,7 +213,14 @@ def entry(arguments: list[str] | None = None) -> None:
     # OpenMP threads that spin while they wait take the cores from the simulators; set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    code = main(arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    use_temporary_caches()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of plain ASCII has no "…"
+    try:
+        code = main(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        code = 128 + signal.SIGPIPE
     os._exit(code)

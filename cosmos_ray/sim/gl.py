@@ -13,11 +13,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from cosmos_ray.errors import SimulationError
+from cosmos_ray.errors import ConfigError, SimulationError
 
 log = logging.getLogger(__name__)
 
 CANDIDATES = ("egl", "osmesa")
+BACKENDS = ("egl", "osmesa", "glfw")
+RENDERED = "COSMOS_RAY_GL"  #: the variable that names the backend which rendered a picture, for child processes
 DISABLED = ("disable", "disabled", "off", "false", "0")
 PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"
 PROBE_SECONDS = 60
@@ -25,7 +27,7 @@ PROBE_SECONDS = 60
 _PROBE = """
 import importlib, os
 import mujoco
-gl = importlib.import_module("mujoco." + os.environ["MUJOCO_GL"])
+gl = importlib.import_module("mujoco." + os.environ["MUJOCO_GL"] if os.environ["MUJOCO_GL"] != "glfw" else "mujoco.glfw")
 context = gl.GLContext(64, 64)
 context.make_current()
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom type='sphere' size='1'/></worldbody></mujoco>")
@@ -49,28 +51,44 @@ os._exit(0)
 def choose_backend() -> str:
     """Choose the OpenGL backend of this process and write it to ``MUJOCO_GL``.
 
-    Keeps a value that the user set. Otherwise tries ``egl``, then ``osmesa``: each renders one 64-pixel picture in a
-    subprocess with a time limit, because a broken driver can hang or kill its process. Child processes inherit the variable
-    and do not try again.
+    Keeps a value that the user set, once it has rendered a picture. Otherwise tries ``egl``, then ``osmesa``: each renders one
+    64-pixel picture in a subprocess with a time limit, because a broken driver can hang or kill its process. Child processes
+    inherit the variables and do not try again.
 
     Raises:
+        ConfigError: ``MUJOCO_GL`` names no backend, or one that does not render here.
         SimulationError: neither backend works; names the Debian packages that provide them.
     """
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen:
+        if chosen not in DISABLED and os.environ.get(RENDERED) != chosen:
+            _check_backend(chosen)
+            os.environ[RENDERED] = chosen
         return chosen
     reasons = []
     for backend in CANDIDATES:
         reason = _probe(backend)
         if not reason:
             log.debug("rendering with MUJOCO_GL=%s", backend)
-            os.environ["MUJOCO_GL"] = backend
+            os.environ["MUJOCO_GL"] = os.environ[RENDERED] = backend
             return backend
         reasons.append(f"{backend}: {reason}")
     raise SimulationError(
         f"no OpenGL backend renders on this machine ({'; '.join(reasons)}); install the Debian packages {PACKAGES}, "
         "or set MUJOCO_GL to a backend that works"
     )
+
+
+def _check_backend(backend: str) -> None:
+    """Raise ConfigError for a value of ``MUJOCO_GL`` that cannot draw here."""
+    if backend not in BACKENDS:
+        raise ConfigError(f"MUJOCO_GL={backend} is no backend of MuJoCo: unset it, or set it to one of {', '.join(BACKENDS)}")
+    if backend == "glfw" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise ConfigError("MUJOCO_GL=glfw needs a display and there is none ($DISPLAY is not set): unset MUJOCO_GL, or set it to egl or "
+                          "osmesa")
+    reason = _probe(backend)
+    if reason:
+        raise ConfigError(f"MuJoCo cannot use MUJOCO_GL={backend} ({reason}); unset MUJOCO_GL to let a working backend be found")
 
 
 def _probe(backend: str) -> str:
