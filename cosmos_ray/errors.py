@@ -27,3 +27,7 @@ class SimulationError(CosmosRayError):
 
 class PoolUnavailable(CosmosRayError):
     """No inference actor answered within its deadline, retries included."""
+
+
+class OutOfMemory(CosmosRayError):
+    """A GPU or the machine has too little memory for these settings."""

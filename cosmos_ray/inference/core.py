@@ -12,6 +12,7 @@ import torch
 from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest, WrongVersion
+from cosmos_ray.memory import enough_memory
 from cosmos_ray.model.checkpoint import load_checkpoint
 from cosmos_ray.model.latents import current_latents, read_future_images
 from cosmos_ray.model.policy import CosmosPolicy
@@ -62,7 +63,8 @@ class InferenceCore:
 
     def _try_answer(self, requests: list[ActRequest]) -> Sequence[ActReply | CosmosRayError]:
         try:
-            return self._answer_alike(requests)
+            with enough_memory("lower inference.max_batch, planner.candidates or rollout.envs_per_worker"):
+                return self._answer_alike(requests)
         except CosmosRayError as error:
             return [error] * len(requests)
 

@@ -153,7 +153,8 @@ class LearnerGroup:
             if isinstance(error, RayTaskError) and (isinstance(error.cause, CosmosRayError) or not _someone_died(references)):
                 raise own_error(error) from error
             raise LearnerLost("a learner process died (out of memory?); run the same command again to continue from its last "
-                              f"checkpoint in {self.folder}") from error
+                              f"checkpoint in {self.folder}, with a lower learner.batch_size or more learner.accumulate if memory "
+                              "was short") from error
         except GetTimeoutError as error:
             raise LearnerLost(f"the learner did not start within {timeout:g} s: does the cluster have CPUs and GPUs for "
                               f"{len(self.ranks)} ranks?") from error

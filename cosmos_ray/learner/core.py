@@ -21,6 +21,7 @@ from cosmos_ray.learner.engine import gathered, make_engine
 from cosmos_ray.learner.latent_cache import LatentCache
 from cosmos_ray.learner.mixture import BatchSource
 from cosmos_ray.learner.shards import RESHARDED, load_shards
+from cosmos_ray.memory import enough_memory
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.objective import Objective
@@ -32,6 +33,8 @@ from cosmos_ray.weights import Weights, pack
 
 logger = logging.getLogger(__name__)
 
+LESS_MEMORY = ("lower learner.batch_size, or raise learner.accumulate; learner.activation_checkpointing true and, with several ranks, "
+               "learner.zero_stage 2 save more")
 LAYOUT = ("zero_stage", "precision", "lora_rank")  #: settings that decide which tensors a resumable state has
 FILE_WRITER = ("PytorchStreamWriter", "inline_container")  #: marks of the RuntimeErrors with which torch reports a full disk
 
@@ -128,7 +131,8 @@ class LearnerCore:
 
     def train(self, steps: int) -> dict[str, float]:
         """Up to ``steps`` steps (never past ``total_steps``); returns the means of their metrics and the last step."""
-        rows = [self.step() for _ in range(min(steps, self.total_steps - self.step_count))]
+        with enough_memory(LESS_MEMORY):
+            rows = [self.step() for _ in range(min(steps, self.total_steps - self.step_count))]
         if not rows:
             return {"step": self.step_count}
         return {**{k: sum(r[k] for r in rows) / len(rows) for k in rows[0]}, "step": self.step_count}

@@ -172,7 +172,8 @@ class Fleet:
                 logger.error("ticket %s is given up: it took down %d workers", name, ATTEMPTS)
                 self.abandoned.append(name)
         if self.replaced > 5 * len(self._workers) and not any(w.answered for w in self._workers):
-            raise WorkerTrouble(f"workers died {self.replaced} times and none of the present ones has answered: {reason}")
+            raise WorkerTrouble(f"workers died {self.replaced} times and none of the present ones has answered: {reason}; if "
+                                "memory is short, lower rollout.workers or rollout.envs_per_worker")
         self._workers[index] = _Worker(self._spawn(index))
 
 

@@ -1,0 +1,45 @@
+"""Memory that runs out: real allocations that no machine can give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_ray.errors import OutOfMemory
+from cosmos_ray.inference.core import InferenceCore
+from cosmos_ray.memory import enough_memory
+from tests.test_inference import policy, request  # noqa: F401 - a fixture
+from tests.test_learner import core_on, fill
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50), lambda: bytearray(1 << 50)],
+                         ids=["torch", "numpy", "python"])
+def test_memory_that_nobody_has_is_one_line_with_the_advice(allocate):
+    with pytest.raises(OutOfMemory, match=r"^out of memory \(.*\): lower this$") as caught, enough_memory("lower this"):
+        allocate()
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_stays_what_it_was():
+    with pytest.raises(RuntimeError, match="size of tensor") as caught, enough_memory("lower this"):
+        torch.ones(2) + torch.ones(3)
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_a_learner_that_runs_out_names_its_settings(alone, tmp_path):
+    def run(root):
+        core = core_on(root)
+        core.encoder.encode = lambda *_: torch.empty(1 << 50)
+        try:
+            core.train(1)
+        except OutOfMemory as error:
+            return str(error)
+
+    assert "lower learner.batch_size, or raise learner.accumulate" in alone(run, fill(tmp_path / "replay").root)
+
+
+def test_an_inference_actor_that_runs_out_answers_with_its_settings(policy, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("cosmos_ray.inference.core.act_directly", lambda *_: torch.empty(1 << 50))
+    (answer,) = InferenceCore(policy, 1).answer([request()])
+    assert isinstance(answer, OutOfMemory) and "lower inference.max_batch, planner.candidates" in str(answer)
