@@ -15,6 +15,7 @@ from cosmos_ray.config import RunConfig, SimConfig
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import read_description
+from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.replay.sampling.recorded import recorded
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.sim.demonstration import CLEAN, demonstrate
@@ -94,6 +95,24 @@ def test_an_import_makes_the_run_with_the_simulation_that_the_file_names(lift, t
     assert main(importing(tmp_path, lift, flags=["--instruction", SAID, "--pretrain-steps", "7"])) == 0  # again: the same run
     assert "3 of them were there before" in capfd.readouterr().out
     assert (tmp_path / "lift" / "config.json").read_bytes() == stored and len(ReplayStore(tmp_path / "lift" / "replay").refresh()) == 3
+
+
+@pytest.mark.parametrize("format, back, flags", [("lerobot", "lerobot", ["--frames", "image"]), ("cosmos-demos", "robomimic", [])])
+def test_what_we_export_names_its_simulation(tmp_path, capfd, format, back, flags):
+    """Three numbers and the gripper, of another arm than the default: both are known again."""
+    env = Environment(SimConfig(robots=("Sawyer",), image_size=32))
+    store = ReplayStore(tmp_path / "store")
+    trajectory = demonstrate(env, 0, CLEAN)
+    key = EpisodeKey("other", "Lift", "demo", 0)
+    store.commit(Episode.from_trajectory(trajectory, key, policy_version=-1, info={"fingerprint": env.fingerprint, "control_freq": 20}))
+    env.close()
+    out = tmp_path / "out"
+    assert trajectory.success
+    assert main(["replay", "export", "--store", str(store.root), "--format", format, *flags, "--to", str(out), "--quiet"]) == 0
+    paths = [out] if back == "lerobot" else list(out.rglob("*.hdf5"))
+    assert main(importing(tmp_path, *paths, format=back)) == 0
+    sim = settings_of(tmp_path).sim
+    assert (sim.task, sim.robots, sim.actions, sim.cameras) == ("Lift", ("Sawyer",), "position", ("robot0_eye_in_hand", "agentview"))
 
 
 def test_two_imports_come_together_in_one_run(tmp_path):

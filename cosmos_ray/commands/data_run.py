@@ -85,6 +85,8 @@ class DataRun:
         if not values or getattr(self.options, "sim.task") is not None:
             return self.config
         wrist = tuple(camera for camera in episode.cameras if not third_person(camera))
+        if episode.embodiment.action_dim == 4 * len(values.get("sim.robots", ("Panda",))):  # what says the controller does not say this
+            values["sim.actions"] = "position"
         height, width = decode_jpeg(next(iter(episode.frames.values()))[0]).shape[:2]
         if height == width:
             values["sim.image_size"] = height

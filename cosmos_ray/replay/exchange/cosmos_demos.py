@@ -18,6 +18,7 @@ this layout is for imitation.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.cosmos_hdf5 import ROBOCASA
+from cosmos_ray.replay.exchange.env_args import said_environment
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
 from cosmos_ray.replay.format.episode import EpisodeSummary
 from cosmos_ray.replay.format.view import EpisodeView
@@ -61,7 +63,10 @@ def export_demonstrations(
                 skipped.append((view.summary.name, str(error)))
                 continue
             with h5py.File(folder / suite / file, "a") as out:
-                demo = out.require_group("data").create_group(f"demo_{written.get(file, 0)}")
+                data = out.require_group("data")
+                if environment := said_environment(view.header["info"]):
+                    data.attrs["env_args"] = json.dumps(environment)
+                demo = data.create_group(f"demo_{written.get(file, 0)}")
                 _write(demo, view, frames[:-1], cameras)
             written[file] = written.get(file, 0) + 1
         if not written:

@@ -1,8 +1,11 @@
-"""What a file says of the robosuite environment that recorded it, as an episode's ``info`` keeps it."""
+"""The robosuite environment that recorded an episode, as files say it and as an episode's ``info`` keeps it: robomimic's ``env_args``."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -11,14 +14,40 @@ from cosmos_ray.replay.exchange.instruction import environment_of, table_of
 
 KEPT = ("robots", "controller_configs")  #: arguments of robosuite's ``make`` that decide the robot
 MOST = 20_000  #: characters of them
+BESIDE = "env_args.json"  #: in the ``meta`` folder of a LeRobot dataset of ours
 
 
 def recorded_environment(data: h5py.Group) -> dict[str, Any]:
     """``{"env_args": {"env_name", "env_kwargs"}}``, of robomimic's ``env_args`` or robosuite's own ``env_info``; empty where there is
     neither."""
-    name, inside = environment_of(data), table_of(data, "env_args").get("env_kwargs")
-    said = {**table_of(data, "env_info"), **(inside if isinstance(inside, dict) else {})}
+    inside = table_of(data, "env_args").get("env_kwargs")
+    return _kept(environment_of(data), {**table_of(data, "env_info"), **(inside if isinstance(inside, dict) else {})})
+
+
+def environment_beside(meta: Path) -> dict[str, Any]:
+    """The same of the file :data:`BESIDE`; empty where there is none."""
+    try:
+        said = json.loads((meta / BESIDE).read_bytes())
+        return _kept(said["env_name"], dict(said["env_kwargs"]))
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        return {}
+
+
+def said_environment(info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an export writes: the ``env_args`` that came with the episode, or those of the simulator's fingerprint; None without either."""
+    args, fingerprint = info.get("env_args"), info.get("fingerprint")
+    if isinstance(args, dict):
+        return args
+    if not isinstance(fingerprint, dict) or not isinstance(fingerprint.get("task"), str):
+        return None
+    controller = re.match(r"[A-Z_]+", str(fingerprint.get("actions", "")))
+    robots = [name for name in str(fingerprint.get("robots", "Panda")).split(",") if name]
+    kwargs = {"robots": robots, **({"controller_configs": {"type": controller[0]}} if controller else {})}
+    return {"env_name": fingerprint["task"], "type": 1, "env_kwargs": kwargs}
+
+
+def _kept(name: Any, said: dict[str, Any]) -> dict[str, Any]:
     kept = {key: said[key] for key in KEPT if key in said}
-    if not name or len(json.dumps(kept)) > MOST:
+    if not isinstance(name, str) or not name or len(json.dumps(kept)) > MOST:
         return {}
     return {"env_args": {"env_name": name, "env_kwargs": kept}}

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.exchange.env_args import BESIDE, said_environment
 from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, whole_episodes
 from cosmos_ray.replay.exchange.video import open_video
 from cosmos_ray.replay.format.codec import decode_jpeg
@@ -89,6 +90,7 @@ class _Writer:
         self.tasks: dict[str, int] = {}
         self.rows = 0  # in all files
         self.robot = ""  # of the first episode
+        self.environment: dict[str, Any] | None = None  # that recorded it
         self._file_rows = 0
         self._file = 0
         self._first: _Layout | None = None
@@ -104,6 +106,7 @@ class _Writer:
             raise StoreError("its pictures are of several sizes")
         layout = _Layout(pixels, view.column("proprio").shape[1], view.column("action").shape[1], self._rate(view))
         self._first, self.robot = self._first or layout, self.robot or _robot(view)
+        self.environment = self.environment or said_environment(view.header["info"])
         if layout != self._first:
             raise StoreError(f"its pictures, sizes and rate {tuple(layout)} differ from the first episode's {tuple(self._first)}")
         if self.frames != "image" and any(size % 2 for shape in pixels.values() for size in shape[:2]):
@@ -221,6 +224,8 @@ class _Writer:
         meta = self.folder / "meta"
         (meta / "episodes" / "chunk-000").mkdir(parents=True)
         (meta / "info.json").write_text(json.dumps(info, indent=4))
+        if self.environment:
+            (meta / BESIDE).write_text(json.dumps(self.environment))
         (meta / "stats.json").write_text(json.dumps(_all_statistics(self.episodes), indent=4))
         pq.write_table(_tasks(self.tasks), meta / "tasks.parquet")
         pq.write_table(pa.Table.from_pylist(self.episodes), meta / "episodes" / "chunk-000" / "file-000.parquet")

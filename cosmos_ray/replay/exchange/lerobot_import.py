@@ -72,7 +72,7 @@ def _read(dataset: Dataset, number: int, files: list[Path]) -> Episode:
         versions = _matrix(dataset, table, "policy_version", np.int64)[:, 0]
     texts = [(0, options.instruction)] if options.instruction else _texts(dataset, row, table)
     begin = hashlib.sha256(state.tobytes() + action.tobytes()).hexdigest()[:16]
-    info: dict[str, Any] = {"imported": dataset.name, "control_freq": dataset.fps, LAST_STATE_REPEATED: True}
+    info: dict[str, Any] = {"imported": dataset.name, "control_freq": dataset.fps, LAST_STATE_REPEATED: True, **dataset.environment}
     if dataset.robot:
         info["robot"] = dataset.robot
     if len(texts) > 1:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.exchange.env_args import environment_beside
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes
 
 PICTURES = "observation.images."
@@ -39,7 +40,7 @@ class Dataset:
         try:
             info = json.loads((folder / "meta" / "info.json").read_bytes())
             self.version, self.fps = str(info["codebase_version"]), float(info["fps"])
-            self.robot = str(info.get("robot_type") or "")
+            self.robot, self.environment = str(info.get("robot_type") or ""), environment_beside(folder / "meta")
             self.features = {str(name): _checked(name, dict(feature)) for name, feature in dict(info["features"]).items()}
             if self.version not in VERSIONS:
                 raise StoreError(f"it is of version {self.version}, and {', '.join(VERSIONS)} are read: convert it with LeRobot")
