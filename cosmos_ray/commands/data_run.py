@@ -60,8 +60,10 @@ class DataRun:
                 self.config, self.found = config, True
 
     def clear(self) -> None:
-        """Leave nothing behind of a run that no episode came into."""
-        if not self.found and not self._here_before and not is_uri(self.store):
+        """Leave nothing behind of a run that no episode came into, from this import or another at the same time."""
+        if self.found or self._here_before or is_uri(self.store) or stored_config(self.config) is not None:
+            return
+        if not any(self.folder.rglob("*.arrow")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def text(self) -> str:
