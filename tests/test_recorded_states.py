@@ -13,6 +13,7 @@ from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.recorded import RecordedStates
 from cosmos_ray.replay.format.codec import decode_jpeg
+from cosmos_ray.sim.provenance import recorded_simulation
 from cosmos_ray.sim.recorded_states import RecordedStateRenderer
 
 STEPS = 5
@@ -111,3 +112,9 @@ def test_states_that_do_not_fit_are_one_line(renderer):
         renderer(RecordedStates("demo_1", "Lift", ("Panda",), "", np.zeros((2, 40))))
     with pytest.raises(StoreError, match="demo_1 cannot be rendered: unknown task"):
         renderer(RecordedStates("demo_1", "PnPCounterToSink", ("Panda",), "", np.zeros((2, 40))))
+
+
+def test_a_recording_that_names_no_controller_has_robosuites_own():
+    """It moves and turns the hand: 7 numbers per action, also where our own task takes 4."""
+    values = recorded_simulation({"env_args": {"env_name": "Lift", "env_kwargs": {"robots": ["Panda"]}}})
+    assert (values["sim.task"], values["sim.robots"], values["sim.actions"]) == ("Lift", ("Panda",), "pose")

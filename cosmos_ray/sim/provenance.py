@@ -54,7 +54,7 @@ def _of_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
     controller = _controller(kwargs.get("controller_configs"))
     if controller:
         values["sim.controller"] = controller
-        values["sim.actions"] = "position" if controller == "OSC_POSITION" else "pose"
+    values["sim.actions"] = "position" if controller == "OSC_POSITION" else "pose"  # robosuite's own where none is said
     return values
 
 
