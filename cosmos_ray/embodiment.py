@@ -41,7 +41,8 @@ class Embodiment:
             pairs.append(("(counted from 0)", mine, theirs))
         differing = [(what, _text(mine), _text(theirs)) for what, mine, theirs in pairs if mine != theirs]
         if len(self.cameras) != len(other.cameras) or not all(map(same_camera, self.cameras, other.cameras)):
-            differing.append(("cameras", *(", ".join(cameras) or "none" for cameras in (self.cameras, other.cameras))))
+            here, there = (", ".join(cameras) or "none" for cameras in (self.cameras, other.cameras))
+            differing.append(("cameras", here, there))
         return differing
 
 
