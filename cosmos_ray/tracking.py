@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ class Tracker:
     """Records the metrics of a run. Imports ``wandb`` only when the settings ask for it.
 
     A service that is down, or a missing login, does not end a training run: the tracker logs one warning and goes on with
-    ``metrics.jsonl`` alone.
+    ``metrics.jsonl`` alone. ConfigError for environment variables that wandb refuses.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder):
@@ -33,6 +34,9 @@ class Tracker:
                                    config=dataclasses.asdict(config), settings=wandb.Settings(init_timeout=30))
         except (wandb.errors.Error, OSError) as error:
             logger.warning("wandb is not available (%s): metrics are kept in %s only", error, folder.path / "metrics.jsonl")
+        except ValueError as error:  # of pydantic, over several lines
+            raise ConfigError(f"wandb refuses what a WANDB_ variable says ({' '.join(str(error).split())[:200]}): mend or unset it, or "
+                              "leave --wandb out") from error
 
     def log(self, stage: str, **values: Any) -> None:
         """Record one row of metrics."""

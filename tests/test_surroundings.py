@@ -81,8 +81,28 @@ def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path):
     assert started.returncode == 130 and "Traceback" not in err and "interrupted" in err, err[-1000:]
 
 
-@pytest.mark.parametrize("name, value", [("OMP_NUM_THREADS", "many"), ("CUDA_VISIBLE_DEVICES", "garbage"), ("HTTP_PROXY", "http://192.0.2.1:9"),
-                                         ("RAY_ADDRESS", "127.0.0.1:1")])
+@pytest.mark.parametrize("name, value", [("OMP_NUM_THREADS", "many"), ("CUDA_VISIBLE_DEVICES", "garbage"),
+                                         ("HTTP_PROXY", "http://192.0.2.1:9"), ("RAY_ADDRESS", "127.0.0.1:1")])
 def test_odd_variables_start_ray_or_are_named(name, value):
     said = python("-c", CONNECT, **{name: value}).stdout.splitlines()
     assert said[-1:] == ["started"] or name in said[-1], said
+
+
+@pytest.mark.parametrize("variables, complaint", [({"WANDB_MODE": "garbage"}, "wandb refuses what a WANDB_ variable says (1 validation error"),
+                                                  ({"WANDB_API_KEY": "short"}, "wandb is not available")])
+def test_wandb_variables_that_cannot_work_are_one_line(variables, complaint, tmp_path):
+    code = """
+import sys
+from cosmos_ray.config.settings import new_config
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.folder import RunFolder
+from cosmos_ray.tracking import Tracker
+config = new_config({"root": sys.argv[1], "name": "x", "wandb": "online"})
+try:
+    Tracker(config, RunFolder(config)).log("stage", a=1)
+except ConfigError as error:
+    print(error)
+"""
+    done = python("-c", code, str(tmp_path), **variables)
+    said = (done.stdout + done.stderr).strip()
+    assert complaint in said and len(said.splitlines()) == 1 and done.returncode == 0, said
