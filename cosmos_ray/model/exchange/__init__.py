@@ -12,7 +12,7 @@ from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.diffusers_folder import CONFIG, diffusers_config, read_diffusers, write_diffusers
 from cosmos_ray.model.exchange.files import DCP_METADATA, read_safetensors, replacing, save_safetensors
-from cosmos_ray.model.exchange.names import clean, match, prefixed
+from cosmos_ray.model.exchange.names import clean, is_finite, match, prefixed
 from cosmos_ray.model.exchange.pt import read_pt, write_pt
 
 __all__ = ["FORMATS", "diffusers_config", "match", "read_weights", "write_weights"]
@@ -48,7 +48,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         if not value.is_floating_point():
             raise CheckpointError(f"{path}: key {key} is of {value.dtype}, whole numbers, which no weights are: choose weights that are "
                                   "not quantised")
-        if not value.isfinite().all():
+        if not is_finite(value):
             raise CheckpointError(f"{path}: key {key} has numbers that are not finite: its training diverged, or the file is damaged")
     return tensors
 
