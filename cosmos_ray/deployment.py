@@ -229,11 +229,12 @@ def _released(config: RunConfig, weights: str | Path, statistics: str | Path) ->
 
 
 def _beside(weights: Path, pattern: str, argument: str) -> Path:
-    """The one file that lies beside the weights, or in the folder that they are."""
+    """The one file that lies beside the weights, or in the folder that they are; one that begins with their name comes first, as `export`
+    writes it."""
     if not weights.exists():
         raise ConfigError(f"there is no {weights}: give a checkpoint folder of a run, or released weights")
     folder = weights if weights.is_dir() else weights.parent
-    found = sorted(folder.glob(pattern))
+    found = sorted(folder.glob(f"{weights.stem}{pattern[1:]}")) or sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ConfigError(f"{weights} is no checkpoint folder (it has no policy.json), and released weights need {argument}: "
                           f"{folder} has {len(found) or 'no'} {pattern}, give {argument}=FILE")
