@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,7 +235,7 @@ def _beside(weights: Path, pattern: str, argument: str) -> Path:
     if not weights.exists():
         raise ConfigError(f"there is no {weights}: give a checkpoint folder of a run, or released weights")
     folder = weights if weights.is_dir() else weights.parent
-    found = sorted(folder.glob(f"{weights.stem}{pattern[1:]}")) or sorted(folder.glob(pattern))
+    found = sorted(folder.glob(f"{escape(weights.stem)}{pattern[1:]}")) or sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ConfigError(f"{weights} is no checkpoint folder (it has no policy.json), and released weights need {argument}: "
                           f"{folder} has {len(found) or 'no'} {pattern}, give {argument}=FILE")
