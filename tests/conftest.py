@@ -33,7 +33,7 @@ PLANNING = ["--planning-steps", "10", "--learner.advantage-temperature", "0.1", 
 
 def environment() -> dict[str, str]:
     """Environment of a child process: without what pytest or a surrounding Ray set."""
-    return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTEST_CURRENT_TEST")}
+    return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTEST_CURRENT_TEST")}
 
 
 def command(stage: str, root: Path, *flags: str, name: str = "small") -> list[str]:

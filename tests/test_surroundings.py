@@ -88,8 +88,9 @@ def test_odd_variables_start_ray_or_are_named(name, value):
     assert said[-1:] == ["started"] or name in said[-1], said
 
 
-@pytest.mark.parametrize("variables, complaint", [({"WANDB_MODE": "garbage"}, "wandb refuses what a WANDB_ variable says (1 validation error"),
-                                                  ({"WANDB_API_KEY": "short"}, "wandb is not available")])
+@pytest.mark.parametrize("variables, complaint", [
+    ({"WANDB_MODE": "garbage"}, "wandb refuses what a WANDB_ variable says (1 validation error"),
+    ({"WANDB_API_KEY": "short"}, "wandb is not available")])
 def test_wandb_variables_that_cannot_work_are_one_line(variables, complaint, tmp_path):
     code = """
 import sys
