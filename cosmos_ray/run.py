@@ -32,6 +32,7 @@ from cosmos_ray.sim.experts import check_expert
 from cosmos_ray.tracking import Tracker
 
 PATIENCE_S = 3.0  #: that short work may take without a progress line
+ACTORS_PER_CORE = 16  #: more processes would wait for each other, and their memory would not suffice
 
 
 @dataclass
@@ -75,7 +76,10 @@ class Run:
         return max([1] + [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
 
     def cpu_share(self, actors: int) -> float:
-        """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one."""
+        """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one. ConfigError for more than cores can run."""
+        if actors > (most := ACTORS_PER_CORE * self.cores):
+            raise ConfigError(f"{actors} processes are too many for {self.cores} cores, which run {most} at most: lower rollout.workers, "
+                              "inference.actors or learner.world_size")
         return min(1.0, int(100 * self.cores / max(1, actors)) / 100)
 
     def check_policy(self, checkpoint: str | Path) -> None:

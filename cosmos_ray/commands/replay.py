@@ -261,6 +261,8 @@ def _import(options: argparse.Namespace) -> tuple[str, int]:
     from cosmos_ray.replay.exchange.lerobot_import import read_lerobot
     from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 
+    if absent := [path for path in options.paths if not Path(path).exists()]:
+        raise ConfigError(f"{absent[0]} does not exist: give the path of a file or folder on this machine")
     readers = {"cosmos": read_rollouts, "lerobot": read_lerobot, "robomimic": read_demonstrations, "aloha": read_aloha}
     run = DataRun(options) if options.name and not options.store else None
     said = ImportOptions(

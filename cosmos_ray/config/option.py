@@ -10,13 +10,16 @@ from typing import Any
 
 from cosmos_ray.errors import ConfigError
 
+MOST = 10**9  #: of a whole number that names no bound of its own: more is a typing error, or a number in another unit
+
 
 def option(default: Any, help: str, low: float | None = None, high: float | None = None, follows: str = "", rare: bool = False) -> Any:
     """A dataclass field of a section.
 
     ``help`` begins with a short sentence, which ``--help`` prints up to the first semicolon. Numbers must satisfy
-    ``low <= value <= high``; a field of type ``Literal`` accepts its arguments. ``follows`` names what decides the value when none is
-    given (the default is then None, and the section replaces it when it is made). ``--help`` names a ``rare`` setting without its text.
+    ``low <= value <= high``; a whole number without ``high`` is at most :data:`MOST`. A field of type ``Literal`` accepts its arguments.
+    ``follows`` names what decides the value when none is given (the default is then None, and the section replaces it when it is made).
+    ``--help`` names a ``rare`` setting without its text.
     """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "follows": follows, "rare": rare})
 
@@ -47,6 +50,7 @@ def check_ranges(section: Any, where: str = "") -> None:
             check_ranges(value, name + ".")
             continue
         accepted, low, high = choices(hints[item.name]), item.metadata["low"], item.metadata["high"]
+        high = MOST if high is None and hints[item.name] is int else high
         if accepted and value not in accepted:
             raise ConfigError(f"{name} = {value!r} is not one of {', '.join(str(c) or 'an empty text' for c in accepted)}")
         for number in value if isinstance(value, tuple) else (value,):

@@ -22,7 +22,7 @@ def collect(run: Run) -> dict:
         return {"demonstrations": have, "new": 0, "failed": 0}
     check_expert(config.sim)
     progress = run.progress("collect", config.demos, have, "demos")
-    workers = config.rollout.workers
+    workers = min(config.rollout.workers, config.demos - have)
     fleet = Fleet(lambda i: DemonstratorActor.options(num_cpus=run.cpu_share(workers)).remote(config, str(run.folder.replay)),
                   workers, capacity=2, name_of=lambda key: (key.name, failure_key(key).name), deadline_s=config.rollout.deadline_s)
     index = 0

@@ -10,6 +10,7 @@
 ``aloha``              episodes of ALOHA (HDF5, a file per episode, videos beside it), in and out
 ``lerobot``            episodes of a store as a LeRobot v3 dataset
 ``lerobot_import``     LeRobot v3 and v2 datasets into a store; ``lerobot_meta`` reads what describes them, ``lerobot_pictures`` pictures
+``pixels``             arrays of numbers as pictures of three colours, for every format
 ``parquet``            episodes of a store as Parquet, for everything else
 ``ray_data``           the store as a Ray Data dataset, read where it lies
 =====================  ===========================================================================================

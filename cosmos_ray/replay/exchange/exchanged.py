@@ -20,6 +20,7 @@ from cosmos_ray.replay.store import ReplayStore
 
 Progress = Callable[[int, int], None]
 _NAMED = 5  # of many that were left out for one reason
+_SHOWN = 200  # characters of an instruction
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ImportSummary:
             robot = self.embodiment
             rate = f"{robot.control_freq:g} control steps per second" if robot.control_freq else "control steps per second not known"
             lines.append("  tasks: " + ", ".join(f"{name} ({count})" for name, count in sorted(self.tasks.items())))
-            lines += [f"  instruction of {count}: {text!r}" for text, count in sorted(self.instructions.items())]
+            lines += [f"  instruction of {count}: {_short(text)!r}" for text, count in sorted(self.instructions.items())]
             lines.append("  cameras, height x width: " + ", ".join(f"{name} {h}x{w}" for name, (h, w) in self.sizes.items()))
             lines.append(f"  {robot.action_dim} numbers per action, {robot.proprio_dim} of proprioception, {rate}")
         lines += [f"  note: {note}" for note in self.notes]
@@ -61,6 +62,10 @@ class ImportSummary:
             more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
             lines.append(f"  left out {', '.join(left[:_NAMED])}{more}: {why}")
         return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ... ({len(text)} characters)"
 
 
 def nothing_to_write(skipped: list[tuple[str, str]]) -> StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,27 @@ import h5py
 import numpy as np
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.exchange.pixels import as_rgb
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
 
 MOST_PIXELS = 1 << 24  # of one picture
-ENDINGS = (".hdf5", ".h5", ".he5")
+ENDINGS = (".hdf5", ".h5", ".he5", ".hdf")
 MOST_NAMES = 1_000_000  # of one list
 MOST_BYTES = 1 << 30  # of one array: a file that claims more is not given the memory for it
+
+#: First bytes, in small letters, of what is met under an HDF5 file's name or in its place.
+_OTHER_KINDS = (
+    (b"\x1f\x8b", "compressed by gzip: gunzip it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd: unzstd it first"),
+    (b"\xfd7zxz", "compressed by xz: unxz it first"),
+    (b"pk\x03\x04", "a zip archive, as .npz, .pt and zipped zarr are: unpack it, or write its episodes as HDF5"),
+    (b"version https://git-lfs", "only a pointer to the file: run `git lfs pull`"),
+    (b"<!doctype", "a web page, such as the notice of a download that failed: download the file again"),
+    (b"<html", "a web page, such as the notice of a download that failed: download the file again"),
+    (b"#rosbag", "a ROS bag: write its episodes as HDF5 or as a LeRobot dataset"),
+    (b"\x89mcap", "an MCAP recording: write its episodes as HDF5 or as a LeRobot dataset"),
+    (b"par1", "a Parquet file: import the LeRobot dataset that it is of, with --format lerobot"),
+)
 
 
 @contextmanager
@@ -26,15 +42,32 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = _other_kind(Path(path)) or str(error).partition("\n")[0]
         raise StoreError(f"{path} cannot be read as HDF5: {reason}") from error
+
+
+def _other_kind(path: Path) -> str:
+    """What a file without HDF5's signature is, by its first bytes, and what to do; empty where that is not known."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return f"it is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else ""
+    if not head:
+        return "it is empty: copy it again"
+    return next((f"it is {kind}" for start, kind in _OTHER_KINDS if head.lower().startswith(start)), "")
 
 
 def check_format(file: h5py.File, wanted: str) -> None:
     """StoreError where the file is of another layout than that of ``--format wanted`` that is read here."""
-    layout = "aloha" if has(file, "observations") else "robomimic" if has(file, "data") else "cosmos" if has(file, "actions") else ""
+    aloha, robomimic = is_group(file, "observations"), is_group(file, "data")
+    cosmos = has(file, "actions") and any(has(file, f"primary_images{end}") for end in ("", "_jpeg"))
+    layout = "aloha" if aloha else "robomimic" if robomimic else "cosmos" if cosmos else ""
     if layout and layout != wanted:
         raise StoreError(f"{file.filename} has another layout: import it with --format {layout}")
+    if not layout:
+        raise StoreError(f"{file.filename} has none of the layouts that are read (data/demo_0; action and observations/; actions and "
+                         f"primary_images): it has {', '.join(sorted(file)[:8]) or 'nothing'}")
 
 
 def group(parent: h5py.Group, name: str) -> h5py.Group:
@@ -50,9 +83,10 @@ def array(parent: h5py.Group, name: str, dtype: Any, dimensions: int) -> np.ndar
     found = _dataset(parent, name)
     if found.ndim != dimensions or found.dtype.kind not in "fiub" or found.size * np.dtype(dtype).itemsize > MOST_BYTES:
         raise StoreError(f"{_where(found)} is of shape {found.shape} and type {found.dtype}, not {dimensions} dimensions of numbers")
-    values = found[()].astype(dtype)
+    with np.errstate(over="ignore"):
+        values = found[()].astype(dtype)
     if np.dtype(dtype).kind == "f" and not np.isfinite(values).all():
-        raise StoreError(f"{_where(found)} has values that are not finite")
+        raise StoreError(f"{_where(found)} has values that are not finite, or too large for {np.dtype(dtype)}")
     return values
 
 
@@ -69,10 +103,11 @@ def images(parent: h5py.Group, name: str, flip: bool, rows: int, at: Sequence[in
     if not has(parent, name):
         return None
     found = _dataset(parent, name)
-    if found.ndim != 4 or found.shape[3] != 3 or found.dtype != np.uint8 or not 0 < found.shape[1] * found.shape[2] <= MOST_PIXELS:
-        raise StoreError(f"{_where(found)} is not of (T, H, W, 3) uint8 pictures of up to {MOST_PIXELS} pixels")
+    if found.ndim not in (3, 4) or not 0 < np.prod(found.shape[1:], dtype=np.int64) <= 4 * MOST_PIXELS:
+        raise StoreError(f"{_where(found)} is of shape {found.shape} and type {found.dtype}, not of pictures of up to {MOST_PIXELS} pixels")
     _expect(found, rows)
-    return [encode_jpeg(found[t][::-1] if flip else found[t]) for t in at]
+    pictures = (as_rgb(found[t], _where(found)) for t in at)
+    return [encode_jpeg(picture[::-1] if flip else picture) for picture in pictures]
 
 
 def is_group(parent: h5py.Group, name: str) -> bool:
@@ -98,10 +133,18 @@ def names(parent: h5py.Group, name: str) -> list[str]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The HDF5 files of a folder and of those in it, in order, or the path itself. StoreError for a folder that has none."""
+    """The HDF5 files of a folder and of those in it, in order, or the path itself. StoreError for a folder that has none.
+
+    Folders behind links count too, each once; so does a link to a file that is not there, for reading it to say so.
+    """
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    found, seen = list[Path](), set[str]()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = sorted(name for name in folders if os.path.realpath(Path(folder, name)) not in seen)
+        found += [Path(folder, name) for name in files if Path(name).suffix.lower() in ENDINGS]
+    found.sort()
     if not found:
         raise StoreError(f"there is no HDF5 file to import in {path}: give files, or a folder that has some")
     return found
@@ -140,7 +183,10 @@ def _own(parent: h5py.Group, name: str) -> Any:
     if not has(parent, name):
         return None
     if parent.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-        raise StoreError(f"{_where(parent)}/{name} is a link, which leads to another file or in circles: not followed")
+        link = parent.get(name, getlink=True)
+        to = f"{link.path} of the file {link.filename}" if isinstance(link, h5py.ExternalLink) else getattr(link, "path", "elsewhere")
+        raise StoreError(f"{_where(parent)}/{name} is a link to {to}, and links are not followed: copy what it leads to in its place "
+                         "(h5copy -f ext,soft)")
     return parent.get(name)
 
 

@@ -11,7 +11,10 @@ import cv2
 import numpy as np
 
 from cosmos_ray.errors import StoreError
+from cosmos_ray.replay.exchange.pixels import as_rgb
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
+
+_EXIF_WITHIN = 4096  # bytes from the beginning of a JPEG: the segment stands among the first
 
 
 def from_video(path: Path, times: Sequence[float], fps: float) -> list[bytes]:
@@ -49,11 +52,13 @@ def from_cell(value: Any, name: str, folder: Path) -> bytes:
 
     A path is one of a file within ``folder``. StoreError for anything else.
     """
+    if value is None:
+        raise StoreError(f"{name} has a row without a picture")
     if isinstance(value, dict):
         value = value.get("bytes") or _beside(value.get("path"), name, folder)
     if isinstance(value, bytes):
         return _as_jpeg(value, name)
-    return encode_jpeg(_picture(np.asarray(value), name))
+    return encode_jpeg(as_rgb(np.asarray(value), name))
 
 
 def _beside(path: Any, name: str, folder: Path) -> bytes:
@@ -65,26 +70,18 @@ def _beside(path: Any, name: str, folder: Path) -> bytes:
     return file.read_bytes()
 
 
-def _picture(array: np.ndarray, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 of an array with channels first or last; fractions are of white."""
-    if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "fiu" or array.shape[0] * array.shape[1] > MOST_PIXELS:
-        raise StoreError(f"{name} has arrays of shape {array.shape} and type {array.dtype}, not pictures of three colours")
-    if array.dtype.kind == "f":
-        if not (np.isfinite(array).all() and array.min() >= 0.0 and array.max() <= 1.0):
-            raise StoreError(f"{name} has pictures of fractions outside of 0 to 1")
-        return (array * 255.0).round().astype(np.uint8)
-    if array.min() < 0 or array.max() > 255:
-        raise StoreError(f"{name} has pictures of numbers outside of 0 to 255")
-    return array.astype(np.uint8)
-
-
 def _as_jpeg(data: bytes, name: str) -> bytes:
-    """The bytes themselves if they are a JPEG, else (LeRobot writes PNG) the picture as one."""
+    """The bytes themselves if they are a JPEG that is upright, else (LeRobot writes PNG) the picture as one.
+
+    A camera may say in a JPEG's Exif data how it was held; LeRobot's reader turns the picture, so it is turned here.
+    """
     if data[:2] == b"\xff\xd8":
         decode_jpeg(data)
-        return data
+        if b"Exif\0\0" not in data[:_EXIF_WITHIN]:
+            return data
+        encoded = np.frombuffer(data, np.uint8)
+        turned, stored = (cv2.imdecode(encoded, cv2.IMREAD_COLOR | as_stored) for as_stored in (0, cv2.IMREAD_IGNORE_ORIENTATION))
+        return data if np.array_equal(turned, stored) else encode_jpeg(turned[:, :, ::-1])
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if _png_pixels(data) <= MOST_PIXELS else None
     if picture is None:
         raise StoreError(f"{name} has a row that is neither JPEG nor PNG of up to {MOST_PIXELS} pixels")
