@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import tempfile
+from pathlib import Path
 
-#: Variables that name such a folder. numba and torch fail without one, matplotlib warns.
-FOLDERS = ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME")
+#: Variables that name such a folder. numba and torch fail without one, matplotlib and Mesa warn. XDG_CACHE_HOME is not among them: below
+#: the cache at home may lie released weights, which are only read.
+FOLDERS = ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MESA_SHADER_CACHE_DIR")
 
 
 def use_temporary_caches() -> None:
@@ -17,5 +21,16 @@ def use_temporary_caches() -> None:
     home = os.path.expanduser("~")  # stays "~" for a user without a home and without an entry among the users
     if os.access(home, os.W_OK):
         return
+    folder = _own(Path(tempfile.gettempdir()) / f"cosmos_ray_{os.getuid()}")
     for name in FOLDERS:
-        os.environ.setdefault(name, os.path.join(tempfile.gettempdir(), f"cosmos_ray_{os.getuid()}", name.lower()))
+        os.environ.setdefault(name, str(folder / name.lower()))
+
+
+def _own(folder: Path) -> Path:
+    """``folder``, or a new one where another user may have put files there: numba and torch run what their caches hold."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="cosmos_ray_"))

@@ -54,6 +54,12 @@ def test_without_a_home_that_can_be_written_compiled_functions_go_to_a_temporary
         (tmp_path / "t").mkdir()
         done = python("-c", code, HOME=str(home), TMPDIR=str(tmp_path / "t"), without=("NUMBA_CACHE_DIR", "MPLCONFIGDIR"))
         assert done.stdout.split() == [f"{tmp_path}/t/cosmos_ray_{os.getuid()}/{name}" for name in ("numba_cache_dir", "mplconfigdir")]
+        (tmp_path / "t" / f"cosmos_ray_{os.getuid()}").chmod(0o777)  # numba runs what its cache holds
+        done = python("-c", code, HOME=str(home), TMPDIR=str(tmp_path / "t"), without=("NUMBA_CACHE_DIR", "MPLCONFIGDIR"))
+        assert f"/cosmos_ray_{os.getuid()}/" not in done.stdout and done.stdout.startswith(f"{tmp_path}/t/cosmos_ray_"), done.stdout
+        done = python("-c", "from cosmos_ray.released import hub; import cosmos_ray.sim; print(hub())", HOME=str(home),
+                      without=("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"))
+        assert done.stdout.strip() == f"{home}/.cache/huggingface/hub"
     done = python("-c", "import os, cosmos_ray.sim; print(os.environ.get('NUMBA_CACHE_DIR'))", HOME=str(tmp_path),
                   without=("NUMBA_CACHE_DIR",))
     assert done.stdout.strip() == "None"
