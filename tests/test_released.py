@@ -172,8 +172,9 @@ def test_of_two_copies_the_trained_one_is_taken_and_said(tmp_path, caplog):
 @pytest.mark.parametrize("spoil, complaint", [
     (lambda value: value.index_fill(0, torch.tensor([0]), float("nan")), "has numbers that are not finite"),
     (lambda value: value.index_fill(0, torch.tensor([0]), float("inf")), "has numbers that are not finite"),
-    (lambda value: value.to(torch.int8), r"is of torch.int8, whole numbers"),
-], ids=["nan", "inf", "int8"])  # fmt: skip
+    (lambda value: value.to(torch.int8), r"is of torch.int8, as quantised"),
+    (lambda value: value.to(torch.float8_e4m3fn), r"is of torch.float8_e4m3fn, as quantised"),
+], ids=["nan", "inf", "int8", "float8"])  # fmt: skip
 def test_weights_that_cannot_be_a_network_s_are_refused_by_name(tmp_path, format, spoil, complaint):
     state, key = weights(), "blocks.1.mlp.layer1.weight"
     state[key] = spoil(state[key])
@@ -264,7 +265,7 @@ def test_a_file_that_is_no_whole_vae_is_one_line(vae, tmp_path):
     for name, change, complaint in (
             ("missing", {"decoder.head.2.weight": None}, "key decoder.conv_out.weight is missing"),
             ("shape", {"encoder.head.2.weight": torch.zeros(2, 2)}, r"key encoder.conv_out.weight has shape \(2, 2\)"),
-            ("nan", {"conv1.bias": torch.full((32,), float("nan"))}, "key quant_conv.bias has whole numbers, or numbers that are not")):
+            ("nan", {"conv1.bias": torch.full((32,), float("nan"))}, "key quant_conv.bias has numbers that are not finite")):
         torch.save({k: v for k, v in (state | change).items() if v is not None}, tmp_path / f"{name}.pth")
         with refused(complaint):
             WanTokenizer.load(str(tmp_path / f"{name}.pth"))

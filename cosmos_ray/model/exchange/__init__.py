@@ -12,7 +12,7 @@ from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.diffusers_folder import CONFIG, diffusers_config, read_diffusers, write_diffusers
 from cosmos_ray.model.exchange.files import DCP_METADATA, read_safetensors, replacing, save_safetensors
-from cosmos_ray.model.exchange.names import clean, is_finite, match, prefixed
+from cosmos_ray.model.exchange.names import clean, flaw, match, prefixed
 from cosmos_ray.model.exchange.pt import read_pt, write_pt
 
 __all__ = ["FORMATS", "diffusers_config", "match", "read_weights", "write_weights"]
@@ -27,9 +27,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The weights at ``path`` under public names, in the stored dtypes. Suffix or contents tell the format.
 
     A folder may hold one file of weights, and the Hugging Face cache is known (:mod:`cosmos_ray.released`, which raises ConfigError).
-    CheckpointError when there is nothing, when the format is unknown, for each fault of the format, and for a tensor of whole numbers or
-    of numbers that are not finite. :func:`match` says whether the
-    weights fit a model. Tensors may stay mapped to their file: while they are in use, replace the file, do not rewrite it.
+    CheckpointError when there is nothing, when the format is unknown, for each fault of the format, and for a tensor that is quantised or
+    has numbers that are not finite. :func:`match` says whether the weights fit a model. Tensors may stay mapped to their file: while they
+    are in use, replace the file, do not rewrite it.
     """
     path = released.weights(path)
     try:
@@ -45,11 +45,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     else:
         tensors = read_pt(path) if format == "pt" else clean(read_safetensors(path), str(path))
     for key, value in tensors.items():
-        if not value.is_floating_point():
-            raise CheckpointError(f"{path}: key {key} is of {value.dtype}, whole numbers, which no weights are: choose weights that are "
-                                  "not quantised")
-        if not is_finite(value):
-            raise CheckpointError(f"{path}: key {key} has numbers that are not finite: its training diverged, or the file is damaged")
+        if why := flaw(value):
+            raise CheckpointError(f"{path}: key {key} {why}")
     return tensors
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.files import read_safetensors
-from cosmos_ray.model.exchange.names import is_finite, match
+from cosmos_ray.model.exchange.names import flaw, match
 from cosmos_ray.model.exchange.pt import torch_load, unwrapped
 
 MULTIPLES = (1, 2, 4, 4)  #: channels of each level, as multiples of the first level's
@@ -36,7 +36,7 @@ def read_wan_vae(file: Path) -> Any:
     vae: Any = AutoencoderKLWan(base_dim=first.shape[0], z_dim=16, dim_mult=list(MULTIPLES), num_res_blocks=RESIDUAL_BLOCKS)
     match(tensors, {name: value.shape for name, value in vae.state_dict().items()}, str(file))
     for name, value in tensors.items():
-        if not value.is_floating_point() or not is_finite(value):
-            raise CheckpointError(f"{file}: key {name} has whole numbers, or numbers that are not finite: copy it again")
+        if why := flaw(value):
+            raise CheckpointError(f"{file}: key {name} {why}")
     vae.load_state_dict({name: value.float() for name, value in tensors.items()})
     return vae
