@@ -137,6 +137,14 @@ def test_camera_options_that_cannot_be_met_are_one_line(tmp_path, store, options
     assert len(store) == 0
 
 
+def test_a_later_episode_without_a_camera_that_was_asked_for_is_left_out(tmp_path, store):
+    episodes = [changed(make_episode(0), cameras=("front", "cam1")), changed(make_episode(1), cameras=("side", "cam1")),
+                changed(make_episode(2), cameras=("front", "cam2"))]
+    done = taken(tmp_path, store, *episodes, cameras=("front",))
+    assert done.episodes == len(store) == 2
+    assert done.skipped == (("episode 1 of file0", "--cameras names front, and the cameras of the file are side, cam1"),)
+
+
 @pytest.mark.parametrize("options", [{"resize": -1}, {"resize": 10**6}, {"control_freq": -1.0}, {"control_freq": float("nan")}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(StoreError):

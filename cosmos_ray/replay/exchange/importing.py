@@ -151,7 +151,9 @@ class _Driver:
         try:
             episode = self._shaped(found)
             layout = _Layout.of(episode)
-        except _Flawed as error:
+        except (_Flawed, StoreError) as error:
+            if isinstance(error, StoreError) and not self.episodes:  # what was asked for does not go with these files
+                raise
             self.skipped.append((which, str(error)))
             return
         why = layout.flaw() or (self.layout.misfit(layout, "the store's" if self.in_store else "those before it") if self.layout else "")
