@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import OutOfMemory
-from cosmos_ray.inference.core import InferenceCore
+from cosmos_ray.inference.core import InferenceCore, load_core
 from cosmos_ray.memory import enough_memory
+from cosmos_ray.model.checkpoint import save_policy
 from tests.test_inference import policy, request  # noqa: F401 - a fixture
 from tests.test_learner import core_on, fill
 
@@ -43,3 +45,10 @@ def test_an_inference_actor_that_runs_out_answers_with_its_settings(policy, monk
     monkeypatch.setattr("cosmos_ray.inference.core.act_directly", lambda *_: torch.empty(1 << 50))
     (answer,) = InferenceCore(policy, 1).answer([request()])
     assert isinstance(answer, OutOfMemory) and "lower inference.max_batch, planner.candidates" in str(answer)
+
+
+def test_an_inference_actor_that_runs_out_while_it_starts_names_its_settings(policy, tmp_path, monkeypatch):  # noqa: F811
+    save_policy(policy, tmp_path / "policy", 1, {})
+    monkeypatch.setattr("cosmos_ray.inference.core.accelerate", lambda *_: torch.empty(1 << 50))
+    with pytest.raises(OutOfMemory, match="raise inference.gpus"):
+        load_core(tmp_path / "policy", InferenceConfig(), "cpu")

@@ -118,6 +118,7 @@ def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, plan
     return InferenceCore(policy, version, planning_network, str(planning_checkpoint))
 
 
+@enough_memory("raise inference.gpus, so that fewer actors share a GPU, or set inference.precision to bf16")
 def _load(checkpoint: str | Path, config: InferenceConfig, device: str) -> tuple[CosmosPolicy, int]:
     policy, version = load_checkpoint(checkpoint, dtype=None)
     return ready(policy, config, device), version

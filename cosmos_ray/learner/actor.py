@@ -14,9 +14,12 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.learner.mixture import BatchSource, Mixture
+from cosmos_ray.memory import enough_memory
 from cosmos_ray.remote import ACTOR_LOST, own_error
 from cosmos_ray.weights import Weights
 
+LESS_STATE = ("more ranks (learner.world_size) share out the optimiser's state, and learner.lora_rank 32 trains adapters alone; where "
+              "inference actors are on the same GPU, lower inference.actors")
 START_S = 300.0  #: to import DeepSpeed, meet the other ranks and load a checkpoint
 
 
@@ -55,6 +58,7 @@ class LearnerActor:
 
         return ray.util.get_node_ip_address(), free_port()
 
+    @enough_memory(LESS_STATE)
     def start(self, task: LearnerTask, address: str, port: int, resume: bool) -> int:
         """Build the engine; returns the step it continues from."""
         import torch
