@@ -15,6 +15,7 @@ from cosmos_ray.config import PlannerConfig, RunConfig, check
 from cosmos_ray.config.settings import SETTINGS, changed, nearest, new_config
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.config.suites import SUITES
+from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore, ready
 from cosmos_ray.model.checkpoint import load_checkpoint, load_released, read_description
@@ -23,9 +24,6 @@ from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.spec import make_spec
 
 INSTRUCTION = "task_description"  #: key of the instruction in an observation, as the public server has it
-
-#: What stands in a camera's name where the camera is on a wrist.
-WRIST = ("wrist", "eye_in_hand")
 
 
 class PolicyOutput(NamedTuple):
@@ -178,8 +176,8 @@ class DeployedPolicy:
 
 def _keys(cameras: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The keys of each camera: the public one, if there is one for so many cameras, the camera's name, and robosuite's key for it."""
-    wrists = [name for name in cameras if any(word in name for word in WRIST)]
-    others = [name for name in cameras if name not in wrists]
+    wrists = [name for name in cameras if not third_person(name)]
+    others = [name for name in cameras if third_person(name)]
     public: dict[str, str] = {}
     if len(wrists) == 1:
         public = {wrists[0]: "wrist_image"}

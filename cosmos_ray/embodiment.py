@@ -51,5 +51,10 @@ def same_camera(name: str, other: str) -> bool:
     return name == other or other in SUITE_CAMERAS.get(name, ()) or name in SUITE_CAMERAS.get(other, ())
 
 
+def third_person(camera: str) -> bool:
+    """Whether a camera, by its name, looks at the robot instead of moving with its hand."""
+    return "wrist" not in camera and "eye_in_hand" not in camera
+
+
 def _text(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from cosmos_ray.config import RunConfig, SimConfig
 from cosmos_ray.config.suites import SUITES
-from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.embodiment import Embodiment, third_person
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 from cosmos_ray.model.spec import make_spec
-from cosmos_ray.replay.exchange.exchanged import third_person
 from cosmos_ray.sim.embodiment import simulated
 
 

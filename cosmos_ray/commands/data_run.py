@@ -13,9 +13,9 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.config.settings import SETTINGS, with_absolute_paths
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.config.tasks import task_spec
+from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.fit import check_chunk, check_fits, check_suite
-from cosmos_ray.replay.exchange.exchanged import third_person
 from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.run import open_run, validate

@@ -27,7 +27,7 @@ PROBE_SECONDS = 60
 _PROBE = """
 import importlib, os
 import mujoco
-gl = importlib.import_module("mujoco." + os.environ["MUJOCO_GL"] if os.environ["MUJOCO_GL"] != "glfw" else "mujoco.glfw")
+gl = importlib.import_module("mujoco." + os.environ["MUJOCO_GL"])
 context = gl.GLContext(64, 64)
 context.make_current()
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom type='sphere' size='1'/></worldbody></mujoco>")

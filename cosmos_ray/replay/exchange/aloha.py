@@ -27,9 +27,10 @@ import av
 import h5py
 import numpy as np
 
+from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
-from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
+from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, whole_episodes
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.exchange.robomimic import REPEATED_NOTE
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg

@@ -26,10 +26,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.cosmos_hdf5 import ROBOCASA
 from cosmos_ray.replay.exchange.env_args import said_environment
-from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
+from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, whole_episodes
 from cosmos_ray.replay.format.episode import EpisodeSummary
 from cosmos_ray.replay.format.view import EpisodeView
 from cosmos_ray.replay.sampling.sampler import Render

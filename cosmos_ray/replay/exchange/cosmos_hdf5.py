@@ -19,9 +19,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
-from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, third_person, whole_episodes
+from cosmos_ray.replay.exchange.exchanged import Exchanged, Progress, new_folder, nothing_to_write, whole_episodes
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.exchange.robomimic import REPEATED_NOTE, ROBOCASA_ACTIONS, ROBOCASA_NOTE
 from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeKey, EpisodeSummary

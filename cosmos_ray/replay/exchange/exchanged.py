@@ -121,8 +121,3 @@ def new_folder(target: str | Path) -> Iterator[Path]:
             sync_directory(target.parent)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-
-
-def third_person(camera: str) -> bool:
-    """Whether a camera, by its name, looks at the robot instead of moving with its hand."""
-    return "wrist" not in camera and "eye_in_hand" not in camera

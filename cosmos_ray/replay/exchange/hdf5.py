@@ -13,9 +13,8 @@ import numpy as np
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange.pixels import as_rgb
-from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
+from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
 
-MOST_PIXELS = 1 << 24  # of one picture
 ENDINGS = (".hdf5", ".h5", ".he5", ".hdf")
 MOST_NAMES = 1_000_000  # of one list
 MOST_BYTES = 1 << 30  # of one array: a file that claims more is not given the memory for it

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from cosmos_ray.embodiment import Embodiment
+from cosmos_ray.embodiment import Embodiment, third_person
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress, third_person
+from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress
 from cosmos_ray.replay.exchange.recorded import RenderRecorded
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
 from cosmos_ray.replay.format.episode import Episode, spoken

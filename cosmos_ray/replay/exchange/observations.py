@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import h5py
 import numpy as np
 
+from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
-from cosmos_ray.replay.exchange.exchanged import third_person
 
 _CAMERA = re.compile(r"(?P<camera>.+?)_(rgb|image)(_jpeg)?")
 _NO_COLOUR = re.compile(r"depth|seg(mentation)?(_|$)|mask|normal")
