@@ -20,8 +20,20 @@ BESIDE = "env_args.json"  #: in the ``meta`` folder of a LeRobot dataset of ours
 def recorded_environment(data: h5py.Group) -> dict[str, Any]:
     """``{"env_args": {"env_name", "env_kwargs"}}``, of robomimic's ``env_args`` or robosuite's own ``env_info``; empty where there is
     neither."""
-    inside = table_of(data, "env_args").get("env_kwargs")
-    return _kept(environment_of(data), {**table_of(data, "env_info"), **(inside if isinstance(inside, dict) else {})})
+    return _kept(environment_of(data), _arguments(data))
+
+
+def rate_of(data: h5py.Group) -> dict[str, float]:
+    """``{"control_freq"}`` in control steps per second, empty where the file does not say it."""
+    rate = _arguments(data).get("control_freq")
+    return {"control_freq": float(rate)} if isinstance(rate, int | float) and 0 < rate < 1e4 else {}
+
+
+def robots_of(data: h5py.Group) -> tuple[str, ...]:
+    """Names of the simulated robots, empty where the file does not say them."""
+    robots = _arguments(data).get("robots")
+    robots = [robots] if isinstance(robots, str) else robots
+    return tuple(robots) if isinstance(robots, list) and all(isinstance(robot, str) for robot in robots) else ()
 
 
 def environment_beside(meta: Path) -> dict[str, Any]:
@@ -44,6 +56,15 @@ def said_environment(info: Mapping[str, Any]) -> dict[str, Any] | None:
     robots = [name for name in str(fingerprint.get("robots", "Panda")).split(",") if name]
     kwargs = {"robots": robots, **({"controller_configs": {"type": controller[0]}} if controller else {})}
     return {"env_name": fingerprint["task"], "type": 1, "env_kwargs": kwargs}
+
+
+def _arguments(data: h5py.Group) -> dict[str, Any]:
+    """The arguments of robosuite's ``make``, from wherever the file has them."""
+    said: dict[str, Any] = {}
+    for table in (table_of(data, "env_info"), table_of(data, "env_args")):
+        inside = table.get("env_kwargs")
+        said |= {**table, **(inside if isinstance(inside, dict) else {})}
+    return said
 
 
 def _kept(name: Any, said: dict[str, Any]) -> dict[str, Any]:

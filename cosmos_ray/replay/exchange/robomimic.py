@@ -35,7 +35,7 @@ import numpy as np
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
-from cosmos_ray.replay.exchange.env_args import recorded_environment
+from cosmos_ray.replay.exchange.env_args import rate_of, recorded_environment, robots_of
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.exchange.instruction import environment_of, instruction_of, table_of
 from cosmos_ray.replay.exchange.observations import Observations
@@ -124,7 +124,7 @@ class _File:
         if not instruction:
             instruction, where = instruction_of(self.path, data, demo)
         seen = self._seen(data, demo, states, steps)
-        info: dict[str, Any] = {"imported": self.path.name, **_rate(data), **recorded_environment(data)}
+        info: dict[str, Any] = {"imported": self.path.name, **rate_of(data), **recorded_environment(data)}
         unknown = np.full_like(states[:1], np.nan)
         if seen.end == "after":
             actions, rewards, states = actions[1:], rewards[1:], np.vstack([states[1:], unknown])
@@ -188,7 +188,7 @@ class _File:
             raise StoreError(f"{demo.name} has no pictures (datasets obs/..._rgb or obs/..._image) and no states to make them from")
         if self.options.render is None:
             raise StoreError(f"{demo.name} has simulator states and no pictures: --render makes them with the simulator of this package")
-        recorded = RecordedStates(f"{self.path.name}:{demo.name}", environment_of(data), _robots(data),
+        recorded = RecordedStates(f"{self.path.name}:{demo.name}", environment_of(data), robots_of(data),
                                   str(hdf5.attribute(demo, "model_file", "")), states)
         made = self.options.render(recorded)
         self.notes.say("pictures and proprioception are rendered from the simulator states" + (f"; {made.note}" if made.note else ""))
@@ -231,31 +231,6 @@ def _task(path: Path, data: h5py.Group, where: str, instruction: str) -> str:
     if libero or where == "--instruction":
         return path.stem.removesuffix("_demo")
     return re.sub(r"\W+", "_", instruction)
-
-
-def _rate(data: h5py.Group) -> dict[str, float]:
-    """Control steps per second, where the file says them."""
-    for name in ("env_args", "env_info"):
-        table = table_of(data, name)
-        inside = table.get("env_kwargs")
-        for found in (inside if isinstance(inside, dict) else {}, table):
-            if isinstance(rate := found.get("control_freq"), int | float) and 0 < rate < 1e4:
-                return {"control_freq": float(rate)}
-    return {}
-
-
-def _robots(data: h5py.Group) -> tuple[str, ...]:
-    """Names of the simulated robots, empty where the file does not say them."""
-    for name in ("env_args", "env_info"):
-        table = table_of(data, name)
-        inside = table.get("env_kwargs")
-        for found in (inside if isinstance(inside, dict) else {}, table):
-            robots = found.get("robots")
-            if isinstance(robots, str):
-                return (robots,)
-            if isinstance(robots, list) and robots and all(isinstance(robot, str) for robot in robots):
-                return tuple(robots)
-    return ()
 
 
 def _of_robocasa(demo: h5py.Group) -> bool:
