@@ -13,6 +13,7 @@ import pytest
 from cosmos_ray.commands.cli import main
 from cosmos_ray.config import RunConfig, SimConfig
 from cosmos_ray.config.stored import stored_config
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
@@ -22,6 +23,7 @@ from cosmos_ray.sim.demonstration import CLEAN, demonstrate
 from cosmos_ray.sim.environment import Environment
 from tests import test_command_line
 from tests.conftest import ROOT, environment
+from tests.test_replay_episode import make_episode
 from tests.test_replay_exchange import write_libero
 
 handlers = test_command_line.handlers  # the fixture that puts the signal handler back
@@ -155,6 +157,7 @@ def test_a_run_that_recorded_something_keeps_its_simulation(tmp_path):
     (["--model.preset", "huge"], "model.preset = 'huge' is not one of"),
     (["--sim.tusk", "Lift"], "unknown flag --sim.tusk; did you mean --sim.task?"),
     (["--recipe", "nothing"], "nothing"),
+    (["--key", "action=actions"], "--key is of --format lerobot alone, and the files are read as --format robomimic: leave it out"),
 ])  # fmt: skip
 def test_what_does_not_go_with_the_files_is_refused_before_there_is_a_run(lift, tmp_path, capfd, flags, complaint):
     assert re.search(complaint, line_of(capfd, importing(tmp_path / "runs", lift, flags=flags)))
@@ -165,6 +168,26 @@ def test_a_file_that_cannot_be_read_leaves_no_run(tmp_path, capfd):
     (tmp_path / "broken.hdf5").write_bytes(b"no file")
     assert "cannot be read as HDF5" in line_of(capfd, importing(tmp_path / "runs", tmp_path / "broken.hdf5"), 1)
     assert not list((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize("where", ["--store", "--replay.store"])
+def test_an_import_of_nothing_leaves_no_store(lift, tmp_path, where):
+    new = ["--store"] if where == "--store" else ["--root", str(tmp_path / "runs"), "--name", "lift", "--replay.store"]
+    command = ["replay", "import", str(lift), "--format", "robomimic", "--quiet", *new, str(tmp_path / "new")]
+    assert main([*command, "--cameras", "nowhere"]) == 1 and not list(tmp_path.glob("*"))
+    assert main(command) == 0 and len(ReplayStore(tmp_path / "new").refresh()) == 3  # the same place serves afterwards
+
+
+def test_an_import_that_fails_leaves_another_s_new_run_alone(lift, tmp_path, monkeypatch):
+    """Both begin before there is a run; the other has opened its store, and commits after this one has failed."""
+    def fail(*_: object) -> None:
+        others.append(ReplayStore(tmp_path / "lift" / "replay"))
+        raise ConfigError("no")
+
+    others: list[ReplayStore] = []
+    monkeypatch.setattr("cosmos_ray.commands.data_run.check_chunk", fail)
+    assert main(importing(tmp_path, lift)) == 2
+    assert others[0].commit(make_episode()) and len(ReplayStore(tmp_path / "lift" / "replay", create=False).refresh()) == 1
 
 
 def test_a_robot_that_the_simulation_does_not_have_leaves_the_run_without_one(lift, tmp_path, capfd):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.fit import check_chunk, check_fits, check_suite
 from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.replay.format.episode import Episode
+from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import open_run, validate
 from cosmos_ray.sim.provenance import recorded_simulation, with_cameras
-from cosmos_ray.uri import is_uri
 
 
 class DataRun:
@@ -36,7 +35,6 @@ class DataRun:
         elif options.config or any(getattr(options, name) is not None for name in SETTINGS if name not in ("name", "root")):
             with open_run(self.config, create=False, with_ray=False):
                 pass  # refuses what does not go with the run, and keeps what does
-        self._here_before = self.folder.exists()
 
     @property
     def folder(self) -> Path:
@@ -56,15 +54,9 @@ class DataRun:
         if config.sim.task:
             check_fits("the demonstrations", body, config.sim)
         if not self.found:
+            ReplayStore(self.store)  # which may fail, so it comes before the run
             with open_run(config, with_ray=False):
                 self.config, self.found = config, True
-
-    def clear(self) -> None:
-        """Leave nothing behind of a run that no episode came into, from this import or another at the same time."""
-        if self.found or self._here_before or is_uri(self.store) or stored_config(self.config) is not None:
-            return
-        if not any(self.folder.rglob("*.arrow")):
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def text(self) -> str:
         """Lines for the user: the run's simulation, and what comes next."""

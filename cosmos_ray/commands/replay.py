@@ -79,8 +79,8 @@ def _root(options: argparse.Namespace) -> str:
     return run.replay.store or str(Path(options.root).expanduser() / options.name / "replay")
 
 
-def _open(options: argparse.Namespace, create: bool = False) -> ReplayStore:
-    store = ReplayStore(_root(options), create=create)
+def _open(options: argparse.Namespace) -> ReplayStore:
+    store = ReplayStore(_root(options), create=False)
     store.update()
     return store
 
@@ -263,6 +263,9 @@ def _import(options: argparse.Namespace) -> tuple[str, int]:
 
     if absent := [path for path in options.paths if not Path(path).exists()]:
         raise ConfigError(f"{absent[0]} does not exist: give the path of a file or folder on this machine")
+    for name, format in (("filter", "robomimic"), ("render", "robomimic"), ("key", "lerobot")):
+        if getattr(options, name) and options.format != format:
+            raise ConfigError(f"--{name} is of --format {format} alone, and the files are read as --format {options.format}: leave it out")
     readers = {"cosmos": read_rollouts, "lerobot": read_lerobot, "robomimic": read_demonstrations, "aloha": read_aloha}
     run = DataRun(options) if options.name and not options.store else None
     said = ImportOptions(
@@ -272,16 +275,9 @@ def _import(options: argparse.Namespace) -> tuple[str, int]:
         render=_renderer_of_recordings((run.config if run else RunConfig()).sim, options.resize) if options.render else None,
     )  # fmt: skip
     read, progress = readers[options.format], _progress(options, "import", "episodes")
-    if run is None:
-        store = _open(options, create=True)
-        done = import_episodes(read, options.paths, store, said, progress)
-        return done.text(store.root), 1 if done.skipped else 0
-    try:
-        store = ReplayStore(run.store)
-        done = import_episodes(read, options.paths, store, said, progress, run.accept)
-    finally:
-        run.clear()
-    return "\n".join([done.text(store.root), *([run.text()] if done.episodes else [])]), 1 if done.skipped else 0
+    root = run.store if run else _root(options)
+    done = import_episodes(read, options.paths, root, said, progress, run.accept if run else None)
+    return "\n".join([done.text(root), *([run.text()] if run and done.episodes else [])]), 1 if done.skipped else 0
 
 
 def _renderer_of_recordings(sim: SimConfig, size: int) -> RenderRecorded:

@@ -22,7 +22,7 @@ from cosmos_ray.replay import removals
 from cosmos_ray.replay.catalog import EPISODES, Catalog, episode_path
 from cosmos_ray.replay.files.cache import LeastRecentlyUsed
 from cosmos_ray.replay.files.durable import explained
-from cosmos_ray.replay.files.marker import Marker
+from cosmos_ray.replay.files.marker import FILE, Marker
 from cosmos_ray.replay.files.quarantine import Quarantine
 from cosmos_ray.replay.files.storage import LocalStorage, Storage
 from cosmos_ray.replay.format import schema
@@ -233,6 +233,13 @@ def open_storage(root: str | Path) -> Storage:
 
         return ObjectStorage(str(root))
     return LocalStorage(root)
+
+
+def is_store(root: str | Path) -> bool:
+    """Whether ``root`` has the marker of a replay store."""
+    storage = open_storage(root)
+    with explained("look into", storage.name):
+        return storage.exists(FILE)
 
 
 def _open_limit() -> int:

@@ -25,7 +25,7 @@ from cosmos_ray.replay.exchange.recorded import RenderRecorded
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
 from cosmos_ray.replay.format.episode import Episode, spoken
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
-from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.replay.store import ReplayStore, is_store
 
 LARGEST = 4096  # pixels of a side, of resized frames
 
@@ -96,11 +96,12 @@ def attempt(which: str, read: Callable[[], Episode]) -> Episode | Skip:
 
 
 def import_episodes(
-    read: Reader, paths: str | Path | Iterable[str | Path], store: ReplayStore, options: ImportOptions | None = None,
+    read: Reader, paths: str | Path | Iterable[str | Path], store: ReplayStore | str | Path, options: ImportOptions | None = None,
     progress: Progress | None = None, accept: Callable[[Episode], None] | None = None,
 ) -> ImportSummary:  # fmt: skip
     """Commit every episode of the paths, one at a time; importing again finds them known.
 
+    ``store`` may be the root of one, which is made when the first episode is accepted: without any, nothing is left behind.
     ``accept`` sees the first episode before it is committed, as it will be stored, and may raise to have nothing imported.
     StoreError, and nothing committed, where the first episode does not fit the store, a path does not exist or the only path is not of
     the format. A later episode that does not fit is left out and named, as is one of several paths that cannot be read.
@@ -110,7 +111,6 @@ def import_episodes(
     for path in chosen:
         if not path.exists():
             raise StoreError(f"{path} does not exist")
-    store.update()
     notes, driver = Notes(), _Driver(store, options, accept)
     for path in chosen:
         for number, found in enumerate(_found(read, path, options, notes, len(chosen) == 1)):
@@ -133,14 +133,23 @@ def _found(read: Reader, path: Path, options: ImportOptions, notes: Notes, alone
 class _Driver:
     """Brings episodes into one shape, holds them against the store's, and commits them."""
 
-    def __init__(self, store: ReplayStore, options: ImportOptions, accept: Callable[[Episode], None] | None) -> None:
-        self.store, self.options, self.accept = store, options, accept
-        self.layout = _stored(store)  # of the store, else of the first episode
+    def __init__(self, store: ReplayStore | str | Path, options: ImportOptions, accept: Callable[[Episode], None] | None) -> None:
+        self.root, self.options, self.accept = store, options, accept
+        self._store: ReplayStore | None = None
+        self.layout = _stored(self.store) if isinstance(store, ReplayStore) or is_store(store) else None  # else of the first episode
         self.in_store = self.layout is not None
         self.episodes = self.known = self.unlike = self.evicted = 0
         self.skipped: list[tuple[str, str]] = []
         self.tasks: Counter[str] = Counter()
         self.instructions: Counter[str] = Counter()
+
+    @property
+    def store(self) -> ReplayStore:
+        """The store, made if there is none."""
+        if self._store is None:
+            self._store = self.root if isinstance(self.root, ReplayStore) else ReplayStore(self.root)
+            self._store.update()
+        return self._store
 
     def take(self, found: Episode | Skip, path: Path) -> None:
         """Commit an episode, or note why it is left out. StoreError where the first one does not fit, or the store cannot be written."""
