@@ -73,7 +73,8 @@ def test_a_released_policy_is_evaluated_planned_and_rolled_out_and_goes_back(run
                "--planner.rank-by", "joint", "--quiet")
     assert "base " in said and "base + planning " in said
     assert "filmstrip in" in run("plan", "--name", "libero", "--quiet")
-    assert "2 rollouts" in run("rollout", "--name", "libero", "--rollouts", "2", *TRAINING)
+    few = ["--rollout.workers", "1", "--rollout.envs-per-worker", "1"]
+    assert "2 rollouts" in run("rollout", "--name", "libero", "--rollouts", "2", *few, *TRAINING)
     run("replay", "export", "--name", "libero", "--format", "cosmos", "--class", "success", "failure", "--render",
         "--to", tmp_path / "rollout_data")
     collected = sorted((tmp_path / "rollout_data").rglob("*.hdf5"))
