@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ray.cloudpickle import dumps
 
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import OutOfMemory
+from cosmos_ray.inference.actor import InferenceActor
 from cosmos_ray.inference.core import InferenceCore, load_core
+from cosmos_ray.learner.actor import LearnerActor
 from cosmos_ray.memory import enough_memory
 from cosmos_ray.model.checkpoint import save_policy
+from cosmos_ray.rollout.actor import DemonstratorActor, RolloutActor
 from tests.test_inference import policy, request  # noqa: F401 - a fixture
 from tests.test_learner import core_on, fill
 
@@ -52,3 +56,9 @@ def test_an_inference_actor_that_runs_out_while_it_starts_names_its_settings(pol
     monkeypatch.setattr("cosmos_ray.inference.core.accelerate", lambda *_: torch.empty(1 << 50))
     with pytest.raises(OutOfMemory, match="raise inference.gpus"):
         load_core(tmp_path / "policy", InferenceConfig(), "cpu")
+
+
+@pytest.mark.parametrize("actor", [InferenceActor, LearnerActor, RolloutActor, DemonstratorActor])
+def test_ray_can_send_the_class_of_every_actor(actor):
+    """A method whose decorator holds an iterator, as those of contextlib do, stops every command that starts the actor."""
+    assert dumps(actor.__ray_metadata__.modified_class)
