@@ -21,8 +21,9 @@ from cosmos_ray.sim.embodiment import simulated
 def check_simulates(config: RunConfig) -> None:
     """ConfigError for a run without a simulation."""
     if not config.sim.task:
-        raise ConfigError(f"run {config.name!r} has no simulation, for its demonstrations name no robosuite task: give --sim.task, and "
-                          "--sim.robots, --sim.controller, --sim.wrist-cameras and --sim.third-cameras where they are not the task's")
+        raise ConfigError(f"run {config.name!r} has no simulation, for its demonstrations name no robosuite task, or one that does "
+                          "not fit them: give --sim.task, and --sim.robots, --sim.controller, --sim.actions, --sim.wrist-cameras and "
+                          "--sim.third-cameras where they are not the task's")
 
 
 def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> Embodiment:
@@ -44,13 +45,21 @@ def refuse_misfit(whose: str, theirs: Embodiment, cannot: str, ours: Embodiment,
         raise ConfigError(f"{whose} of {known} {cannot} {given} {rest}")
 
 
-def check_suite(config: RunConfig, cameras: tuple[str, ...]) -> None:
-    """ConfigError when the suite has other wrist and third-person cameras than these, which go into its slots in their order."""
+def check_suite(config: RunConfig, cameras: tuple[str, ...], simulated: bool = False) -> None:
+    """ConfigError when the suite has other wrist and third-person cameras than these, which go into its slots in their order.
+
+    The cameras are of demonstrations, or ``simulated``.
+    """
     suite = SUITES.get(config.model.suite)
     if suite and [third_person(camera) for camera in cameras] != [third_person(camera) for camera in suite.cameras]:
-        raise ConfigError(f"suite {config.model.suite!r} sees the cameras {', '.join(suite.cameras)}, in this order, and the "
-                          f"demonstrations have {', '.join(cameras)}: import them with --rename-camera OLD=NEW (the name of a wrist camera "
-                          "contains 'wrist') or --cameras, or give another --model.suite")
+        suited, names = f"suite {config.model.suite!r}", ", ".join(cameras)
+        wanted = ", ".join(suite.cameras)
+        if simulated:
+            raise ConfigError(f"{suited} sees the cameras {wanted}, in this order, and the simulation has {names}: give "
+                              "--sim.wrist-cameras and --sim.third-cameras, as many of each, or another --model.suite")
+        raise ConfigError(f"{suited} sees the cameras {wanted}, in this order, and the demonstrations have {names}: import "
+                          "them with --rename-camera OLD=NEW (the name of a wrist camera contains 'wrist') or --cameras, or give another "
+                          "--model.suite")
 
 
 def check_chunk(config: RunConfig, body: Embodiment) -> None:

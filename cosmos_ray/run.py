@@ -17,7 +17,7 @@ from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.fit import check_acts, check_chunk, check_fits, check_simulates
+from cosmos_ray.fit import check_acts, check_chunk, check_fits, check_simulates, check_suite
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.gpus import check_own_gpu, check_ray_gpus
 from cosmos_ray.inference.pool import InferencePool
@@ -143,6 +143,7 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
         check_plain(config.name)
         if demonstrates:
             check_expert(config.sim)
+            check_suite(config, config.sim.cameras, simulated=True)
         if config.sim.task:
             check_chunk(config, simulated(config.sim))
 

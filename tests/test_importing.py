@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cosmos_ray.commands.cli import main
-from cosmos_ray.errors import StoreError
+from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.replay import ReplayStore, WindowSampler
 from cosmos_ray.replay.exchange.importing import ImportOptions, Skip, import_episodes
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
@@ -147,7 +147,7 @@ def test_a_later_episode_without_a_camera_that_was_asked_for_is_left_out(tmp_pat
 
 @pytest.mark.parametrize("options", [{"resize": -1}, {"resize": 10**6}, {"control_freq": -1.0}, {"control_freq": float("nan")}])
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(StoreError):
+    with pytest.raises(ConfigError):
         ImportOptions(**options)
 
 

@@ -142,3 +142,24 @@ def test_a_path_that_is_not_there_is_wrong_input_and_leaves_nothing(tmp_path, ca
         assert main(["replay", "import", *where, "--format", "robomimic", str(tmp_path / "typo.hdf5")]) == 2
         assert "typo.hdf5 does not exist" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags, why", [
+    (["--resize", "1"], "frames cannot be resized to 1 pixels: give 16 to 4096"), (["--resize", "-64"], "frames cannot be resized to -64"),
+    (["--control-freq", "nan"], "nan control steps per second"),
+    (["--control-freq", "0.05"], "0.05 control steps per second (not the seconds of a step)"),
+    (["--rename-camera", "agentview=../../x"], "--rename-camera '../../x' is no plain name"), (["--name", "a"], "are two stores"),
+])  # fmt: skip
+def test_a_wrong_option_of_an_import_is_wrong_input_and_leaves_nothing(tmp_path, capsys, flags, why):
+    write_demo(tmp_path / "a.hdf5")
+    where = ["--root", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
+    assert main(["replay", "import", *where, "--format", "robomimic", str(tmp_path / "a.hdf5"), *flags]) == 2
+    assert why in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
+
+
+def test_a_rate_that_the_files_overrule_is_said(tmp_path):
+    text = '{"env_name": "Lift", "env_kwargs": {"control_freq": 20}}'
+    path = changed(tmp_path, lambda file: file["data"].attrs.__setitem__("env_args", text))
+    done, (episode,), _ = imported(tmp_path, path, control_freq=30.0)
+    assert episode.info["control_freq"] == 20
+    assert [note for note in done.notes if note.startswith("--control-freq 30 is for files that do not say their rate; these say 20 ")]

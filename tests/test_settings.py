@@ -27,7 +27,7 @@ from cosmos_ray.config.settings import (
 from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.run import Run
+from cosmos_ray.run import Run, open_run
 
 
 def write(path, text: str) -> str:
@@ -250,7 +250,7 @@ import sys
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.run import Run
+from cosmos_ray.run import Run, open_run
 try:
     folder = RunFolder(RunConfig(root=sys.argv[1]))
 except ConfigError as error:
@@ -371,3 +371,11 @@ def test_more_processes_than_the_cores_can_run_are_refused_before_they_start():
     assert run.cpu_share(2) == 1.0 and run.cpu_share(32) == 0.06
     with pytest.raises(ConfigError, match=r"33 processes are too many for 2 cores, which run 32 at most: lower rollout\.workers"):
         run.cpu_share(33)
+
+
+def test_a_suite_of_another_robot_is_refused_before_anything_is_collected(tmp_path):
+    config = RunConfig(root=str(tmp_path), name="new", sim=SimConfig(actions="pose"), model=ModelConfig(suite="aloha"))
+    with pytest.raises(ConfigError, match="suite 'aloha' sees the cameras .*, and the simulation has robot0_eye_in_hand, agentview: "):
+        with open_run(config, demonstrates=True, with_ray=False):
+            pass
+    assert not list(tmp_path.iterdir())

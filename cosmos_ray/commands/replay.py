@@ -69,6 +69,8 @@ def run_verb(options: argparse.Namespace) -> tuple[str, int]:
 
 
 def _root(options: argparse.Namespace) -> str:
+    if options.store and options.name:
+        raise ConfigError(f"--store {options.store} and --name {options.name} are two stores: give one of them")
     if options.store:
         return options.store
     if not options.name:

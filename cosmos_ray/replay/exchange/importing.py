@@ -8,6 +8,7 @@ commits it, so that a store has nothing that training would refuse.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import pyarrow as pa
 import simplejpeg
 
 from cosmos_ray.embodiment import Embodiment, third_person
-from cosmos_ray.errors import StoreError
+from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress
 from cosmos_ray.replay.exchange.recorded import RenderRecorded
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
@@ -27,7 +28,9 @@ from cosmos_ray.replay.format.episode import Episode, spoken
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema
 from cosmos_ray.replay.store import ReplayStore, is_store
 
-LARGEST = 4096  # pixels of a side, of resized frames
+SMALLEST, LARGEST = 16, 4096  # pixels of a side, of resized frames
+SLOWEST, FASTEST = 0.5, 10_000.0  # control steps per second
+_PLAIN = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,15 @@ class ImportOptions:
     resize: int = 0  #: frames become N x N pixels; 0 leaves them as they are
 
     def __post_init__(self) -> None:
-        if not 0 <= self.resize <= LARGEST:
-            raise StoreError(f"frames cannot be resized to {self.resize} pixels: give 1 to {LARGEST}, or 0 to leave them as they are")
-        if not 0.0 <= self.control_freq < float("inf"):
-            raise StoreError(f"{self.control_freq} control steps per second: give a positive number, or 0 where it is not known")
+        if self.resize and not SMALLEST <= self.resize <= LARGEST:
+            raise ConfigError(f"frames cannot be resized to {self.resize} pixels: give {SMALLEST} to {LARGEST}, or 0 to leave them as "
+                              "they are")
+        if self.control_freq and not SLOWEST <= self.control_freq <= FASTEST:
+            raise ConfigError(f"{self.control_freq:g} control steps per second (not the seconds of a step): give {SLOWEST:g} to "
+                              f"{FASTEST:g}, or 0 where it is not known")
+        if wrong := [name for name in self.rename_camera.values() if not _PLAIN.fullmatch(name)]:
+            raise ConfigError(f"--rename-camera {wrong[0]!r} is no plain name: use letters, digits, '-', '_' and '.', not a '.' first or "
+                              "last")
 
     def takes(self, camera: str) -> bool:
         """Whether the camera of this name in the file is wanted."""
@@ -140,6 +148,7 @@ class _Driver:
         self.in_store = self.layout is not None
         self.episodes = self.known = self.unlike = self.evicted = 0
         self.skipped: list[tuple[str, str]] = []
+        self.rates = set[str]()  # that files say, and --control-freq does not
         self.tasks: Counter[str] = Counter()
         self.instructions: Counter[str] = Counter()
 
@@ -187,6 +196,9 @@ class _Driver:
         sizes = self.layout.sizes if self.layout else {}
         if silent := sum(count for text, count in self.instructions.items() if not text.strip()):
             notes.say(f"episodes without text: {silent}; --instruction gives them one")
+        if self.rates:
+            notes.say(f"--control-freq {self.options.control_freq:g} is for files that do not say their rate; these say "
+                      f"{', '.join(sorted(self.rates))} control steps per second, which counts")
         if self.unlike:
             notes.say(f"episodes that were there before with other texts or frames, and stay as they were: {self.unlike}; `replay evict` "
                       "them, then import again")
@@ -226,8 +238,8 @@ class _Driver:
         stored = self.layout.embodiment.cameras if self.layout else ()
         order = stored if set(stored) == set(renamed) else tuple(sorted(renamed, key=third_person))
         info = dict(episode.info)
-        if options.control_freq:
-            info.setdefault("control_freq", options.control_freq)
+        if options.control_freq and info.setdefault("control_freq", options.control_freq) != options.control_freq:
+            self.rates.add(f"{info['control_freq']:g}")
         frames = {step: [images[renamed[name]] for name in order] for step, images in episode.frames.items()}
         if options.resize:
             frames = {step: [_resized(image, options.resize) for image in images] for step, images in frames.items()}
