@@ -57,8 +57,8 @@ def load_policy(path: str | Path, *, suite: str = "", statistics: str | Path = "
     ConfigError or CheckpointError, in one line, for whatever is missing or does not fit.
     """
     _check_device(device)
-    path = released.local(path)
-    planning = released.local(planning) if planning else planning
+    path = _there(path)
+    planning = _there(planning) if planning else planning
     given = {"planner.candidates": candidates, **({} if steps is None else {"inference.steps": steps}), **(settings or {})}
     if unknown := [name for name in given if name not in SETTINGS]:
         raise ConfigError(f"settings has no {unknown[0]!r}{nearest(unknown[0], SETTINGS)}")
@@ -227,11 +227,17 @@ def _released(config: RunConfig, weights: str | Path, statistics: str | Path) ->
     return load_released(make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low)), weights, ranges)
 
 
+def _there(path: str | Path) -> Path:
+    """What ``path`` names. ConfigError when that is nowhere."""
+    found = released.local(path)
+    if not found.exists():
+        raise ConfigError(f"{released.problem(str(path))}: give a checkpoint folder of a run, or released weights")
+    return found
+
+
 def _beside(weights: Path, pattern: str, argument: str) -> Path:
     """The one file that lies beside the weights, or in the folder that they are; one that begins with their name comes first, as `export`
     writes it."""
-    if not weights.exists():
-        raise ConfigError(f"there is no {weights}: give a checkpoint folder of a run, or released weights")
     folder = weights if weights.is_dir() else weights.parent
     found = sorted(folder.glob(f"{escape(weights.stem)}{pattern[1:]}")) or sorted(folder.glob(pattern))
     if len(found) != 1:

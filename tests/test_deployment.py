@@ -268,7 +268,7 @@ def test_released_files_act_by_suite_and_as_the_run_that_imports_them(released, 
     ({"tokenizer": ""}, ConfigError, "has no policy.json., and released weights come without their Wan 2.1 VAE: give tokenizer=PATH"),
     ({"statistics": "other.json"}, CheckpointError, "cannot read the dataset statistics other.json"),
     ({"suite": "libro"}, ConfigError, "model.suite = 'libro' is not one of"),
-    ({"path": "nothing.pt"}, ConfigError, "there is no nothing.pt: give a checkpoint folder of a run, or released weights"),
+    ({"path": "nothing.pt"}, ConfigError, "'nothing.pt' does not exist: give a checkpoint folder of a run, or released weights"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_release_is_one_line(released, release, arguments, error, complaint):
     chosen = {"path": release / "Cosmos-Policy-LIBERO-Predict2-2B.pt", "suite": "libero", "tokenizer": released / "wan", "settings": SMALL}
