@@ -75,22 +75,21 @@ class LearnerActor:
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         os.environ.update(rendezvous(self.rank, self.config.world_size, address, port))
-        with enough_memory(LESS_STATE):  # no decorator: Ray could not send the class
-            dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-            policy, _ = load_checkpoint(task.policy, dtype)
-            if task.world_weight:
-                policy.spec = dataclasses.replace(policy.spec, world_weight=task.world_weight)
-            sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
-                                    seed=task.seed * 1000 + self.rank)
-            source = BatchSource(sampler, task.mixture, self.config.rows)
-            device = "cuda" if ray.get_gpu_ids() else "cpu"
-            latents = open_latents(policy.place(device, dtype), self.config, task.chunk, task.latents)
-            planning = load_checkpoint(task.planning_checkpoint, dtype)[0].place(device, dtype).eval() if task.planning_checkpoint else None
-            self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
-                                    rank=self.rank, device=device, latents=latents, planning_network=planning)
-            self.state = task.state
-            if resume:
-                self.core.load(self.state)
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        policy, _ = load_checkpoint(task.policy, dtype)
+        if task.world_weight:
+            policy.spec = dataclasses.replace(policy.spec, world_weight=task.world_weight)
+        sampler = WindowSampler(ReplayStore(task.store, create=False), chunk=task.chunk, gamma=task.gamma,
+                                seed=task.seed * 1000 + self.rank)
+        source = BatchSource(sampler, task.mixture, self.config.rows)
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        latents = open_latents(policy.place(device, dtype), self.config, task.chunk, task.latents)
+        planning = load_checkpoint(task.planning_checkpoint, dtype)[0].place(device, dtype).eval() if task.planning_checkpoint else None
+        self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
+                                rank=self.rank, device=device, latents=latents, planning_network=planning)
+        self.state = task.state
+        if resume:
+            self.core.load(self.state)
         return self.core.step_count
 
     def train(self, steps: int) -> dict[str, float]:
