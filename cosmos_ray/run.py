@@ -24,7 +24,7 @@ from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.progress import Progress
-from cosmos_ray.replay.sampling.recorded import recorded
+from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.embodiment import simulated
@@ -149,7 +149,7 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
 
     def check_store(folder: RunFolder) -> None:
         if before is not None and config.sim.task and config.sim != before.sim:  # a run of imported demonstrations gets a simulation
-            check_fits("the demonstrations", recorded(folder.store()).embodiment, config.sim)
+            check_fits("the demonstrations", demonstrated(folder.store()).embodiment, config.sim)
         for name in ("base", "refined", "planning") if simulates else ():
             if folder.has_policy(name):
                 check_acts(folder.checkpoint(name), config)

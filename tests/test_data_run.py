@@ -17,7 +17,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
-from cosmos_ray.replay.sampling.recorded import recorded
+from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.sim.demonstration import CLEAN, demonstrate
 from cosmos_ray.sim.environment import Environment
@@ -123,8 +123,8 @@ def test_two_imports_come_together_in_one_run(tmp_path):
         assert main(importing(tmp_path, tmp_path / f"{name}.hdf5", flags=["--instruction", name.replace("_", " ")])) == 0
     store = ReplayStore(tmp_path / "lift" / "replay")
     store.update()
-    known = recorded(store)
-    assert known.instructions == {"open the drawer demo": 1, "close the drawer demo": 2} and len(known.tasks) == 2
+    known = demonstrated(store)
+    assert known.instructions == {"open the drawer demo": 1, "close the drawer demo": 2} and len({s.task for s in store.summaries()}) == 2
     assert settings_of(tmp_path).sim.task == ""  # LIBERO's tasks are none of robosuite's
 
 

@@ -11,10 +11,10 @@ from robosuite.wrappers import DataCollectionWrapper
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import StoreError
-from cosmos_ray.replay.exchange.recorded import RecordedStates
+from cosmos_ray.replay.exchange.recorded_states import RecordedStates
 from cosmos_ray.replay.format.codec import decode_jpeg
-from cosmos_ray.sim.provenance import recorded_simulation
-from cosmos_ray.sim.recorded_states import RecordedStateRenderer
+from cosmos_ray.sim.recorded_render import RecordedStateRenderer
+from cosmos_ray.sim.recorded_simulation import recorded_simulation
 
 STEPS = 5
 

@@ -15,7 +15,7 @@ from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
 from cosmos_ray.replay.exchange.importing import ImportOptions, import_episodes
 from cosmos_ray.replay.exchange.robomimic import read_demonstrations
 from cosmos_ray.replay.format.codec import decode_jpeg
-from cosmos_ray.sim.recorded_states import RecordedStateRenderer
+from cosmos_ray.sim.recorded_render import RecordedStateRenderer
 from tests.test_replay_last_action import assert_windows_are_the_public_ones
 
 CASES = Path(__file__).parent / "data" / "cases"

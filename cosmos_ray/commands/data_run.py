@@ -19,7 +19,7 @@ from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import open_run, validate
-from cosmos_ray.sim.provenance import recorded_simulation, with_cameras
+from cosmos_ray.sim.recorded_simulation import recorded_simulation, with_cameras
 
 
 class DataRun:

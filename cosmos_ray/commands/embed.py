@@ -9,13 +9,13 @@ from pathlib import Path
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.model.embedding_file import embed_to_file
-from cosmos_ray.replay.sampling.recorded import recorded
+from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.replay.store import ReplayStore
 
 
 def embed(store: ReplayStore, options: argparse.Namespace, progress: Callable[[int, int], None]) -> tuple[str, int]:
     """Write them; what to print and the exit code."""
-    instructions = list(recorded(store).instructions)
+    instructions = list(demonstrated(store).instructions)
     run = stored_config(RunConfig(root=options.root, name=options.name)) if options.name and not options.store else None
     if run is not None and run.sim.task:
         instructions.append(run.sim.instruction)

@@ -17,7 +17,7 @@ from cosmos_ray.config.settings import SETTINGS
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.progress import Progress
-from cosmos_ray.replay.exchange.recorded import RenderRecorded
+from cosmos_ray.replay.exchange.recorded_states import RenderRecorded
 from cosmos_ray.replay.format.episode import CLASSES, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep import retention
@@ -284,7 +284,7 @@ def _import(options: argparse.Namespace) -> tuple[str, int]:
 
 def _renderer_of_recordings(sim: SimConfig, size: int) -> RenderRecorded:
     """Draws what the simulation sees, in frames of ``size`` (``--resize``) or of its own size for 0."""
-    from cosmos_ray.sim.recorded_states import RecordedStateRenderer
+    from cosmos_ray.sim.recorded_render import RecordedStateRenderer
 
     return RecordedStateRenderer(replace(sim, image_size=size or sim.image_size))
 

@@ -19,8 +19,8 @@ from cosmos_ray.model.policy import build
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay.format.episode import TRAINED
 from cosmos_ray.replay.format.schema import DamagedEpisode
+from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.replay.sampling.ranges import dataset_statistics
-from cosmos_ray.replay.sampling.recorded import recorded
 from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.run import Run
 from cosmos_ray.stages.texts import complete_texts, embed_instructions
@@ -33,7 +33,7 @@ NARROWEST = 0.1  #: narrowest range that the tiny preset scales proprioception f
 def make_initial_policy(run: Run) -> None:
     """Write checkpoint ``initial``: robot, texts, scales and tokenizer of the demonstrations, weights of ``config.init`` or random."""
     config, store = run.config, run.folder.store()
-    known = recorded(store, run.counter("read", "episodes"))
+    known = demonstrated(store, run.counter("read", "episodes"))
     body = known.embodiment
     if config.sim.task:
         body = check_fits("the demonstrations", body, config.sim)
@@ -59,7 +59,7 @@ def make_initial_policy(run: Run) -> None:
 
 def complete_initial_policy(run: Run) -> None:
     """Have checkpoint ``initial``, which was imported or made by an earlier call, know the instructions that the store has now."""
-    known = recorded(run.folder.store(), run.counter("read", "episodes"))
+    known = demonstrated(run.folder.store(), run.counter("read", "episodes"))
     complete_texts(run, run.folder.checkpoint("initial"), known.instructions)
 
 

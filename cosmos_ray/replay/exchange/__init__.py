@@ -3,7 +3,7 @@
 =====================  ===========================================================================================
 ``importing``          what every import shares: options, checks against the store, the summary
 ``robomimic``          demonstrations of LIBERO, robomimic, RoboCasa and robosuite (HDF5, ``data/demo_i``) into a store, with
-                       ``observations``, ``instruction`` and, for files without pictures, ``recorded``
+                       ``observations``, ``instruction`` and, for files without pictures, ``recorded_states``
 ``cosmos_hdf5``        rollouts of the public cosmos-policy code (HDF5, a file per episode) into a store, and episodes of a
                        store as such files
 ``cosmos_demos``       successful episodes as the demonstration files of the public cosmos-policy trainer

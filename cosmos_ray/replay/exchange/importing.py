@@ -22,7 +22,7 @@ import simplejpeg
 from cosmos_ray.embodiment import Embodiment, third_person
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress
-from cosmos_ray.replay.exchange.recorded import RenderRecorded
+from cosmos_ray.replay.exchange.recorded_states import RenderRecorded
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
 from cosmos_ray.replay.format.episode import Episode, spoken
 from cosmos_ray.replay.format.schema import DamagedEpisode, NewerSchema

@@ -39,7 +39,7 @@ from cosmos_ray.replay.exchange.env_args import rate_of, recorded_environment, r
 from cosmos_ray.replay.exchange.importing import ImportOptions, Notes, Skip, attempt
 from cosmos_ray.replay.exchange.instruction import environment_of, instruction_of, table_of
 from cosmos_ray.replay.exchange.observations import Observations
-from cosmos_ray.replay.exchange.recorded import RecordedStates
+from cosmos_ray.replay.exchange.recorded_states import RecordedStates
 from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeKey
 
 _NAME = re.compile(r"(?:demo|episode|ep|traj)_?(\d{1,18})")

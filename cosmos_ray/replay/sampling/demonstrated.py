@@ -1,11 +1,10 @@
-"""What the episodes of a store are of: the robot, the instructions, the simulation that recorded them."""
+"""What the demonstrations of a store are of: the robot, and what it was told."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import StoreError
@@ -16,16 +15,14 @@ from cosmos_ray.replay.store import ReplayStore
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Demonstrated:
     """What the demonstrations of a store have in common, and what the robot is told in all episodes that are trained on."""
 
     embodiment: Embodiment  #: of every demonstration
     instructions: dict[str, int]  #: {instruction: episodes that have it}, sorted
-    tasks: tuple[str, ...]  #: of the demonstrations' keys, sorted
-    info: Mapping[str, Any]  #: of the oldest demonstration
 
 
-def recorded(store: ReplayStore, progress: Callable[[int, int], None] | None = None) -> Recorded:
+def demonstrated(store: ReplayStore, progress: Callable[[int, int], None] | None = None) -> Demonstrated:
     """Read the headers of all known episodes that are trained on. Call ``store.update()`` first.
 
     Raises:
@@ -34,12 +31,10 @@ def recorded(store: ReplayStore, progress: Callable[[int, int], None] | None = N
     first: EpisodeView | None = None
     rate = 0.0
     instructions: Counter[str] = Counter()
-    tasks = set()
     for view in _views(store, progress):
         instructions.update(view.instructions)
         if view.summary.source != "demo":
             continue
-        tasks.add(view.summary.task)
         first = first or view
         rate = rate or view.embodiment.control_freq
         for what, ours, theirs in replace(first.embodiment, control_freq=rate).misfit(view.embodiment):
@@ -47,8 +42,7 @@ def recorded(store: ReplayStore, progress: Callable[[int, int], None] | None = N
                              "demonstrations of a store must be of one robot; put the others into a store of their own")
     if first is None:
         raise StoreError(f"{store.root} holds no demonstration: run `collect` first, or `replay import` a file of demonstrations")
-    return Recorded(replace(first.embodiment, control_freq=rate), dict(sorted(instructions.items())), tuple(sorted(tasks)),
-                    first.header["info"])
+    return Demonstrated(replace(first.embodiment, control_freq=rate), dict(sorted(instructions.items())))
 
 
 def _views(store: ReplayStore, progress: Callable[[int, int], None] | None) -> Iterator[EpisodeView]:

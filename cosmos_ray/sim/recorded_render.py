@@ -11,7 +11,7 @@ import numpy as np
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
-from cosmos_ray.replay.exchange.recorded import RecordedStates, RenderedStates
+from cosmos_ray.replay.exchange.recorded_states import RecordedStates, RenderedStates
 from cosmos_ray.replay.format.codec import encode_cameras
 from cosmos_ray.sim import gl
 from cosmos_ray.sim.environment import Environment
