@@ -60,6 +60,10 @@ class LearnerActor:
 
     def start(self, task: LearnerTask, address: str, port: int, resume: bool) -> int:
         """Build the engine; returns the step it continues from."""
+        with enough_memory(LESS_STATE):  # not as a decorator, which Ray cannot pickle
+            return self._start(task, address, port, resume)
+
+    def _start(self, task: LearnerTask, address: str, port: int, resume: bool) -> int:
         import torch
 
         from cosmos_ray.learner.core import LearnerCore
