@@ -30,6 +30,7 @@ from cosmos_ray.sim import tasks
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.experts import check_expert
 from cosmos_ray.tracking import Tracker
+from cosmos_ray.use import Use
 
 PATIENCE_S = 3.0  #: that short work may take without a progress line
 ACTORS_PER_CORE = 16  #: more processes would wait for each other, and their memory would not suffice
@@ -125,23 +126,20 @@ def _check_model(config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, create: bool = True, with_ray: bool = True,
-             demonstrates: bool = False, simulates: bool = False, acts: bool = False, learns: bool = False,
-             only_reads: bool = False) -> Iterator[Run]:
+def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet: bool = False) -> Iterator[Run]:  # noqa: B008 - frozen
     """Validate, take the run's folder, start or join Ray; give everything back at the end, however it comes.
 
-    The GPUs that inference (of a command that ``acts``) and the learner (of one that ``learns``) ask for must be there. A command that
-    ``only_reads`` takes a folder that cannot be written. A new run needs a plain name.
-    A run that ``simulates`` needs a simulation which its policies fit, and one that ``demonstrates`` a scripted expert; ConfigError before
-    a run is made, or moved aside by ``fresh``, for nothing.
+    ConfigError when ``use`` needs what is not there. Where the settings and the run show that, no run is made, or moved aside by ``fresh``,
+    for nothing.
     """
     validate(config)
+    simulates = use.simulates(config)
     before = None if fresh else stored_config(config)
     if simulates:
         check_simulates(config)
-    if create and before is None:  # a run keeps sim.* and model.*, so its later commands need not look again
+    if use.creates and before is None:  # a run keeps sim.* and model.*, so its later commands need not look again
         check_plain(config.name)
-        if demonstrates:
+        if use.demonstrates:
             check_expert(config.sim)
             check_suite(config, config.sim.cameras, simulated=True)
         if config.sim.task:
@@ -153,23 +151,23 @@ def open_run(config: RunConfig, *, fresh: bool = False, quiet: bool = False, cre
         for name in ("base", "refined", "planning") if simulates else ():
             if folder.has_policy(name):
                 check_acts(folder.checkpoint(name), config)
-        if demonstrates and _lacks_demonstrations(config, folder):
+        if use.demonstrates and _lacks_demonstrations(config, folder):
             check_expert(config.sim)
 
-    if acts and not with_ray:
+    if use.acts and not use.needs_ray:
         check_own_gpu(config)
-    folder = RunFolder(config, fresh=fresh, create=create, only_reads=only_reads, check=check_store)
+    folder = RunFolder(config, fresh=fresh, create=use.creates, only_reads=use.only_reads, check=check_store)
     tracker = None
     try:
-        if with_ray:
-            private = connect(config.address, simulates=bool(config.sim.task) and (acts or not learns))
-            check_ray_gpus(config, acts, learns, private)
+        if use.needs_ray:
+            private = connect(config.address, simulates=bool(config.sim.task) and (use.acts or not use.learns))
+            check_ray_gpus(config, use.acts, use.learns, private)
         tracker = Tracker(config, folder)
         yield Run(config, folder, tracker, quiet)
     finally:
         if tracker is not None:
             tracker.close()
-        if with_ray:
+        if use.needs_ray:
             ray.shutdown()
         folder.close()
 

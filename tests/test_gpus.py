@@ -69,7 +69,7 @@ def test_a_machine_without_a_gpu_refuses_what_needs_one(command, flags, complain
 
 
 def test_which_commands_act_and_which_learn():
-    acting = [name for name, command in COMMANDS.items() if command.acts]
+    acting = [name for name, command in COMMANDS.items() if command.use.acts]
     assert acting == ["demo", "rollout", "refine", "evaluate", "plan", "audit", "report"]
-    assert [name for name, command in COMMANDS.items() if command.learns] == ["demo", "pretrain", "refine"]
+    assert [name for name, command in COMMANDS.items() if command.use.learns] == ["demo", "pretrain", "refine"]
     assert main(["rollout", "--name", "x", "--inference.accelerate", "graphs"]) == 2

@@ -10,6 +10,7 @@ import pytest
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
+from cosmos_ray.use import Use
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_a_curve_names_how_few_rollouts_are_learned_from(curves, tmp_path):
 def test_planning_by_another_value_leaves_the_run_its_settings(study, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(study, "evaluate", lambda run, only: {"arms": {name: seen.append(run.config) for name in only}})
-    with study.open_run(study.Study("can", 0, tmp_path, {}).main, with_ray=False) as run:
+    with study.open_run(study.Study("can", 0, tmp_path, {}).main, Use(needs_ray=False)) as run:
         study.planned(run, rank_by="action", candidates=2)
         assert run.config.planner.rank_by == "future" and run.folder.read_json("config.json")["planner"]["rank_by"] == "future"
     assert (seen[0].planner.rank_by, seen[0].planner.candidates) == ("action", 2)

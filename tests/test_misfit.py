@@ -20,6 +20,7 @@ from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.stages.pretrain import pretrain
 from cosmos_ray.stages.training import make_initial_policy
+from cosmos_ray.use import Use
 
 UR5E = SimConfig(robots=("UR5e",), actions="pose", horizon=20)
 
@@ -38,7 +39,7 @@ def demonstrate(run: Run, sim: SimConfig) -> None:
 
 def test_demonstrations_of_another_robot_are_refused_with_both_sizes(tmp_path):
     config = RunConfig(root=str(tmp_path), name="a", sim=SimConfig(actions="pose"))
-    with open_run(config, with_ray=False, quiet=True) as run:
+    with open_run(config, Use(needs_ray=False), quiet=True) as run:
         demonstrate(run, UR5E)
         with pytest.raises(ConfigError) as caught:
             make_initial_policy(run)
@@ -49,7 +50,7 @@ def test_demonstrations_of_another_robot_are_refused_with_both_sizes(tmp_path):
 
 def test_a_policy_learns_the_sizes_of_its_robot_and_is_refused_on_another(tmp_path):
     config = RunConfig(root=str(tmp_path), name="a", sim=UR5E)
-    with open_run(config, with_ray=False, quiet=True) as run:
+    with open_run(config, Use(needs_ray=False), quiet=True) as run:
         demonstrate(run, UR5E)
         make_initial_policy(run)
         checkpoint = run.folder.checkpoint("initial")
@@ -63,7 +64,7 @@ def test_a_policy_learns_the_sizes_of_its_robot_and_is_refused_on_another(tmp_pa
 def test_a_policy_of_another_robot_than_the_demonstrations_does_not_begin_to_train(tmp_path):
     """As after `import` of a released policy: checkpoint `initial` is there, so that nothing is fitted on the demonstrations."""
     config = RunConfig(root=str(tmp_path), name="a", sim=UR5E)
-    with open_run(config, with_ray=False, quiet=True) as run:
+    with open_run(config, Use(needs_ray=False), quiet=True) as run:
         demonstrate(run, UR5E)
         save_policy(build(make_spec(config.model, UR5E.cameras, 7, 9), seed=0), run.folder.checkpoint("initial"), 1, {})
         with pytest.raises(ConfigError, match="policy of 9 numbers of proprioception cannot learn from episodes of 13 .* new run"):
@@ -84,7 +85,7 @@ def test_a_chunk_that_no_latent_frame_holds_is_refused_with_the_robots_true_size
     config = RunConfig(root=str(tmp_path), name="a", sim=sim)
     chunk = int(np.prod(make_spec(config.model, ("a",), 12, 19).frame_shape)) // 12 + 1
     too_long = dataclasses.replace(config, model=dataclasses.replace(config.model, chunk=chunk))
-    with pytest.raises(ConfigError, match=f"model.chunk = {chunk} actions of 12 numbers"), open_run(too_long, with_ray=False):
+    with pytest.raises(ConfigError, match=f"model.chunk = {chunk} actions of 12 numbers"), open_run(too_long, Use(needs_ray=False)):
         raise AssertionError("opened")
     assert not (tmp_path / "a").exists()
 

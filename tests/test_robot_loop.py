@@ -25,6 +25,7 @@ from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import resimulate
 from cosmos_ray.stages.plan import plan_episode
 from cosmos_ray.stages.training import make_initial_policy
+from cosmos_ray.use import Use
 from tests.test_misfit import demonstrate
 
 PLANNER = PlannerConfig(candidates=3, value_samples=1, spread=0.3)
@@ -45,7 +46,7 @@ ROBOTS = {
 def test_the_whole_loop_fits_the_robot(tmp_path, name):
     sim, sizes = ROBOTS[name]
     config = RunConfig(root=str(tmp_path), name="robot", sim=sim, planner=PLANNER, rollout=RolloutConfig(execute=CHUNK))
-    with open_run(config, with_ray=False, quiet=True) as run:
+    with open_run(config, Use(needs_ray=False), quiet=True) as run:
         demonstrate(run, sim)
         make_initial_policy(run)
         initial = run.folder.checkpoint("initial")

@@ -28,6 +28,7 @@ from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.run import Run, open_run
+from cosmos_ray.use import Use
 
 
 def write(path, text: str) -> str:
@@ -376,6 +377,6 @@ def test_more_processes_than_the_cores_can_run_are_refused_before_they_start():
 def test_a_suite_of_another_robot_is_refused_before_anything_is_collected(tmp_path):
     config = RunConfig(root=str(tmp_path), name="new", sim=SimConfig(actions="pose"), model=ModelConfig(suite="aloha"))
     with pytest.raises(ConfigError, match="suite 'aloha' sees the cameras .*, and the simulation has robot0_eye_in_hand, agentview: "):
-        with open_run(config, demonstrates=True, with_ray=False):
+        with open_run(config, Use(needs_ray=False, demonstrates=True)):
             pass
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 from cosmos_ray.run import open_run
 from cosmos_ray.stages.training import complete_initial_policy, make_initial_policy
+from cosmos_ray.use import Use
 from tests import test_command_line, test_exchange_command
 from tests.test_data_run import importing, line_of, run, settings_of
 from tests.test_exchange_command import embedding, settings
@@ -42,7 +43,7 @@ def demonstrations(files, root, text_path, name: str = "lift") -> None:
 
 
 def run_of(root, name: str = "lift"):
-    return open_run(settings_of(root, name), with_ray=False, quiet=True)
+    return open_run(settings_of(root, name), Use(needs_ray=False), quiet=True)
 
 
 def test_the_official_pickle_serves_official_demonstrations(files, tmp_path, handlers):
@@ -87,7 +88,7 @@ def test_an_imported_policy_is_given_the_texts_of_the_demonstrations(files, tmp_
     with run_of(tmp_path, "lib") as opened, pytest.raises(ConfigError, match=complaint):
         complete_initial_policy(opened)
     config = changed(settings_of(tmp_path, "lib"), {"model.text_path": str(pickled(tmp_path / "two.pkl", "fold the shirt", CLOSE))})
-    with open_run(config, with_ray=False, quiet=True) as opened:
+    with open_run(config, Use(needs_ray=False), quiet=True) as opened:
         complete_initial_policy(opened)
         known = read_text_embeddings(opened.folder.checkpoint("initial") / "text.safetensors")
         assert torch.equal(known[OPEN], embedding(0)[0]) and torch.equal(known[CLOSE], embedding(1)[0])

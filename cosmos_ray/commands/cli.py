@@ -74,7 +74,7 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
         sub.add_argument("--help-all", action="help", help="show every setting with all that is known of it")
         sub.add_argument("--config", metavar="FILE", help="TOML file with settings; flags win over it")
         sub.add_argument("--quiet", action="store_true", help="print no progress lines")
-        if command.creates:
+        if command.use.creates:
             sub.add_argument("--recipe", metavar="NAME", help="settings of a measured table; 'list' shows the recipes. --config and flags "
                              "win over it")
             sub.add_argument("--fresh", action="store_true", help="move a run of this name aside and start anew")
@@ -152,9 +152,7 @@ def _run(options: argparse.Namespace) -> int:
     from cosmos_ray.run import open_run
 
     signal.signal(signal.SIGTERM, _interrupt)
-    with open_run(config, fresh=fresh, quiet=options.quiet, create=command.creates, with_ray=command.needs_ray,
-                  demonstrates=command.demonstrates, simulates=command.simulates(config), acts=command.acts, learns=command.learns,
-                  only_reads=command.only_reads) as run:
+    with open_run(config, command.use, fresh=fresh, quiet=options.quiet) as run:
         signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0

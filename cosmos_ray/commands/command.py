@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.use import Use, always
 
 
 @dataclass(frozen=True)
@@ -15,22 +15,8 @@ class Command:
 
     help: str
     reads: tuple[str, ...]  #: sections and settings that ``--help`` shows, after the run's name and root
-    needs_ray: bool = True
-    creates: bool = False  #: whether it may start a new run
-    demonstrates: bool = False  #: whether a scripted expert records demonstrations for it
-    only_reads: bool = False  #: whether the run's folder may be read-only
-    simulates: Callable[[RunConfig], bool] = lambda config: False  #: whether it acts in the run's simulation
+    use: Use = Use(creates=False)  #: what it does with the run
     options: tuple[tuple[str, dict[str, Any]], ...] = ()  #: flags of its own, as ``argparse`` takes them; handed to the stage
-
-    @property
-    def acts(self) -> bool:
-        """Whether a policy answers requests in it."""
-        return any(name in ("inference", "inference.gpus") for name in self.reads)
-
-    @property
-    def learns(self) -> bool:
-        """Whether learner ranks train in it."""
-        return self.needs_ray and any(name.split(".")[0] == "learner" for name in self.reads)
 
 
 FLEET = ("rollout.workers", "rollout.envs_per_worker", "rollout.execute", "rollout.deadline_s")
@@ -38,55 +24,55 @@ NEW_RUN = ("seed", "sim", "model.preset", "model.suite", "model.chunk", "model.t
 TO = (("--to", {"metavar": "FOLDER", "help": "folder to write to [the run's]"}),)
 
 
-def _always(config: RunConfig) -> bool:
-    return True
-
-
 def _with_rollouts(config: RunConfig) -> bool:
     """`refine` on stored rollouts alone needs no simulation."""
     return config.refine_rollouts > 0 or config.rounds > 1
 
 
+ACTS = Use(creates=False, simulates=always, acts=True)
+READS = Use(creates=False, needs_ray=False, only_reads=True)
+REFINES = replace(ACTS, simulates=_with_rollouts, learns=True)
+
 COMMANDS = {
-    "demo": Command("run every stage and write the report", creates=True, demonstrates=True, simulates=_always, reads=(
+    "demo": Command("run every stage and write the report", use=Use(demonstrates=True, simulates=always, acts=True, learns=True), reads=(
         "seed", "demos", "pretrain_steps", "rollouts", "rounds", "refine_steps", "planning_steps", "refine_rollouts", "eval_episodes",
         "sim", "model.preset", "model.suite", "model.chunk", "replay.gamma", "learner.lr", "learner.refine_lr", "learner.self_imitation",
         "learner.advantage_temperature", "inference.gpus", "rollout.workers", "rollout.chunk_noise", "rollout.horizon",
         "planner.candidates", "planner.rank_by", "planner.spread")),
-    "collect": Command("record scripted demonstrations in a new run", creates=True, demonstrates=True, simulates=_always, reads=(
+    "collect": Command("record scripted demonstrations in a new run", use=Use(demonstrates=True, simulates=always), reads=(
         "demos", *NEW_RUN, "replay.store", "replay.patience_s", *FLEET[:1])),
-    "pretrain": Command("train the base policy on the demonstrations", reads=(
+    "pretrain": Command("train the base policy on the demonstrations", use=Use(creates=False, learns=True), reads=(
         "pretrain_steps", "init", "replay.gamma", "replay.success_share", "learner")),
-    "rollout": Command("run episodes of the base policy, successes and failures", simulates=_always, reads=(
+    "rollout": Command("run episodes of the base policy, successes and failures", use=ACTS, reads=(
         "rollouts", "replay.rollout_frame_stride", "replay.patience_s", "replay.keep_newest", "replay.keep_failures", "inference",
         "rollout")),
-    "refine": Command("train on rollouts while acting with the newest weights", simulates=_with_rollouts, reads=(
+    "refine": Command("train on rollouts while acting with the newest weights", use=REFINES, reads=(
         "rounds", "refine_steps", "planning_steps", "refine_rollouts", "publish_every", "learner", "replay.gamma", "replay.success_share",
         "replay.samples_per_insert", "replay.keep_newest", "replay.keep_failures", "rollout.workers", "rollout.chunk_noise",
         "rollout.horizon", "rollout.planned", "inference.gpus", "inference.steps")),
-    "evaluate": Command("compare base, refined and planning on held-out states", simulates=_always, reads=(
+    "evaluate": Command("compare base, refined and planning on held-out states", use=ACTS, reads=(
         "eval_episodes", "repeat", "planner", "inference", *FLEET), options=(
         ("--arms", {"metavar": "A,B,...", "help": "arms, such as 'base,base + planning' [those of its policies]"}),
     )),
-    "plan": Command("run one planned episode and draw what was imagined", needs_ray=False, only_reads=True, simulates=_always, reads=(
+    "plan": Command("run one planned episode and draw what was imagined", use=replace(READS, simulates=always, acts=True), reads=(
         "plan_seed", "planner", "inference", "rollout.execute"), options=(
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), *TO,
     )),
-    "audit": Command("measure what planning could win and which part limits it", simulates=_always, reads=(
+    "audit": Command("measure what planning could win and which part limits it", use=ACTS, reads=(
         "eval_episodes", "planner", "inference", "replay.gamma", "rollout.workers", "rollout.execute"), options=(
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
         ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which every choice is compared [24]"}),
     )),
-    "report": Command("write report.html and report.json", needs_ray=False, only_reads=True, reads=(
+    "report": Command("write report.html and report.json", use=replace(READS, acts=True), reads=(
         "plan_seed", "learner.value_mode", "inference.gpus", "inference.threads"), options=TO),
-    "import": Command("start a run from a released or exported policy", needs_ray=False, creates=True, reads=NEW_RUN, options=(
+    "import": Command("start a run from a released or exported policy", use=Use(needs_ray=False), reads=NEW_RUN, options=(
         ("--as", {"choices": ("base", "planning"), "default": "base",
                   "help": "'base' acts, 'planning' imagines and values for it; a run takes one of each [base]"}),
         ("--weights", {"required": True, "metavar": "PATH", "help": "public .pt, .safetensors, DCP folder or diffusers folder"}),
         ("--statistics", {"required": True, "metavar": "FILE", "help": "dataset statistics JSON; it has actions_min, actions_max, "
                                                                      "proprio_min and proprio_max"}),
     )),
-    "export": Command("write a run's policy for other projects", needs_ray=False, only_reads=True, reads=(), options=(
+    "export": Command("write a run's policy for other projects", use=READS, reads=(), options=(
         ("--checkpoint", {"choices": ("initial", "base", "refined", "planning"), "help": "network of the run [the newest policy]"}),
         ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
         ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),

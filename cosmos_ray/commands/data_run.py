@@ -20,6 +20,7 @@ from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import open_run, validate
 from cosmos_ray.sim.recorded_simulation import recorded_simulation, with_cameras
+from cosmos_ray.use import Use
 
 
 class DataRun:
@@ -33,7 +34,7 @@ class DataRun:
         if not self.found:
             validate(self.config)
         elif options.config or any(getattr(options, name) is not None for name in SETTINGS if name not in ("name", "root")):
-            with open_run(self.config, create=False, with_ray=False):
+            with open_run(self.config, Use(creates=False, needs_ray=False)):
                 pass  # refuses what does not go with the run, and keeps what does
 
     @property
@@ -55,7 +56,7 @@ class DataRun:
             check_fits("the demonstrations", body, config.sim)
         if not self.found:
             ReplayStore(self.store)  # which may fail, so it comes before the run
-            with open_run(config, with_ray=False):
+            with open_run(config, Use(needs_ray=False)):
                 self.config, self.found = config, True
 
     def text(self) -> str:
