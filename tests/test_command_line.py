@@ -9,8 +9,9 @@ import sys
 import pytest
 import ray
 
-from cosmos_ray.commands.cli import configure, main, make_parser
+from cosmos_ray.commands.cli import main, make_parser
 from cosmos_ray.commands.command import COMMANDS
+from cosmos_ray.commands.configure import configure
 from cosmos_ray.config import RunConfig, check
 from cosmos_ray.config.recipes import recipe
 from cosmos_ray.config.settings import SETTINGS, new_config

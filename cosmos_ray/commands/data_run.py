@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cosmos_ray.commands.cli import configure
+from cosmos_ray.commands.configure import configure
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.settings import SETTINGS, with_absolute_paths
 from cosmos_ray.config.stored import stored_config
