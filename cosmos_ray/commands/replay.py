@@ -114,13 +114,11 @@ def _chosen(store: ReplayStore, options: argparse.Namespace) -> list[EpisodeSumm
 
 def _progress(options: argparse.Namespace, what: str, unit: str) -> Callable[[int, int], None]:
     """A progress line for functions that report (done, total)."""
-    lines: list[Progress] = []
+    line = Progress(what, 1, unit=unit, quiet=options.quiet)  # now: the first unit takes time, too
 
     def show(done: int, total: int) -> None:
-        if not lines:
-            lines.append(Progress(what, total, unit=unit, quiet=options.quiet))
-        lines[0].total = max(1, total)
-        (lines[0].finish if done >= total else lines[0].update)(done)
+        line.total = max(1, total)
+        (line.finish if done >= total else line.update)(done)
 
     return show
 
