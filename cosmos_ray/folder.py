@@ -172,6 +172,7 @@ class RunFolder:
         except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "?"
+            lock.close()
             raise ConfigError(f"run {self.path} is in use by process {owner}: wait for it, or give another --name") from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
