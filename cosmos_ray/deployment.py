@@ -14,7 +14,7 @@ from cosmos_ray import released
 from cosmos_ray.config import PlannerConfig, RunConfig, check
 from cosmos_ray.config.settings import SETTINGS, changed, nearest, new_config
 from cosmos_ray.config.stored import stored_config
-from cosmos_ray.config.suites import SUITES
+from cosmos_ray.config.suites import SUITES, check_sizes
 from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore, ready
@@ -222,6 +222,7 @@ def _run_settings(checkpoint: Path) -> RunConfig:
 
 def _released(config: RunConfig, weights: str | Path, statistics: str | Path) -> CosmosPolicy:
     ranges = read_statistics(statistics or _beside(released.local(weights), "*_dataset_statistics.json", "statistics"))
+    check_sizes(config.model.suite, len(ranges.actions_low), len(ranges.proprio_low), str(statistics or weights))
     suite = SUITES.get(config.model.suite)
     cameras = suite.cameras if suite else config.sim.cameras
     return load_released(make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low)), weights, ranges)

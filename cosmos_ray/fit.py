@@ -21,8 +21,8 @@ from cosmos_ray.sim.embodiment import simulated
 def check_simulates(config: RunConfig) -> None:
     """ConfigError for a run without a simulation."""
     if not config.sim.task:
-        raise ConfigError(f"run {config.name!r} has no simulation, for its demonstrations name no robosuite task, or one that does "
-                          "not fit them: give --sim.task, and --sim.robots, --sim.controller, --sim.actions, --sim.wrist-cameras and "
+        raise ConfigError(f"run {config.name!r} has no simulation, for neither its settings nor its demonstrations name a robosuite "
+                          "task that fits: give --sim.task, and --sim.robots, --sim.controller, --sim.actions, --sim.wrist-cameras and "
                           "--sim.third-cameras where they are not the task's")
 
 

@@ -142,6 +142,14 @@ class RunFolder:
         if not os.access(self.results, os.W_OK):
             raise ConfigError(f"{self.results} cannot be written: give --to FOLDER")
 
+    def unmake(self) -> None:
+        """Take back a new run in which nothing was made, so that its settings bind nobody: with any other file, all of it stays."""
+        made = (".lock", "config.json", "identity.json")
+        if all(part.name in made for part in self.path.iterdir()):
+            for name in made:
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
     def close(self) -> None:
         """Give the lock back."""
         if self._lock is not None:

@@ -16,6 +16,8 @@ from cosmos_ray.errors import ConfigError
 #: In a name, what tells a file beside the weights from the weights.
 _BESIDE = re.compile(r"t5_embeddings|tokenizer|vae|statistics", re.IGNORECASE)
 
+INDEX = ".safetensors.index.json"  #: how the name of a file ends that lists the safetensors files of one model
+
 
 def hub() -> Path:
     """The folder of the Hugging Face cache, as huggingface_hub finds it."""
@@ -57,7 +59,10 @@ def weights(path: str | Path) -> Path:
     folder = local(path)
     if not folder.is_dir() or (folder / "policy.json").is_file() or (folder / "config.json").is_file():
         return folder
-    files = [file for suffix in (".pt", ".pth", ".safetensors") for file in folder.glob(f"*{suffix}") if not _BESIDE.search(file.stem)]
+    if indices := [file for file in folder.glob(f"*{INDEX}") if not _BESIDE.search(file.name)]:
+        return _only(folder, indices, "indices of weights")
+    files = [file for suffix in (".pt", ".pth", ".ckpt", ".safetensors") for file in folder.glob(f"*{suffix}")
+             if not _BESIDE.search(file.stem)]
     transformer = folder / "transformer"
     return _only(folder, files + [transformer] * (transformer / "config.json").is_file(), "weights")
 

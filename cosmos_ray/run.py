@@ -16,7 +16,7 @@ from cosmos_ray.config import RunConfig, check
 from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
-from cosmos_ray.errors import ConfigError
+from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.fit import check_acts, check_chunk, check_fits, check_simulates, check_suite
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.gpus import check_own_gpu, check_ray_gpus
@@ -157,13 +157,17 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
     if use.acts and not use.needs_ray:
         check_own_gpu(config)
     folder = RunFolder(config, fresh=fresh, create=use.creates, only_reads=use.only_reads, check=check_store)
-    tracker = None
+    tracker, made = None, use.creates and before is None
     try:
         if use.needs_ray:
             private = connect(config.address, simulates=bool(config.sim.task) and (use.acts or not use.learns))
             check_ray_gpus(config, use.acts, use.learns, private)
         tracker = Tracker(config, folder)
         yield Run(config, folder, tracker, quiet)
+    except CosmosRayError:
+        if made:
+            folder.unmake()
+        raise
     finally:
         if tracker is not None:
             tracker.close()

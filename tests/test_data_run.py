@@ -134,6 +134,8 @@ def test_a_run_without_a_simulation_says_what_would_give_one(tmp_path, capfd):
     assert "has no simulation: `pretrain` and `export` work" in capfd.readouterr().out
     for command in ("rollout", "evaluate", "plan", "audit", "refine", "collect", "demo"):
         assert "run 'lift' has no simulation" in line_of(capfd, [command, "--root", str(tmp_path), "--name", "lift"])
+    line = line_of(capfd, ["collect", "--root", str(tmp_path), "--name", "new", "--model.suite", "aloha"])
+    assert "run 'new' has no simulation, for neither its settings nor its demonstrations name a robosuite task that fits" in line
     where = ["--root", str(tmp_path), "--name", "lift", "--sim.task"]
     line = line_of(capfd, ["rollout", *where, "Lift", "--sim.actions", "pose"])
     assert "there is no base policy to roll out: run `pretrain` first" in line

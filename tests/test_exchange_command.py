@@ -171,14 +171,14 @@ def test_a_run_is_used_from_another_folder_than_it_was_made_in(files, tmp_path, 
 
 
 @pytest.mark.parametrize("changes, code, complaint", [
-    ({"statistics": "nothing.json"}, 1, "cannot read the dataset statistics .*nothing.json: No such file"),
-    ({"statistics": "half.json"}, 1, "half.json: proprio_max is missing"),
+    ({"statistics": "nothing.json"}, 2, "cannot read the dataset statistics .*nothing.json: No such file"),
+    ({"statistics": "half.json"}, 2, "half.json: proprio_max is missing"),
     ({"statistics": "aloha.json"}, 2, r"aloha.json describes 14 numbers per action and 14 of proprioception, suite 'libero' has 7 and 9: "
                                         "give"),
-    ({"weights": "nothing.pt"}, 1, "there is no .*nothing.pt: give a .pt or .pth file"),
-    ({"weights": "statistics.json"}, 1, "no weights in .*statistics.json: give a .pt or .pth file"),
-    ({"model__layers": "3"}, 1, r"policy.pt: key blocks\.2\..* is missing.*choose weights of this model"),
-    ({"model__width": "128"}, 1, r"policy.pt: .*has shape \(.*set the model's dimensions to those"),
+    ({"weights": "nothing.pt"}, 2, "there is no .*nothing.pt: give a .pt, .pth or .ckpt file"),
+    ({"weights": "statistics.json"}, 2, "no weights in .*statistics.json: give a .pt, .pth or .ckpt file"),
+    ({"model__layers": "3"}, 2, r"policy.pt: key blocks\.2\..* is missing.*choose weights of this model"),
+    ({"model__width": "128"}, 2, r"policy.pt: .*has shape \(.*set the model's dimensions to those"),
     ({"sim__third_cameras": "agentview,frontview"}, 2, "'libero' sees 1 wrist and 1 third-person cameras, the simulation has 1 and 2"),
     ({"model__suite": "robocasa", "sim__task": "Lift", "sim__third_cameras": "agentview"}, 2,
      "'robocasa' sees 1 wrist and 2 third-person cameras, the simulation has 1 and 1: name"),
@@ -187,7 +187,7 @@ def test_a_run_is_used_from_another_folder_than_it_was_made_in(files, tmp_path, 
 ], ids=lambda value: "" if not isinstance(value, dict) else " ".join(map(" ".join, value.items())))  # fmt: skip
 def test_what_cannot_be_imported_is_one_line(files, tmp_path, capfd, handlers, changes, code, complaint):
     fails(importing(files, tmp_path, **changes), code, complaint, capfd)
-    assert not (tmp_path / "lib" / "checkpoints").exists()  # nothing half done
+    assert not (tmp_path / "lib").exists()  # nothing half done, and no run that keeps the wrong settings
     assert main([*importing(files, tmp_path), "--fresh"]) == 0
 
 

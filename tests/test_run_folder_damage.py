@@ -9,7 +9,11 @@ import subprocess
 import pytest
 
 from cosmos_ray.commands.cli import main
+from cosmos_ray.config import RunConfig
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.run import open_run
+from cosmos_ray.use import Use
 from tests.conftest import file_system
 from tests.test_command_line import make_run
 from tests.test_replay_episode import make_episode
@@ -84,3 +88,14 @@ def test_a_read_only_run_is_read_and_what_would_write_says_so(read_only_run, tmp
     assert "nothing was evaluated yet" in capfd.readouterr().err
     assert main(["replay", "repair", *where]) != 0 and len(capfd.readouterr().err.splitlines()) == 1
     assert not os.access(read_only_run / "door", os.W_OK)
+
+
+def test_a_command_that_fails_before_anything_is_made_leaves_no_run(tmp_path):
+    config = RunConfig(root=str(tmp_path), name="new")
+    with pytest.raises(ConfigError, match="no weights"), open_run(config, Use(needs_ray=False)):
+        raise ConfigError("no weights")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="no weights"), open_run(config, Use(needs_ray=False)) as run:
+        run.folder.record("import")
+        raise ConfigError("no weights")
+    assert (tmp_path / "new" / "config.json").exists()  # something was made: it stays

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cosmos_ray.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -72,3 +74,11 @@ SUITES = {
         horizon=1100, futures=3, future_steps=5, value_samples=5, value_steps=5, aggregate="majority_mean",
         warmup=2000, cycle=20_000, refine_warmup=1500, refine_cycle=15_000),
 }
+
+
+def check_sizes(suite: str, action_dim: int, proprio_dim: int, where: str) -> None:
+    """ConfigError when the statistics in ``where`` are of other sizes than ``suite``, the name of one or ""."""
+    known = SUITES.get(suite)
+    if known and (action_dim, proprio_dim) != (known.action_dim, known.proprio_dim):
+        raise ConfigError(f"{where} describes {action_dim} numbers per action and {proprio_dim} of proprioception, suite {suite!r} has "
+                          f"{known.action_dim} and {known.proprio_dim}: give that suite's statistics, or another suite (model.suite)")

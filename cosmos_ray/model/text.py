@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ class T5Text:
         """(tokens, width) float. ConfigError for an instruction that is not cached when there is no T5 directory."""
         if instruction not in self.embeddings:
             if not self._folder:
-                raise ConfigError(f"there is no embedding of {instruction!r}: add it to model.text_path, or give a T5 directory instead")
+                raise ConfigError(f"there is no embedding of {instruction!r}, only of {len(self.embeddings)}, the nearest "
+                                  f"{(get_close_matches(instruction, self.embeddings, 1, 0) or ['none'])[0]!r}: give it to the letter, "
+                                  "add it to model.text_path, or give a T5 directory instead")
             self.embeddings[instruction] = self._encode(instruction)
         return self.embeddings[instruction]
 

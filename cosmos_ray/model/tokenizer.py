@@ -135,6 +135,11 @@ class WanTokenizer(nn.Module):
             raise CheckpointError(f"no Wan 2.1 VAE in {path!r}: point model.tokenizer_path at a diffusers directory with config.json, or "
                                   "at the release's tokenizer.pth")
         try:
+            config = AutoencoderKLWan.load_config(there, local_files_only=True)
+            if (config.get("_class_name"), config.get("z_dim", 16), config.get("is_residual", False)) != ("AutoencoderKLWan", 16, False):
+                raise CheckpointError(f"{there} is no Wan 2.1 VAE: its config.json is of {config.get('_class_name')}, z_dim "
+                                      f"{config.get('z_dim')}, is_residual {config.get('is_residual', False)}; give the vae "
+                                      "folder of Wan 2.1, or the release's tokenizer.pth")
             return cls(AutoencoderKLWan.from_pretrained(there, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"the Wan 2.1 VAE in {path!r} cannot be loaded: {reason(error)}: copy it again") from error

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from cosmos_ray.config.suites import SUITES
-from cosmos_ray.errors import ConfigError
+from cosmos_ray.config.suites import SUITES, check_sizes
+from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.checkpoint import copy_checkpoint, load_checkpoint, load_released, read_description, save_policy
 from cosmos_ray.model.exchange import diffusers_config, write_weights
 from cosmos_ray.model.exchange.statistics import Statistics, read_statistics, write_statistics
@@ -31,7 +31,8 @@ def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -
     fit the configured model (preset, suite, dimensions). `pretrain` then fine-tunes the base policy, and `refine` with ``planning_steps``
     the planning network. The two imports may come in either order.
 
-    ConfigError when the run already has such a network, and when base policy and planning network do not fit each other.
+    ConfigError when a file cannot be read or does not fit, when the run already has such a network, and when base policy and
+    planning network do not fit each other.
     """
     config, folder = run.config, run.folder
     kept, acting, what = IMPORTED[role]
@@ -39,10 +40,14 @@ def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -
     # `pretrain` and `refine` would go on from the learner's state, not from these weights.
     if path.exists() or any((folder.path / "learner").glob(f"{acting}*")):
         raise ConfigError(f"run {config.name!r} has a {what} already: give another --name, or --fresh to move the run aside")
-    cameras, ranges = _cameras(run), read_statistics(statistics)
-    _check_ranges(run, ranges, statistics)
-    spec = make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low))
-    policy = load_released(spec, weights, ranges)
+    cameras = _cameras(run)
+    try:
+        ranges = read_statistics(statistics)
+        check_sizes(config.model.suite, len(ranges.actions_low), len(ranges.proprio_low), statistics)
+        spec = make_spec(config.model, cameras, len(ranges.actions_low), len(ranges.proprio_low))
+        policy = load_released(spec, weights, ranges)
+    except CheckpointError as error:  # of the files that were given, so the command line leaves with code 2
+        raise ConfigError(str(error)) from error
     if config.sim.task and os.path.isdir(spec.text_path):
         policy.text(config.sim.instruction)  # embedded here once, the checkpoint carries it to every actor
     for other_kept, _, other in IMPORTED.values():
@@ -76,16 +81,6 @@ def _cameras(run: Run) -> tuple[str, ...]:
                           f"third-person cameras, the simulation has {len(sim.wrist_cameras)} and {len(sim.third_cameras)}: name as many "
                           "with --sim.wrist-cameras and --sim.third-cameras, in the suite's order")
     return sim.cameras
-
-
-def _check_ranges(run: Run, ranges: Statistics, path: str) -> None:
-    """ConfigError when the suite and the statistics differ in the size of actions or proprioception."""
-    suite = SUITES.get(run.config.model.suite)
-    theirs = len(ranges.actions_low), len(ranges.proprio_low)
-    if suite and theirs != (suite.action_dim, suite.proprio_dim):
-        raise ConfigError(f"{path} describes {theirs[0]} numbers per action and {theirs[1]} of proprioception, suite "
-                          f"{run.config.model.suite!r} has {suite.action_dim} and {suite.proprio_dim}: give that suite's statistics, or "
-                          "another --model.suite")
 
 
 def export_policy(run: Run, checkpoint: str | None, format: str, to: str, overwrite: bool) -> list[Path]:

@@ -10,7 +10,7 @@ import torch
 
 from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange.diffusers_folder import CONFIG, diffusers_config, read_diffusers, write_diffusers
+from cosmos_ray.model.exchange.diffusers_folder import CONFIG, diffusers_config, read_diffusers, read_shards, write_diffusers
 from cosmos_ray.model.exchange.files import DCP_METADATA, read_safetensors, replacing, save_safetensors
 from cosmos_ray.model.exchange.names import clean, flaw, match, prefixed
 from cosmos_ray.model.exchange.pt import read_pt, write_pt
@@ -19,7 +19,7 @@ __all__ = ["FORMATS", "diffusers_config", "match", "read_weights", "write_weight
 
 FORMATS = ("pt", "dcp", "diffusers", "safetensors")
 _SUFFIXES = {"pt": (".pt", ".pth"), "safetensors": (".safetensors",)}
-_ACCEPTED = ("a .pt or .pth file of torch.save, a .safetensors file, a torch.distributed.checkpoint folder (with .metadata, or the "
+_ACCEPTED = ("a .pt, .pth or .ckpt file of torch.save, a .safetensors file, a torch.distributed.checkpoint folder (with .metadata, or the "
              "iter_XXXXXXXXX folder above it), or a diffusers folder (with config.json, or the one above its transformer)")
 
 
@@ -42,6 +42,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         tensors = read_dcp(path)
     elif format == "diffusers":
         tensors = read_diffusers(path)[0]
+    elif format == "shards":
+        tensors = read_shards(path)
     else:
         tensors = read_pt(path) if format == "pt" else clean(read_safetensors(path), str(path))
     for key, value in tensors.items():
@@ -51,7 +53,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _format(path: Path) -> str:
-    """Which of FORMATS lies at ``path``; CheckpointError when none does, OSError when that cannot be seen."""
+    """Which of FORMATS lies at ``path``, or "shards" for the index of safetensors files.
+
+    CheckpointError when none does, OSError when that cannot be seen.
+    """
     if not path.exists():
         raise CheckpointError(f"there is no {path}: give {_ACCEPTED}")
     if path.is_dir():
@@ -59,6 +64,10 @@ def _format(path: Path) -> str:
             return "dcp"
         if any((folder / CONFIG).is_file() for folder in (path, path / "transformer")):
             return "diffusers"
+    if path.is_file() and path.name.endswith(released.INDEX):
+        return "shards"
+    if path.is_file() and path.suffix == ".ckpt":  # of Lightning; never written
+        return "pt"
     for format, suffixes in _SUFFIXES.items():
         if path.is_file() and path.suffix in suffixes:
             return format

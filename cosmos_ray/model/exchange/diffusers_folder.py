@@ -39,10 +39,23 @@ def read_diffusers(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str,
     config = _read_json(folder / CONFIG)
     if config.get("_class_name") != CLASS:
         raise CheckpointError(f"{folder / CONFIG} is of a {config.get('_class_name')}, not of a {CLASS}: choose the transformer's folder")
+    return clean(_together(_weight_files(folder)), str(folder)), config
+
+
+def read_shards(index: Path) -> dict[str, torch.Tensor]:
+    """The weights of the safetensors files that ``index`` (``*.safetensors.index.json``) names, under public names."""
+    return clean(_together(_shards(index)), str(index))
+
+
+def _together(files: list[Path]) -> dict[str, torch.Tensor]:
+    """The tensors of several safetensors files. CheckpointError for one that is in two of them."""
     tensors: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder):
-        tensors |= read_safetensors(file)
-    return clean(tensors, str(folder)), config
+    for file in files:
+        held = read_safetensors(file)
+        if double := sorted(held.keys() & tensors):
+            raise CheckpointError(f"{file}: key {double[0]} is in another shard too: the shards are of two saves, copy the whole folder")
+        tensors |= held
+    return tensors
 
 
 def write_diffusers(tensors: Mapping[str, torch.Tensor], folder: str | Path, config: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -82,16 +95,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model, all present: of an index file if there is one, else the only one."""
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-            raise CheckpointError(f"{index} has no weight_map of keys to files: copy it again")
-        files = [folder / name for name in sorted(set(shards.values()))]
-        for file in files:
-            if file.parent != folder:
-                raise CheckpointError(f"{index} points to {file.name} outside of its folder: refused")
-            if not file.is_file():
-                raise CheckpointError(f"{folder}: shard {file.name} is missing: copy the whole folder")
-        return files
+        return _shards(index)
     files = sorted(folder.glob(f"{WEIGHTS}*.safetensors"))
     if len(files) == 1:
         return files
@@ -100,6 +104,20 @@ def _weight_files(folder: Path) -> list[Path]:
     if any(folder.glob("*.bin")):
         raise CheckpointError(f"{folder} has its weights only as .bin, which is pickled code: save it with safe_serialization=True")
     raise CheckpointError(f"{folder} has no {WEIGHTS}.safetensors: copy the whole folder")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all beside it and present."""
+    shards, folder = _read_json(index).get("weight_map"), index.parent
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{index} has no weight_map of keys to files: copy it again")
+    files = [folder / name for name in sorted(set(shards.values()))]
+    for file in files:
+        if file.parent != folder:
+            raise CheckpointError(f"{index} points to {file.name} outside of its folder: refused")
+        if not file.is_file():
+            raise CheckpointError(f"{folder}: shard {file.name} is missing: copy the whole folder")
+    return files
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -76,9 +76,24 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def stand_in(file: Path) -> str:
+    """What a file is that a failed download left in place of another one, with what to do; "" for any other file."""
+    with open(file, "rb") as opened:
+        head = opened.read(256).lstrip()
+    if not head:
+        return "is an empty file: copy it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is only a pointer to the file (Git LFS): run `git lfs pull` in its folder, or download the file itself"
+    if head.lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file: download the file itself, logged in where the page asks for that"
+    return ""
+
+
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     """Tensors of one file under the names in it. CheckpointError when it is missing, truncated or something else."""
     try:
+        if why := stand_in(file):
+            raise CheckpointError(f"{file} {why}")
         return load_file(file)
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error

@@ -120,6 +120,12 @@ def prefixed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def match(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """CheckpointError with the first missing, unknown or misshapen key: weights fit as a whole or not at all."""
+    if adapters := [key for key in tensors if ".lora_" in key or ".base_layer." in key]:
+        raise CheckpointError(f"{where}: key {adapters[0]} is of a LoRA adapter, which is not merged into its network: merge them "
+                              "(`merge_and_unload` of peft) and save the network")
+    if tensors and expected and not set(tensors) & set(expected):
+        raise CheckpointError(f"{where}: no key is of the model: the file has {min(tensors)} and such, the model {min(expected)}: "
+                              "choose weights of this model")
     for key in sorted(set(tensors) | set(expected)):
         if key not in tensors:
             raise CheckpointError(f"{where}: key {key} is missing, the model has it with shape {tuple(expected[key])}: "

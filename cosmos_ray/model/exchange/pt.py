@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange.files import replacing
+from cosmos_ray.model.exchange.files import replacing, stand_in
 from cosmos_ray.model.exchange.names import clean, prefixed
 from cosmos_ray.model.exchange.safe_pickle import DAMAGED
 
@@ -56,12 +56,11 @@ def torch_load(source: Path | io.BytesIO, where: str) -> Any:
     try:
         mapped = isinstance(source, Path) and zipfile.is_zipfile(source)
         if isinstance(source, Path) and not mapped:
+            if why := stand_in(source):
+                raise CheckpointError(f"{where} {why}")
             with open(source, "rb") as file:
-                head = file.read(2)
-            if not head:
-                raise CheckpointError(f"{where} is an empty file: copy it again")
-            if head == b"PK":
-                raise CheckpointError(f"{where} is truncated: copy it again")
+                if file.read(2) == b"PK":
+                    raise CheckpointError(f"{where} is truncated: copy it again")
         with warnings.catch_warnings(), torch.serialization.safe_globals([io.BytesIO]):  # Transformer Engine's _extra_state
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cosmos_ray import released
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange.files import replacing
+from cosmos_ray.model.exchange.files import replacing, stand_in
 from cosmos_ray.model.injection import CONSTANT
 
 GROUPS = ("actions", "proprio")
@@ -40,7 +40,9 @@ def read_statistics(path: str | Path) -> Statistics:
     sense; it also refuses the statistics of data that are normalised already."""
     path = released.statistics(path)
     try:
-        raw = json.loads(path.read_text())
+        if why := stand_in(path):
+            raise CheckpointError(f"{path} {why}")
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CheckpointError(f"cannot read the dataset statistics {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -74,7 +76,8 @@ def write_statistics(statistics: Statistics, path: str | Path, overwrite: bool =
 def _vector(raw: Mapping[str, Any], key: str, path: str | Path) -> np.ndarray:
     """The finite numbers under ``key``, (n,) float32."""
     if key not in raw:
-        raise CheckpointError(f"{path}: {key} is missing: these are no statistics of actions and proprioception")
+        raise CheckpointError(f"{path}: {key} is missing, it has {', '.join(map(repr, list(raw)[:4])) or 'nothing'}: give the release's "
+                              "*_dataset_statistics.json, with actions_min, actions_max, proprio_min and proprio_max")
     held = raw[key]
     if not isinstance(held, list) or not held or not all(type(x) in (int, float) for x in held):
         raise CheckpointError(f"{path}: {key} is no list of numbers, one per dimension: compute it again")

@@ -13,7 +13,7 @@ import torch
 
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange import safe_pickle
-from cosmos_ray.model.exchange.files import owned, read_safetensors, replacing, save_safetensors
+from cosmos_ray.model.exchange.files import owned, read_safetensors, replacing, save_safetensors, stand_in
 from cosmos_ray.model.exchange.pt import torch_load
 
 #: First pickle of a file that torch.save wrote in its old format.
@@ -49,6 +49,8 @@ def write_text_embeddings(embeddings: Mapping[str, torch.Tensor], path: str | Pa
 def _read_pickle(path: Path) -> Any:
     """What a pickle or torch.save file holds."""
     try:
+        if why := stand_in(path):
+            raise CheckpointError(f"{path} {why}")
         with open(path, "rb") as file:
             if file.read(2) == b"PK":
                 return torch_load(path, str(path))
