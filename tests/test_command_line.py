@@ -33,10 +33,11 @@ def make_run(root, name: str, values: dict | None = None) -> RunConfig:
 
 @pytest.fixture
 def handlers():
-    """Puts the signal handler back that a command installs."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Puts the signal handlers back that a command installs."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- wrong input

@@ -137,19 +137,39 @@ def _run(options: argparse.Namespace) -> int:
     own = {flag.removeprefix("--"): getattr(options, flag.removeprefix("--")) for flag, _ in command.options}
     config = with_absolute_paths(configure(options))
 
+    interrupts = _Interrupts()
+    interrupts.catch()
     from cosmos_ray.commands.stage import run_stage
     from cosmos_ray.run import open_run
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.check()
     with open_run(config, command.use, fresh=fresh, quiet=options.quiet) as run:
-        signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put its own handler there
+        interrupts.check()
+        interrupts.catch()  # again: Ray has put its own handler of SIGTERM there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0
 
 
-def _interrupt(*_: object) -> None:
-    """SIGTERM (a stopped Ray job, a scheduler) ends a run as Ctrl-C does."""
-    raise KeyboardInterrupt
+class _Interrupts:
+    """Ctrl-C and SIGTERM (a stopped Ray job, a scheduler) end a run alike.
+
+    Some libraries swallow the exception while they are imported or started: what has come is remembered until the next check.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def catch(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def check(self) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, *_: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> int:
