@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,8 @@ def run(root: Path, command: str, *flags: str, name: str = "lift", code: int = 0
 
 def test_an_import_makes_the_run_with_the_simulation_that_the_file_names(lift, tmp_path, capfd):
     assert main(importing(tmp_path, lift, flags=["--instruction", SAID, "--pretrain-steps", "7"])) == 0
-    assert f"simulation of run lift: Lift with Panda under OSC_POSE, told '{SAID}'" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert f"simulation of run lift: Lift with Panda under OSC_POSE, told '{SAID}'" in out and "name no controller" not in out
     config = settings_of(tmp_path)
     assert (config.sim.task, config.sim.actions, config.sim.control_freq, config.sim.image_size) == ("Lift", "pose", 20, 32)
     assert config.sim.cameras == ("robot0_eye_in_hand", "agentview") and config.sim.instruction == SAID
@@ -97,6 +99,15 @@ def test_an_import_makes_the_run_with_the_simulation_that_the_file_names(lift, t
     assert main(importing(tmp_path, lift, flags=["--instruction", SAID, "--pretrain-steps", "7"])) == 0  # again: the same run
     assert "3 of them were there before" in capfd.readouterr().out
     assert (tmp_path / "lift" / "config.json").read_bytes() == stored and len(ReplayStore(tmp_path / "lift" / "replay").refresh()) == 3
+
+
+def test_a_controller_that_the_files_do_not_name_is_said(lift, tmp_path, capfd):
+    silent = tmp_path / "silent.hdf5"
+    shutil.copy(lift, silent)
+    with h5py.File(silent, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "env_kwargs": {"robots": ["Panda"], "control_freq": 20}})
+    assert main(importing(tmp_path, silent, flags=["--instruction", SAID])) == 0
+    assert "the files name no controller: OSC_POSE with actions of pose is taken" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("format, back, flags", [("lerobot", "lerobot", ["--frames", "image"]), ("cosmos-demos", "robomimic", [])])

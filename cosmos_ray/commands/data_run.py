@@ -92,6 +92,9 @@ class DataRun:
         except ConfigError as error:
             self.notes.append(f"the files name the robosuite task {values['sim.task']}, and it is not simulated here: {error}")
             return self.config
+        if "sim.controller" not in values:
+            self.notes.append(f"the files name no controller: {config.sim.controller} with actions of {config.sim.actions} is taken; "
+                              "--sim.controller and --sim.actions give another one")
         return config
 
 
