@@ -17,6 +17,10 @@ class StoreUnavailable(StoreError):
     """The replay store cannot be reached or written at the moment (disk full, mount gone): trying again may help."""
 
 
+class BadFile(StoreError):
+    """A file that a user brings cannot be read, or has nothing that a store can take. The command line exits with code 2."""
+
+
 class CheckpointError(CosmosRayError):
     """A checkpoint is missing, truncated or does not fit the model it is loaded into."""
 

@@ -22,7 +22,7 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.config.recipes import recipe, recipe_list
 from cosmos_ray.config.settings import SETTINGS, given, new_config, with_absolute_paths
 from cosmos_ray.config.upgrade import OLD_NAMES
-from cosmos_ray.errors import ConfigError, CosmosRayError
+from cosmos_ray.errors import BadFile, ConfigError, CosmosRayError
 
 RENAMED = {**OLD_NAMES, "kind": "class"}  #: flags of before
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         return _run(_parse(sys.argv[1:] if arguments is None else arguments))
-    except ConfigError as error:
+    except (BadFile, ConfigError) as error:
         return _fail(f"error: {error}", 2)
     except CosmosRayError as error:
         return _fail(f"{type(error).__name__}: {error}", 1)

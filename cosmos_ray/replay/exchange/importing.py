@@ -20,7 +20,7 @@ import pyarrow as pa
 import simplejpeg
 
 from cosmos_ray.embodiment import Embodiment, third_person
-from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.errors import BadFile, ConfigError, StoreError
 from cosmos_ray.replay.exchange.exchanged import ImportSummary, Progress
 from cosmos_ray.replay.exchange.recorded_states import RenderRecorded
 from cosmos_ray.replay.format.codec import MOST_PIXELS, decode_jpeg, encode_jpeg
@@ -111,14 +111,14 @@ def import_episodes(
 
     ``store`` may be the root of one, which is made when the first episode is accepted: without any, nothing is left behind.
     ``accept`` sees the first episode before it is committed, as it will be stored, and may raise to have nothing imported.
-    StoreError, and nothing committed, where the first episode does not fit the store, a path does not exist or the only path is not of
+    BadFile, and nothing committed, where the first episode does not fit the store, a path does not exist or the only path is not of
     the format. A later episode that does not fit is left out and named, as is one of several paths that cannot be read.
     """
     options = options or ImportOptions()
     chosen = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     for path in chosen:
         if not path.exists():
-            raise StoreError(f"{path} does not exist")
+            raise BadFile(f"{path} does not exist")
     notes, driver = Notes(), _Driver(store, options, accept)
     for path in chosen:
         for number, found in enumerate(_found(read, path, options, notes, len(chosen) == 1)):
@@ -134,7 +134,7 @@ def _found(read: Reader, path: Path, options: ImportOptions, notes: Notes, alone
         yield from read(path, options, notes)
     except StoreError as error:
         if alone:
-            raise
+            raise BadFile(str(error)) from error
         yield Skip(str(path), str(error))
 
 
@@ -161,7 +161,10 @@ class _Driver:
         return self._store
 
     def take(self, found: Episode | Skip, path: Path) -> None:
-        """Commit an episode, or note why it is left out. StoreError where the first one does not fit, or the store cannot be written."""
+        """Commit an episode, or note why it is left out.
+
+        BadFile where the first one does not fit, StoreError where the store cannot be written.
+        """
         if isinstance(found, Skip):
             self.skipped.append((found.which, found.why))
             return
@@ -171,12 +174,12 @@ class _Driver:
             layout = _Layout.of(episode)
         except (_Flawed, StoreError) as error:
             if isinstance(error, StoreError) and not self.episodes:  # what was asked for does not go with these files
-                raise
+                raise BadFile(str(error)) from error
             self.skipped.append((which, str(error)))
             return
         why = layout.flaw() or (self.layout.misfit(layout, "the store's" if self.in_store else "those before it") if self.layout else "")
         if why and not self.episodes:
-            raise StoreError(f"{which} cannot be taken, and nothing was imported: {why}")
+            raise BadFile(f"{which} cannot be taken, and nothing was imported: {why}")
         if why:
             self.skipped.append((which, why))
             return
