@@ -99,6 +99,15 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Bit-identity across batch sizes is promised for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def alone(local_ray):
     """Runs a function in a process that is the only DeepSpeed rank, so that the test process itself never becomes one."""

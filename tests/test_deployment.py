@@ -29,14 +29,7 @@ handlers, released = test_command_line.handlers, test_exchange_command.files
 LIFT = test_exchange_command.LIFT
 PLANNER = PlannerConfig(candidates=3, value_samples=2, value_steps=2)
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-identity across batch sizes is promised for one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

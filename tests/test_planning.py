@@ -22,14 +22,7 @@ from tests.test_model import CAMERAS
 
 STEPS = 2
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-identity across batch sizes is promised for one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def demo_policy() -> CosmosPolicy:

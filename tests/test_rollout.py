@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from cosmos_ray.config import PlannerConfig, SimConfig
 from cosmos_ray.errors import ConfigError
@@ -28,14 +27,7 @@ from tests.test_planning import demo_policy
 SIM = SimConfig(horizon=20)  # chunks of 8: two whole ones and a half
 PLANS = ActingPolicy(planner=PlannerConfig(candidates=3, value_samples=1))
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Bit-identity across batch sizes is promised for one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
