@@ -16,12 +16,11 @@ from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import PaddedSampler, accelerate
 from cosmos_ray.planning.best_of_n import act_directly, best_of_n
 from cosmos_ray.weights import Weights, pack
-from tests import test_planning
 from tests.test_inference import assert_same, request
 from tests.test_model import tiny
 from tests.test_planning import demo_policy, observed
 
-one_thread = test_planning.one_thread  # bit-identity across batch sizes is promised for one thread
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLANNER = PlannerConfig(candidates=3, futures=2, future_steps=3, value_samples=3, value_steps=2)
 
