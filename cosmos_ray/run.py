@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
@@ -29,6 +29,7 @@ from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.experts import check_expert
+from cosmos_ray.supervision import Supervisor
 from cosmos_ray.tracking import Tracker
 from cosmos_ray.use import Use
 
@@ -44,6 +45,10 @@ class Run:
     folder: RunFolder
     tracker: Tracker
     quiet: bool = False  #: no progress lines
+    supervisor: Supervisor = field(init=False)  #: says and records what dies and what waits
+
+    def __post_init__(self) -> None:
+        self.supervisor = Supervisor(self.tracker.log)
 
     def progress(self, what: str, total: int, done: int = 0, unit: str = "") -> Progress:
         """A progress line, silent when the run is quiet."""

@@ -1,0 +1,90 @@
+"""Who watches whom: deadlines, restart budgets, and what is said about waits and deaths.
+
+docs/supervision.md says the same as one page for readers. This module knows neither Ray nor threads: every watcher calls it from its
+own loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SAY_AFTER_S = 10.0  #: a wait that lasts longer says what it waits for
+SAY_EVERY_S = 30.0  #: and says so again
+
+# Deadlines, in seconds. Those that a user sets are settings: rollout.deadline_s, inference.timeout_s, replay.patience_s.
+WORKER_START_S = 240.0  #: a rollout worker's first answer: imports, model build, kernels
+POOL_START_S = 180.0  #: an inference actor's first answer: torch, checkpoint
+LEARNER_START_S = 300.0  #: DeepSpeed, the other ranks, checkpoint
+PUSH_S = 60.0  #: for an inference actor to take new weights
+PROBE_S = 2.0  #: between two looks at an inference actor, or at the cluster's nodes
+
+# Budgets.
+TICKET_ATTEMPTS = 3  #: workers that one initial state may break before it is quarantined
+LEARNER_RESTARTS, LEARNER_RESTARTS_S = 3, 600.0  #: restarts of the learner by the loop itself, within so many seconds
+
+
+class RestartBudget:
+    """At most ``most`` restarts within any ``within_s`` seconds."""
+
+    def __init__(self, most: int, within_s: float, clock: Callable[[], float] = time.monotonic):
+        self.most, self.within_s, self._clock = most, within_s, clock
+        self._taken: deque[float] = deque()
+
+    def take(self) -> bool:
+        """Count one more restart. False, and nothing counted, when the budget is spent."""
+        now = self._clock()
+        while self._taken and now - self._taken[0] > self.within_s:
+            self._taken.popleft()
+        if len(self._taken) >= self.most:
+            return False
+        self._taken.append(now)
+        return True
+
+
+class Supervisor:
+    """What the driver of a run says and records about its processes.
+
+    ``record(kind, **values)`` gets every death (``kind`` "death": who, why, then) and, at its end, every wait that was said ("wait":
+    who, on, seconds). A run's supervisor records into ``metrics.jsonl``, from which the report names them.
+    """
+
+    def __init__(self, record: Callable[..., None] = lambda kind, **values: None, clock: Callable[[], float] = time.monotonic):
+        self._record, self._clock = record, clock
+        self._waits: dict[str, list[Any]] = {}  #: who -> [on what, since, said last or None]
+
+    def died(self, who: str, why: str, then: str) -> None:
+        """Say and record that ``who`` ("rollout worker 2 on node ...") is gone: ``why``, and what is done about it (``then``)."""
+        logger.warning("%s died (%s): %s", who, why, then)
+        self._record("death", who=who, why=why, then=then)
+
+    def waits(self, who: str, on: str) -> None:
+        """``who`` waits for ``on``. To be called as long as the wait lasts; the first call begins it.
+
+        Says so once the wait is :data:`SAY_AFTER_S` old, and every :data:`SAY_EVERY_S` seconds after that.
+        """
+        now = self._clock()
+        wait = self._waits.setdefault(who, [on, now, None])
+        wait[0] = on
+        if now - wait[1] >= SAY_AFTER_S and (wait[2] is None or now - wait[2] >= SAY_EVERY_S):
+            wait[2] = now
+            logger.warning("%s: waiting for %s, %.0f s so far", who, on, now - wait[1])
+
+    def goes_on(self, who: str) -> None:
+        """``who`` waits no longer. Nothing happens when it did not wait."""
+        on, since, said = self._waits.pop(who, ("", 0.0, None))
+        if said is not None:
+            seconds = self._clock() - since
+            logger.warning("%s: goes on after %.0f s of waiting for %s", who, seconds, on)
+            self._record("wait", who=who, on=on, seconds=round(seconds, 1))
+
+    @property
+    def waiting(self) -> dict[str, tuple[str, float]]:
+        """who -> (for what, seconds so far), of every wait that lasts."""
+        now = self._clock()
+        return {who: (on, now - since) for who, (on, since, _) in self._waits.items()}
