@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cosmos_ray import instants
 from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest, WrongVersion
@@ -41,6 +42,7 @@ class InferenceCore:
     def set_weights(self, weights: Weights) -> int:
         """Adopt newer weights and return the version now held. Older weights are ignored, so a late message does no harm."""
         if weights.version > self.version:
+            instants.passes("push")
             unpack(weights, self.policy.net)
             self.policy.serve()
             self.version = weights.version
@@ -48,6 +50,7 @@ class InferenceCore:
 
     def answer(self, requests: list[ActRequest]) -> list[ActReply | CosmosRayError]:
         """Answer many requests in as few forward passes as their settings allow. A bad request fails alone."""
+        instants.passes("answer")
         replies: list[ActReply | CosmosRayError | None] = [None] * len(requests)
         groups: defaultdict[tuple, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cosmos_ray import instants
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CheckpointError, CosmosRayError
 from cosmos_ray.learner.encoder import WindowEncoder
@@ -119,6 +120,7 @@ class LearnerCore:
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the loss is {float(loss)} at step {self.step_count + 1}: lower the learning rate")
         self.engine.backward(loss)
+        instants.passes("step")
         self.engine.step()
         return {"loss": float(loss.detach()), **errors}
 
@@ -140,6 +142,7 @@ class LearnerCore:
     def weights(self, version: int) -> Weights | None:
         """The published weights (the average, if one is kept), on rank 0; None elsewhere. All ranks must call it."""
         with self._published() as named:
+            instants.passes("publish")
             return pack(named, version) if self.rank == 0 else None
 
     def export(self, path: str | Path, version: int, info: dict | None = None) -> None:
@@ -186,6 +189,7 @@ class LearnerCore:
             shutil.rmtree(folder / tag, ignore_errors=True)
             raise CheckpointError(f"learner state cannot be written to {folder / tag}: {str(error).splitlines()[0]}; make room there and "
                                   "run the same command again") from error
+        instants.passes("checkpoint")
         torch.distributed.barrier()
         if self.rank == 0:
             replace(tag.encode(), folder / "latest")

@@ -12,6 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from cosmos_ray import instants
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim import gl, tasks
@@ -194,6 +195,7 @@ class Environment:
         steps (1..K) of the chunk in ``render_at``. When the simulation breaks, the episode ends with ``trajectory.invalid``
         set, without the faulty step.
         """
+        instants.passes("chunk")
         for offset, action in enumerate(np.asarray(chunk, np.float32), start=1):
             self.advance(action, trajectory, None if labels is None else labels[offset - 1])
             if trajectory.invalid:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cosmos_ray import instants
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.checksum import crc32
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey, EpisodeSummary, outcome
@@ -144,6 +145,7 @@ def write(batch: pa.RecordBatch, sink: Any) -> None:
     """Write ``batch`` to ``sink`` (a file open for writing or an Arrow output stream) as an Arrow IPC file."""
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+        instants.passes("commit")
 
 
 def read_header(metadata: dict[bytes, bytes] | None, where: str) -> dict[str, Any]:
