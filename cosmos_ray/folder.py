@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,10 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.identity import RunIdentity
 from cosmos_ray.replay.files.durable import append_line, replace
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.resume import RunManifest
 from cosmos_ray.uri import is_uri
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -56,6 +62,7 @@ class RunFolder:
             if check is not None:
                 check(self)
             self._store_config(config)
+            self.manifest = RunManifest(self.path, config)
         except BaseException:
             self.close()
             raise
@@ -99,8 +106,8 @@ class RunFolder:
         row = json.dumps({"stage": stage, "time": round(time.time(), 2), **values})
         append_line(self.path / "metrics.jsonl", row)
 
-    def metrics(self, stage: str) -> list[dict]:
-        """The recorded lines of a stage, oldest first; a line torn by a crash is left out."""
+    def metrics(self, *stages: str) -> list[dict]:
+        """The recorded lines of one or several stages, oldest first; a line torn by a crash is left out."""
         out = []
         file = self.path / "metrics.jsonl"
         for line in file.read_text().splitlines() if file.exists() else []:
@@ -108,7 +115,7 @@ class RunFolder:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if row.get("stage") == stage:
+            if isinstance(row, dict) and row.get("stage") in stages:
                 out.append(row)
         return out
 
@@ -123,12 +130,10 @@ class RunFolder:
     def next_version(self) -> int:
         """A policy version that this run never used before and that is above its checkpoints', for they may come from another run; 1 for
         the first. Recorded before it is returned."""
-        used = [_version(file) for file in self.path.glob("checkpoints/[!.]*/policy.json")]
-        last = (self.read_json("version.json") or {"version": 0}).get("version")
-        if not isinstance(last, int):
-            raise ConfigError(f"{self.path / 'version.json'} is damaged (its version is {last!r}): bring it back from a copy of the run")
-        version = max([last, *used]) + 1
-        self.write_json("version.json", {"version": version})
+        used = [_version(file) for places in ("", "rounds/*/") for file in self.path.glob(f"checkpoints/{places}[!.]*/policy.json")]
+        last = self.manifest.read().get("version")
+        version = max([self._last_version() if last is None else last, *used]) + 1
+        self.manifest.write(version=version)
         return version
 
     def write_results_to(self, folder: str | None) -> None:
@@ -173,6 +178,18 @@ class RunFolder:
             self.write_json(file.name, identity.to_json())
         return identity
 
+    def _last_version(self) -> int:
+        """The last version used, without a manifest: what an earlier version of this package noted, what was logged, what acted."""
+        try:
+            noted = (self.read_json("version.json") or {}).get("version")
+        except ConfigError as error:
+            logger.warning("%s; the last policy version is that of the metrics and the store", error)
+            noted = 0
+        own = self.identity.key
+        known = [noted, *(row.get("version") for row in self.metrics("refine", "refine_episode")),
+                 *(s.policy_version for s in self.store().summaries() if s.key.run == own)]
+        return max([0, *(version for version in known if isinstance(version, int))])
+
     def _take_lock(self):
         lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until close()
         try:
@@ -181,10 +198,14 @@ class RunFolder:
             lock.seek(0)
             owner = lock.read().strip() or "?"
             lock.close()
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise ConfigError(f"the file system of {self.path} cannot lock files ({error.strerror}), so two commands could work on one "
+                                  "run: mount it with locks (NFS without `nolock`, Lustre with `flock`), or give another --root") from error
             raise ConfigError(f"run {self.path} is in use by process {owner}: wait for it, or give another --name") from error
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
+        os.fsync(lock.fileno())  # over NFS, other machines read it
         return lock
 
     def _check_store_moves_too(self) -> None:

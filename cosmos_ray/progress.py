@@ -12,6 +12,13 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def say(text: str, quiet: bool = False) -> None:
+    """A line of its own among progress lines; nothing when ``quiet``."""
+    if not quiet:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
 class Progress:
     """A progress line: redrawn on a terminal, repeated every ``every`` seconds elsewhere.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from cosmos_ray.gpus import check_own_gpu, check_ray_gpus
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PATCH
-from cosmos_ray.progress import Progress
+from cosmos_ray.progress import Progress, say
+from cosmos_ray.reach import check_nodes
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
@@ -32,6 +34,8 @@ from cosmos_ray.sim.experts import check_expert
 from cosmos_ray.supervision import Supervisor
 from cosmos_ray.tracking import Tracker
 from cosmos_ray.use import Use
+
+logger = logging.getLogger(__name__)
 
 PATIENCE_S = 3.0  #: that short work may take without a progress line
 ACTORS_PER_CORE = 16  #: more processes would wait for each other, and their memory would not suffice
@@ -66,6 +70,17 @@ class Run:
                 (begun[0].finish if done >= total else begun[0].update)(done)
 
         return show
+
+    def goes_on(self, what: str, round: int, state: str, step: int, total: int, more: str = "") -> None:
+        """Say and record that training ``what`` ("refine") goes on from ``step`` of learner ``state``: what was logged of later steps
+        counts no more. Says too which settings and packages are others than before. Does nothing where nothing was trained before."""
+        if not step and self.folder.manifest.point(state, step) is None:
+            return
+        version = self.folder.manifest.read().get("version", 0)
+        say(f"{self.of_round(what, round)} goes on from step {step} of {total} (policy version {version}{more})", self.quiet)
+        for line in self.folder.manifest.differences():
+            logger.warning("%s goes on %s", self.of_round(what, round), line)
+        self.tracker.log("resume", what=what, round=round, step=step)
 
     def of_round(self, what: str, number: int) -> str:
         """``what`` as a progress line names it, with the number of its round where there are several."""
@@ -168,7 +183,10 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
             private = connect(config.address, simulates=bool(config.sim.task) and (use.acts or not use.learns))
             check_ray_gpus(config, use.acts, use.learns, private)
         tracker = Tracker(config, folder)
-        yield Run(config, folder, tracker, quiet)
+        run = Run(config, folder, tracker, quiet)
+        if use.needs_ray:
+            check_nodes(folder.path, folder.replay, run.supervisor)
+        yield run
     except CosmosRayError:
         if made:
             folder.unmake()

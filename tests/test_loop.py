@@ -208,7 +208,7 @@ def test_a_run_in_use_is_refused(finished_run, tmp_path):
     folder = copy_run(finished_run, tmp_path)
     driver = start_refine(folder)
     try:
-        wait_for(lambda: (folder / ".lock").read_text().strip() == str(driver.pid), driver)
+        wait_for(lambda: (folder / ".lock").read_text().startswith(f"{driver.pid} on "), driver)
         done = run_command("evaluate", tmp_path, code=2)
         assert f"is in use by process {driver.pid}" in done.stderr
     finally:

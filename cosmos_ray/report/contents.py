@@ -53,20 +53,24 @@ def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:
 def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
     """``{"pretrain": {"step": [...], "loss": [...], ...}, "refine": ...}``, stages without rows left out.
 
-    A resumed stage logs some steps twice; the later row counts. The steps of a round count on from the round before. Curves with more than
-    MAX_POINTS rows are thinned.
+    A resume goes back to the learner's last state; what was logged of later steps counts no more. The steps of a round count on from the
+    round before. Curves with more than MAX_POINTS rows are thinned.
     """
     curves = {}
     for stage in ("pretrain", "planning", "refine"):
         rounds: dict[int, dict[int, dict]] = {}
-        for row in folder.metrics(stage):
-            if _number(row.get("step")) is not None:
+        for row in folder.metrics(stage, "resume"):
+            if _number(row.get("step")) is not None and row.get("what", stage) == stage:
                 number = row.get("round", 1)
                 for later in [n for n in rounds if n > number]:
                     del rounds[later]  # of another base policy
-                rounds.setdefault(number, {})[row["step"]] = row
+                logged = rounds.setdefault(number, {})
+                if row["stage"] == "resume":
+                    rounds[number] = {step: kept for step, kept in logged.items() if step <= row["step"]}
+                else:
+                    logged[row["step"]] = row
         rows, before = [], 0
-        for _, by_step in sorted(rounds.items()):
+        for _, by_step in sorted((number, logged) for number, logged in rounds.items() if logged):
             rows += [{**by_step[step], "step": before + step} for step in sorted(by_step)]
             before += max(by_step)
         stride = -(-len(rows) // MAX_POINTS) or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -10,8 +9,7 @@ import shlex
 import cosmos_ray
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.settings import PER_COMMAND, SETTINGS, format_value, given, new_config, value_of
-
-PACKAGES = ("torch", "deepspeed", "ray", "robosuite", "mujoco", "numpy", "pyarrow")
+from cosmos_ray.resume import installed
 
 
 def settings_table(config: RunConfig) -> list[dict]:
@@ -41,10 +39,5 @@ def commands(config: RunConfig) -> list[dict]:
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the installed libraries that numbers depend on, and the machine."""
-    found = {"cosmos_ray": cosmos_ray.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {**found, "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"}
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    return {"cosmos_ray": cosmos_ray.__version__, **installed(), "machine": machine}

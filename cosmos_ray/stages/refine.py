@@ -17,6 +17,7 @@ from cosmos_ray.learner.actor import LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.sampling.limiter import SamplesPerInsert, resume_counters, steps_stored
+from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
 from cosmos_ray.run import Run
@@ -75,7 +76,7 @@ def _refine_round(round: Round) -> dict:
             result = loop.run_to_end()
             learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description()})
         except KeyboardInterrupt:
-            learner.save()  # queued behind the burst that is running: nothing learned is lost
+            loop.save()  # queued behind the burst that is running: nothing learned is lost
             raise
         finally:
             learner.close()
@@ -127,12 +128,20 @@ class _RefineLoop:
         self.metrics: dict[str, float] = {}
         self.finished: list = []
         self.first_step = learner.step
+        self.state, self.batch = learner.folder.name, self.config.learner.batch_size
+        self.running: set[str] = set()  # names of the tickets that were handed out and have not finished
         store = self.run.folder.store()
         self.to_run = [t for t in tickets if t.key.name not in store]
         self.to_run.reverse()
         self.planned = len(self.to_run)
-        self.limiter = self._make_limiter(mean_length, steps_stored(store, [t.key.name for t in tickets]))
+        self.stored = steps_stored(store, [t.key.name for t in tickets])
+        self.known = len(tickets) - len(self.to_run)  # episodes of this refinement in the store
+        self._say_where(self._acknowledge([t.key.name for t in tickets], store))
+        point = self.run.folder.manifest.point(self.state, learner.step)
+        self.account = resume_counters(point if point and "inserted" in point else None, self.stored, learner.step, self.batch)
+        self.limiter = self._make_limiter(mean_length)
         self.mean_length = mean_length
+        self._note_point()
 
     def run_to_end(self) -> dict:
         """Loop until the learner has done its steps, then wait for the running episodes."""
@@ -153,6 +162,11 @@ class _RefineLoop:
                 "episodes": len(self.finished), "successes": sum(e.success for e in self.finished), "loss": self.metrics.get("loss"),
                 "workers_replaced": self.fleet.replaced, "abandoned": len(self.fleet.abandoned), "inference_restarts": self.pool.restarts}
 
+    def save(self) -> None:
+        """Have the learner write its state, then note what goes with that state."""
+        self.learner.save()
+        self._note_point()
+
     # ---------------------------------------------------------------- the three activities
 
     def _feed_fleet(self) -> None:
@@ -161,7 +175,9 @@ class _RefineLoop:
             ahead = int(self.mean_length * (self.fleet.outstanding + 1))
             if self.limiter is not None and not self.limiter.can_insert(ahead):
                 break
-            self.fleet.submit([self.to_run.pop()])
+            ticket = self.to_run.pop()
+            self.running.add(ticket.key.name)
+            self.fleet.submit([ticket])
 
     def _drive_learner(self) -> None:
         """Start a burst when the limiter allows one, collect a finished burst, and publish and save when due."""
@@ -192,28 +208,50 @@ class _RefineLoop:
     def _take(self, episodes: list) -> None:
         for episode in episodes:
             self.finished.append(episode)
+            self.running.discard(episode.name)
+            self.known, self.stored = self.known + 1, self.stored + episode.length
             if self.limiter is not None:
                 self.limiter.count_insert(episode.length)
             self.run.tracker.log("refine_episode", success=int(episode.success), length=episode.length, version=episode.policy_version,
                                  step=self.learner.step, name=episode.name)
 
-    def _make_limiter(self, mean_length: float, stored: int) -> SamplesPerInsert | None:
+    def _make_limiter(self, mean_length: float) -> SamplesPerInsert | None:
         """The limiter, or None when there is nothing to collect. For a ratio of 0 the limiter paces learning and collecting so that both
-        end together.
-
-        ``stored`` is the number of control steps that the store already holds of this refinement's episodes.
-        """
-        config, batch = self.config, self.config.learner.batch_size
+        end together."""
+        config, batch = self.config, self.batch
         if not self.to_run:
             return None
-        counters = resume_counters(self.learner.folder / "limiter.json", stored, self.learner.step, batch)
-        expected = counters["inserted"] + self.planned * mean_length
-        windows = counters["sampled"] + (config.refine_steps - self.learner.step) * batch
+        expected = self.account["inserted"] + self.planned * mean_length
+        windows = self.account["sampled"] + (config.refine_steps - self.learner.step) * batch
         ratio = config.replay.samples_per_insert or max(windows / expected, 1e-3)
         horizon = 2 * mean_length * self.fleet.capacity
         limiter = SamplesPerInsert(ratio, min_inserts=1, error_buffer=max(ratio * horizon + BURST * batch, 1.0))
-        limiter.load_state_dict(counters)
+        limiter.load_state_dict(self.account)
         return limiter
+
+    def _note_point(self) -> None:
+        """Note in the manifest what a resume from the learner's present step needs."""
+        account = resume_counters(self.account, self.stored, self.learner.step, self.batch)
+        self.run.folder.manifest.saved(self.state, stage="refine", round=self.number, episodes=self.known, tickets=sorted(self.running),
+                                       **account)
+
+    def _acknowledge(self, names: list[str], store: ReplayStore) -> int:
+        """Log the episodes that were committed while nobody counted them, because the driver was killed; returns how many."""
+        counted = {row.get("name") for row in self.run.folder.metrics("refine_episode")}
+        summaries = {s.name: s for s in store.summaries()}
+        late = [summaries[name] for name in names if name in summaries and name not in counted]
+        for s in late:
+            self.run.tracker.log("refine_episode", success=int(s.success), length=s.length, version=s.policy_version,
+                                 step=self.learner.step, name=s.name, late=True)
+        return len(late)
+
+    def _say_where(self, late: int) -> None:
+        point = self.run.folder.manifest.point(self.state, self.learner.step) or {}
+        again = [name for name in point.get("tickets", []) if name in {t.key.name for t in self.to_run}]
+        parts = [f"{self.known - point['episodes']} episodes stored since" if "episodes" in point else f"{self.known} episodes stored"]
+        parts += [f"{late} of them not counted before"] if late else []
+        parts += [f"{len(again)} that were running start again, such as {again[0]}"] if again else []
+        self.run.goes_on("refine", self.number, self.state, self.learner.step, self.config.refine_steps, "".join(f", {p}" for p in parts))
 
     def _note(self) -> str:
         wins = sum(e.success for e in self.finished)

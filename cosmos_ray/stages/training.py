@@ -75,20 +75,26 @@ def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target: str, info: dict) -> dict:
     """Train ``learner`` to step ``total`` without rollouts, and write checkpoint ``target``. An interrupt keeps what was learned."""
-    every = run.config.learner.checkpoint_every
+    every, number, state = run.config.learner.checkpoint_every, info.get("round", 1), learner.folder.name
+
+    def save() -> None:
+        learner.save()
+        run.folder.manifest.saved(state, learner.step, stage, number)
+
     try:
         first, metrics = learner.step, {"loss": float("nan")}
+        run.goes_on(stage, number, state, first, total)
         progress = run.progress(run.of_round(stage, info["round"]) if "round" in info else stage, total, first, "steps")
         while learner.step < total:
             metrics = learner.finish_training(learner.begin_training(min(BURST, total - learner.step)))
-            run.tracker.log(stage, **metrics, round=info.get("round", 1))
+            run.tracker.log(stage, **metrics, round=number)
             progress.update(learner.step, f"loss {metrics['loss']:.3f}  action error {metrics['action']:.3f}")
             if learner.step % every < BURST and learner.step < total:
-                learner.save()
+                save()
         learner.export(run.folder.checkpoint(target), run.folder.next_version(), {"stage": stage, **info})
         progress.finish(learner.step, f"loss {metrics['loss']:.3f}")
     except KeyboardInterrupt:
-        learner.save()  # queued behind the burst that is running: nothing learned is lost
+        save()  # queued behind the burst that is running: nothing learned is lost
         raise
     finally:
         learner.close()

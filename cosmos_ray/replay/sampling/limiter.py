@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.replay.files.durable import make_directory, replace
 from cosmos_ray.replay.store import ReplayStore
 
 
@@ -87,23 +86,15 @@ def steps_stored(store: ReplayStore, names: list[str]) -> int:
     return sum(int(store.index["length"][row]) if row is not None else gone["length"] if gone else 0 for row, gone in rows)
 
 
-def resume_counters(file: Path, stored: int, step: int, batch: int) -> dict[str, int]:
-    """The limiter's ``inserted`` and ``sampled`` for a refinement that goes on at learner ``step`` with ``stored`` control steps.
+def resume_counters(before: Mapping[str, Any] | None, stored: int, step: int, batch: int) -> dict[str, int]:
+    """The limiter's account of a refinement that goes on at learner ``step`` with ``stored`` control steps in the store.
 
-    What survives a crash are the store and the learner's last state, not what the driver counted: an episode may have been
-    committed unseen, steps may have been lost. So the counters follow from these two, and ``file``, beside the learner's state,
-    says what they were when the process before this one began; it is replaced by what they are now. ConfigError if it is unreadable.
+    What survives a crash are the store and the learner's states, not what the driver counted: an episode may have been committed unseen,
+    steps may have been lost. So ``inserted`` and ``sampled`` follow from these two and from the account ``before``, that of the state or
+    of an earlier one; None begins a new account. ``batch`` is the number of windows a step draws from now on.
     """
     known = {"inserted": 0, "sampled": 0, "stored": stored, "step": step, "batch": batch}
-    try:
-        before = {name: int(value) for name, value in json.loads(file.read_text()).items()}
-        if before["step"] <= step:  # else the learner's state was lost, and it begins again
-            known["inserted"] = max(0, before["inserted"] + stored - before["stored"])
-            known["sampled"] = before["sampled"] + (step - before["step"]) * before["batch"]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"cannot read {file}: {error!r}; delete it, and learning and collecting are paced from now on") from error
-    make_directory(file.parent)
-    replace(json.dumps(known).encode(), file)
-    return {name: known[name] for name in ("inserted", "sampled")}
+    if before is not None:
+        known["inserted"] = max(0, before["inserted"] + stored - before["stored"])
+        known["sampled"] = before["sampled"] + (step - before["step"]) * before["batch"]
+    return known
