@@ -18,7 +18,7 @@ chaos-replay: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos/replay.py $(ARGS)
 
 chaos-loop: setup-dev
-	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow tests/test_loop.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos/loop.py $(ARGS)
 
 lint: setup-dev
 	$(PYTHON_BIN) -m ruff check cosmos_ray jobs tests

@@ -1,4 +1,4 @@
-"""The whole loop as a user runs it: commands, restarts, kills. Real Ray, real robosuite, real DeepSpeed. `make chaos-loop` runs the long
+"""The whole loop as a user runs it: commands, restarts, kills. Real Ray, real robosuite, real DeepSpeed. `make test-slow` runs the long
 ones, `make test` the others."""
 
 import base64
