@@ -6,13 +6,22 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorPlacementGroupRemoved,
+    ActorUnschedulableError,
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.supervision import Supervisor
 
-#: The actor's process is gone, whoever took it: a crash, a signal, Ray's memory monitor, its node.
-ACTOR_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
+#: The actor's process is gone, whoever took it: a crash, a signal, Ray's memory monitor, its node, before or after it began.
+ACTOR_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError, ActorUnschedulableError, ActorPlacementGroupRemoved)
 
 
 def own_error(error: RayTaskError) -> Exception:

@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 
 from cosmos_ray import released
+from cosmos_ray.asks import check_cluster, check_own_gpu, pool_ask
 from cosmos_ray.config import RunConfig, check
 from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
@@ -20,10 +21,10 @@ from cosmos_ray.connection import connect
 from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.fit import check_acts, check_chunk, check_fits, check_simulates, check_suite
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.gpus import check_own_gpu, check_ray_gpus
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PATCH
+from cosmos_ray.placement import Placement, autoscales, cluster_nodes
 from cosmos_ray.progress import Progress, say
 from cosmos_ray.reach import check_nodes
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
@@ -38,7 +39,6 @@ from cosmos_ray.use import Use
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 3.0  #: that short work may take without a progress line
-ACTORS_PER_CORE = 16  #: more processes would wait for each other, and their memory would not suffice
 
 
 @dataclass
@@ -50,9 +50,11 @@ class Run:
     tracker: Tracker
     quiet: bool = False  #: no progress lines
     supervisor: Supervisor = field(init=False)  #: says and records what dies and what waits
+    placement: Placement = field(init=False)  #: where the run's processes are
 
     def __post_init__(self) -> None:
         self.supervisor = Supervisor(self.tracker.log)
+        self.placement = Placement(self.supervisor)
 
     def progress(self, what: str, total: int, done: int = 0, unit: str = "") -> Progress:
         """A progress line, silent when the run is quiet."""
@@ -86,31 +88,18 @@ class Run:
         """``what`` as a progress line names it, with the number of its round where there are several."""
         return what if self.config.rounds == 1 else f"{what} {number}/{self.config.rounds}"
 
-    @property
-    def cores(self) -> int:
-        """CPUs of the cluster."""
-        return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-    @property
-    def node_cores(self) -> int:
-        """CPUs of the largest node: threads of one process cannot use more."""
-        return max([1] + [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
-
     def cpu_share(self, actors: int) -> float:
-        """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one. ConfigError for more than cores can run."""
-        if actors > (most := ACTORS_PER_CORE * self.cores):
-            raise ConfigError(f"{actors} processes are too many for {self.cores} cores, which run {most} at most: lower rollout.workers, "
-                              "inference.actors or learner.world_size")
-        return min(1.0, int(100 * self.cores / max(1, actors)) / 100)
+        """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one."""
+        return min(1.0, int(100 * max(1, int(ray.cluster_resources().get("CPU", 1))) / max(1, actors)) / 100)
 
     def check_policy(self, checkpoint: str | Path) -> None:
         """ConfigError when the policy of ``checkpoint`` cannot act in this simulation, or judge what acts there."""
         check_acts(checkpoint, self.config)
 
-    def pool(self, checkpoint: str | Path, cpus: float) -> InferencePool:
+    def pool(self, checkpoint: str | Path) -> InferencePool:
         """Start the inference pool from a checkpoint. ConfigError as for :meth:`check_policy`."""
         self.check_policy(checkpoint)
-        return InferencePool(checkpoint, self.config.inference, cpus)
+        return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)))
 
 
 def validate(config: RunConfig) -> None:
@@ -181,12 +170,16 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
     try:
         if use.needs_ray:
             private = connect(config.address, simulates=bool(config.sim.task) and (use.acts or not use.learns))
-            check_ray_gpus(config, use.acts, use.learns, private)
+            if not autoscales(nodes := cluster_nodes()):
+                check_cluster(config, nodes, use.acts, use.learns, use.demonstrates or simulates, private)
         tracker = Tracker(config, folder)
         run = Run(config, folder, tracker, quiet)
         if use.needs_ray:
             check_nodes(folder.path, folder.replay, run.supervisor)
-        yield run
+        try:
+            yield run
+        finally:
+            run.placement.close()
     except CosmosRayError:
         if made:
             folder.unmake()

@@ -18,15 +18,16 @@ ASK = """
     import sys
     import ray
     from cosmos_ray.config.settings import from_values, parse_values
+    from cosmos_ray.asks import check_cluster
     from cosmos_ray.connection import start_private
     from cosmos_ray.errors import ConfigError
-    from cosmos_ray.gpus import check_ray_gpus
+    from cosmos_ray.placement import cluster_nodes
     start_private(num_cpus=1, num_gpus=2)
     for line in sys.stdin.read().splitlines():
         words, acts, learns = line.split(";")
         flags = dict(word.split("=") for word in words.split())
         try:
-            check_ray_gpus(from_values(parse_values(flags)), acts == "acts", learns == "learns", private=False)
+            check_cluster(from_values(parse_values(flags)), cluster_nodes(), acts == "acts", learns == "learns", False, private=False)
             print("fine")
         except ConfigError as error:
             print(error)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 
+from cosmos_ray.asks import learner_ask
 from cosmos_ray.config import LearnerConfig, ReplayConfig
 from cosmos_ray.errors import CheckpointError, ConfigError, StoreError
 from cosmos_ray.learner.actor import LearnerGroup, LearnerLost, LearnerTask
@@ -19,8 +20,10 @@ from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.speed.training_graphs import capture_training
+from cosmos_ray.placement import Placement
 from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.supervision import Supervisor
 from cosmos_ray.weights import pack, unpack
 from tests.conftest import file_system
 from tests.test_model import tiny
@@ -280,9 +283,9 @@ def test_bf16_trains_and_publishes_float32(alone, store):
 def group_of(store, folder, stage: int, resume=False, **changes) -> LearnerGroup:
     if not (folder / "policy").exists():
         save_policy(tiny(), folder / "policy", 0)
-    config = dataclasses.replace(CONFIG, **{"world_size": 2, "zero_stage": stage, **changes})
+    config = dataclasses.replace(CONFIG, **{"world_size": 2, "zero_stage": stage, "threads": 1, **changes})
     task = LearnerTask(str(folder / "policy"), str(store.root), str(folder / "state"), REFINEMENT, 8, 0.98, 2e-3, 1000, 0)
-    return LearnerGroup(config, task, cpus=0.5, threads=1, gpus=0.0, resume=resume)
+    return LearnerGroup(config, task, place=Placement(Supervisor()).gang(learner_ask(config)), resume=resume)
 
 
 def digests(group: LearnerGroup) -> list[str]:
@@ -350,5 +353,5 @@ def test_a_learner_without_its_store_raises_the_error_of_the_rank(local_ray, sto
     save_policy(tiny(), tmp_path / "policy", 0)
     task = LearnerTask(str(tmp_path / "policy"), str(tmp_path / "nothing"), str(tmp_path / "state"), BASE, 8, 0.98, 1e-3, 10, 0)
     with pytest.raises(StoreError) as caught:
-        LearnerGroup(CONFIG, task, cpus=0.5, threads=1, gpus=0.0, resume=False)
+        LearnerGroup(CONFIG, task, place=Placement(Supervisor()).gang(learner_ask(CONFIG)), resume=False)
     assert len(str(caught.value).splitlines()) == 1

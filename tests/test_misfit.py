@@ -58,7 +58,7 @@ def test_a_policy_learns_the_sizes_of_its_robot_and_is_refused_on_another(tmp_pa
         assert (spec.action_dim, spec.proprio_dim, spec.moving) == (7, 13, (0, 1, 2))
         elsewhere = dataclasses.replace(run, config=dataclasses.replace(config, sim=SimConfig()))
         with pytest.raises(ConfigError, match="7 numbers per action and 13 .* simulation of 4 numbers per action and 9 "):
-            elsewhere.pool(checkpoint, 1.0)
+            elsewhere.pool(checkpoint)
 
 
 def test_a_policy_of_another_robot_than_the_demonstrations_does_not_begin_to_train(tmp_path):

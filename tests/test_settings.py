@@ -27,7 +27,7 @@ from cosmos_ray.config.settings import (
 from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.run import Run, open_run
+from cosmos_ray.run import open_run
 from cosmos_ray.use import Use
 
 
@@ -251,7 +251,7 @@ import sys
 from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.folder import RunFolder
-from cosmos_ray.run import Run, open_run
+from cosmos_ray.run import open_run
 try:
     folder = RunFolder(RunConfig(root=sys.argv[1]))
 except ConfigError as error:
@@ -362,16 +362,6 @@ def test_a_metrics_line_torn_by_a_crash_is_skipped(tmp_path):
 def test_a_number_that_no_machine_can_serve_is_out_of_range(section, values):
     with pytest.raises(ConfigError, match="is out of range: it must be at least 1 and at most 1e"):
         check_ranges(section(**values))
-
-
-def test_more_processes_than_the_cores_can_run_are_refused_before_they_start():
-    class OnTwoCores(Run):
-        cores = 2
-
-    run = OnTwoCores(RunConfig(), folder=None, tracker=None)
-    assert run.cpu_share(2) == 1.0 and run.cpu_share(32) == 0.06
-    with pytest.raises(ConfigError, match=r"33 processes are too many for 2 cores, which run 32 at most: lower rollout\.workers"):
-        run.cpu_share(33)
 
 
 def test_a_suite_of_another_robot_is_refused_before_anything_is_collected(tmp_path):

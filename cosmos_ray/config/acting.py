@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cosmos_ray.config.option import option
+from cosmos_ray.config.selector import NODES, selector
 from cosmos_ray.errors import ConfigError
 
 #: V(s') of imagined futures, Q(s, a), the mean of both, or the value that the policy generates jointly with the candidate
@@ -28,9 +29,11 @@ class InferenceConfig:
     accelerate: Literal["none", "compile", "graphs", "both"] = option(
         "none", "'compile' the network, CUDA 'graphs', or 'both'; graphs capture the sampler and need a GPU")
     timeout_s: float = option(60.0, "seconds a worker waits for an answer; retries included", low=1, rare=True)
+    nodes: str = option("", NODES.format("the inference actors"), rare=True)
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of inference that do not go together."""
+        selector("inference.nodes", self.nodes)
         if self.accelerate in ("graphs", "both") and not self.gpus:
             raise ConfigError(f"inference.accelerate = {self.accelerate!r} needs a GPU: give each inference actor one with inference.gpus, "
                               "or take 'compile'")
@@ -51,6 +54,11 @@ class RolloutConfig:
     planned: bool = option(False, "plan the rollouts from the second round on; best-of-N then chooses every chunk of the rollouts that "
                            "come before training, and the policy learns from what planning found")
     deadline_s: float = option(180.0, "seconds without an answer before a worker is replaced", low=5, rare=True)
+    nodes: str = option("", NODES.format("the rollout workers"), rare=True)
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for settings of rollouts that do not go together."""
+        selector("rollout.nodes", self.nodes)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cosmos_ray.config.option import fill, option
+from cosmos_ray.config.selector import NODES, selector
 from cosmos_ray.errors import ConfigError
 
 
@@ -50,7 +51,8 @@ class LearnerConfig:
     latent_cache_gb: float = option(50.0, "disk space of the latent cache in GB; windows beyond it are encoded again", low=0, rare=True)
     gpus: float = option(0.0, "GPUs per rank, 0 = what inference leaves; the ranks share the GPUs that the inference actors leave, at "
                          "most one each", low=0)
-    threads: int = option(0, "CPU threads per rank, 0 = shared cores; the ranks share the cores of the largest node", low=0)
+    threads: int = option(0, "CPU threads per rank, 0 = shared cores; the ranks on a node share its cores", low=0)
+    nodes: str = option("", NODES.format("the learner ranks"), rare=True)
     base_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "policy, world-model, value shares of `pretrain`", low=0, high=1)
     refine_mix: tuple[float, ...] = option((0.5, 0.25, 0.25), "policy, world-model, value shares of `refine`", low=0, high=1)
     self_imitation: float = option(0.0, "share of policy samples from own successful rollouts; the rest is from demonstrations. The "
@@ -80,6 +82,7 @@ class LearnerConfig:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of the learner that do not go together."""
+        selector("learner.nodes", self.nodes)
         for name in ("base_mix", "refine_mix", "planning_mix"):
             mix = getattr(self, name)
             if len(mix) != 3 or abs(sum(mix) - 1) > 1e-6:

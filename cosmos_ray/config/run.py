@@ -85,5 +85,5 @@ def check_plain(name: str) -> None:
 def check(config: RunConfig) -> None:
     """Raise :class:`ConfigError` for the first setting that is out of its range or choices, then for settings that do not go together."""
     check_ranges(config)
-    for part in (config.learner, config.inference, config.planner, config.sim, config.model, config.replay, config):
+    for part in (config.learner, config.inference, config.rollout, config.planner, config.sim, config.model, config.replay, config):
         part.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,20 @@ class LoadedCheckpoint:
 class InferencePool:
     """Handles of the inference actors, and what these actors should hold."""
 
-    def __init__(self, checkpoint: str | Path, config: InferenceConfig, cpus: float):
-        options = {"num_cpus": cpus, "num_gpus": config.gpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
+    def __init__(self, checkpoint: str | Path, config: InferenceConfig, options: Sequence[dict[str, Any]]):
+        """``options`` are Ray's options of each actor."""
+        environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
         actor_class: Any = InferenceActor  # ray.remote adds `options`, which its type stubs do not declare
         self.actors: list[ActorHandle] = [
-            actor_class.options(**options).remote(str(Path(checkpoint).resolve()), config) for _ in range(config.actors)]
+            actor_class.options(**own, **environment).remote(str(Path(checkpoint).resolve()), config) for own in options]
         self.restarts = 0
         self._wanted: PushedWeights | LoadedCheckpoint | None = None  #: None: the checkpoint that the actors started from
         self._probes: dict[int, tuple[ray.ObjectRef | None, float]] = {}  #: actor -> status asked for, and when
         try:
             statuses: list[dict] = ray.get([a.status.remote() for a in self.actors], timeout=START_S)
         except GetTimeoutError as error:
-            raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: does the cluster have room "
-                                  f"for {config.actors} of them, {config.gpus:g} GPUs each?") from error
+            raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: are their machines "
+                                  "busy?") from error
         except ACTOR_LOST as error:
             raise CheckpointError(f"an inference actor could not start: {_root(error)}") from error
         self._pids = [status["pid"] for status in statuses]

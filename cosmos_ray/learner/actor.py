@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.memory import enough_memory
+from cosmos_ray.places import Gang
 from cosmos_ray.remote import ACTOR_LOST, own_error
 from cosmos_ray.weights import Weights
 
@@ -110,19 +113,18 @@ class LearnerActor:
 class LearnerGroup:
     """All ranks, called together. LearnerLost when one of them died; the error of a rank is raised as it is."""
 
-    def __init__(self, config: LearnerConfig, task: LearnerTask, cpus: float, threads: int, gpus: float, resume: bool):
-        # Several threads pay off only if they spin for a while between the small operations of a training step (0.18 s against
-        # 0.29 s a step on two quiet cores); without a bound they starve everything else on a busy machine (over 2 s a step).
-        spin = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "100000"} if threads > 1 else {"OMP_WAIT_POLICY": "PASSIVE"}
-        variables = {"OMP_NUM_THREADS": str(threads), **spin}
-        if not gpus:
-            variables["DS_ACCELERATOR"] = "cpu"
-        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
-        actor_class: Any = LearnerActor  # ray.remote adds `options`, which its type stubs do not declare
-        self.ranks = [actor_class.options(**options).remote(config, rank) for rank in range(config.world_size)]
+    def __init__(self, config: LearnerConfig, task: LearnerTask, place: Callable[[], Gang], resume: bool):
+        """``place`` finds places for the ranks."""
+        self._gang = place()
         self.folder = Path(task.state)
-        address, port = self._get([self.ranks[0].address.remote()], START_S)[0]
-        self.step = self._call("start", task, address, port, resume, timeout=START_S)[0]
+        try:
+            self.ranks = [_rank(config, rank, options, config.threads or threads)
+                          for rank, (options, threads) in enumerate(zip(self._gang.options, self._gang.threads, strict=True))]
+            address, port = self._get([self.ranks[0].address.remote()], START_S)[0]
+            self.step: int = self._call("start", task, address, port, resume, timeout=START_S)[0]
+        except BaseException:
+            self._gang.remove()
+            raise
 
     def begin_training(self, steps: int) -> list[ray.ObjectRef]:
         """Start ``steps`` steps without waiting; hand the references to :meth:`finish_training`."""
@@ -149,6 +151,7 @@ class LearnerGroup:
         """Stop the ranks, without the interpreter's exit handlers: they abort now and then under DeepSpeed."""
         for rank in self.ranks:
             ray.kill(rank)
+        self._gang.remove()
 
     def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> list:
         return self._get([getattr(rank, method).remote(*arguments) for rank in self.ranks], timeout)
@@ -163,8 +166,20 @@ class LearnerGroup:
                               f"checkpoint in {self.folder}, with a lower learner.batch_size or more learner.accumulate if memory "
                               "was short") from error
         except GetTimeoutError as error:
-            raise LearnerLost(f"the learner did not start within {timeout:g} s: does the cluster have CPUs and GPUs for "
-                              f"{len(self.ranks)} ranks?") from error
+            raise LearnerLost(f"the {len(self.ranks)} learner ranks did not start within {timeout:g} s: are their machines too "
+                              "busy?") from error
+
+
+def _rank(config: LearnerConfig, rank: int, options: dict[str, Any], threads: int) -> ActorHandle:
+    """Start a rank's actor."""
+    # Several threads pay off only if they spin for a while between the small operations of a training step (0.18 s against
+    # 0.29 s a step on two quiet cores); without a bound they starve everything else on a busy machine (over 2 s a step).
+    spin = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "100000"} if threads > 1 else {"OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {"OMP_NUM_THREADS": str(threads), **spin}
+    if not options["num_gpus"]:
+        variables["DS_ACCELERATOR"] = "cpu"
+    actor_class: Any = LearnerActor  # ray.remote adds `options`, which its type stubs do not declare
+    return actor_class.options(**options, runtime_env={"env_vars": variables}).remote(config, rank)
 
 
 def _someone_died(references: list[ray.ObjectRef]) -> bool:

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cosmos_ray.asks import pool_ask, workers_ask
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
+from cosmos_ray.places import Ask
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
@@ -18,14 +20,16 @@ IMPORTED_PLANNING = "planning_initial"  #: checkpoint of an imported planning ne
 
 
 @contextlib.contextmanager
-def acting_fleet(run: Run, checkpoint: Path, beside: int = 0) -> Iterator[tuple[InferencePool, Fleet]]:
+def acting_fleet(run: Run, checkpoint: Path, *beside: Ask) -> Iterator[tuple[InferencePool, Fleet]]:
     """An inference pool that serves ``checkpoint``, and the rollout workers that query the pool; both stop at the end.
 
-    ``beside`` is the number of other actors that share the cluster's CPUs. ConfigError when the policy does not fit the simulation.
+    Processes ``beside`` them will share the cluster. ConfigError when the policy does not fit the simulation.
     """
     config = run.config
-    cpus = run.cpu_share(config.rollout.workers + config.inference.actors + beside)
-    pool = run.pool(checkpoint, cpus)
+    actors, workers = pool_ask(config), workers_ask(config, config.rollout.workers)
+    run.placement.reserve(actors, *beside, workers)
+    cpus = run.cpu_share(sum(ask.count for ask in (actors, workers, *beside)))
+    pool = run.pool(checkpoint)
     try:
         options = {"num_cpus": cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
         fleet = Fleet(lambda i: RolloutActor.options(**options).remote(config, str(run.folder.replay), pool.actors, i),
@@ -36,6 +40,8 @@ def acting_fleet(run: Run, checkpoint: Path, beside: int = 0) -> Iterator[tuple[
             fleet.close()
     finally:
         pool.close()
+        for ask in (actors, workers):
+            run.placement.leave(ask)
 
 
 def run_episodes(pool: InferencePool, fleet: Fleet, tickets: list[EpisodeTicket], show: Callable[[int, int], None]) -> tuple[int, int]:

@@ -19,5 +19,5 @@ def pretrain(run: Run) -> dict:
     else:
         make_initial_policy(run)
     mixture = Mixture.base(config.learner, config.replay)
-    learner = start_learner(run, config.learner, "base", "initial", mixture, config.learner.lr, total, actors_beside=0)
+    learner = start_learner(run, config.learner, "base", "initial", mixture, config.learner.lr, total)
     return train_alone(run, "pretrain", learner, total, "base", {})

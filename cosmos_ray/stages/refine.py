@@ -10,6 +10,7 @@ import dataclasses
 
 import ray
 
+from cosmos_ray.asks import learner_ask
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.pool import InferencePool
@@ -63,13 +64,12 @@ def _refine_round(round: Round) -> dict:
     planning = "planning" if config.learner.advantage_temperature else ""
     if not config.sim.task:  # nobody acts: on the stored rollouts alone
         learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
-                                config.refine_steps, actors_beside=0, planning=planning)
+                                config.refine_steps, planning=planning)
         done = train_alone(run, "refine", learner, config.refine_steps, "refined", round.description())
         return {**done, "version": read_description(run.folder.checkpoint("refined"))[1]}
-    with acting_fleet(run, start, beside=config.learner.world_size) as (pool, fleet):
+    with acting_fleet(run, start, learner_ask(config.learner)) as (pool, fleet):
         learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
-                                config.refine_steps, actors_beside=config.rollout.workers + config.inference.actors,
-                                planning=planning)
+                                config.refine_steps, planning=planning)
         try:
             loop = _RefineLoop(round, beside, pool, fleet, learner,
                                mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
@@ -97,7 +97,7 @@ def train_planning_network(round: Round) -> None:
         raise ConfigError("there is no rollout to train the planning network on: run `rollout` first")
     mixture = Mixture.for_planning_network(config.learner, config.replay)
     learner = start_learner(run, schedule(config.learner), round.state("planning"), round.start("planning"), mixture,
-                            config.learner.refine_lr, total, actors_beside=0, world_weight=config.learner.planning_world_weight)
+                            config.learner.refine_lr, total, world_weight=config.learner.planning_world_weight)
     train_alone(run, "planning", learner, total, "planning", round.description())
 
 

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import torch
 
+from cosmos_ray.asks import learner_ask
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.fit import check_chunk, check_fits, check_suite, refuse_misfit
-from cosmos_ray.gpus import learner_share
 from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import load_net, read_description, save_policy
@@ -102,11 +102,11 @@ def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target:
 
 
 def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
-                  actors_beside: int, planning: str = "", world_weight: float = 0.0) -> LearnerGroup:
+                  planning: str = "", world_weight: float = 0.0) -> LearnerGroup:
     """Start the learner ranks of stage ``name`` from checkpoint ``policy``, or resume an interrupted stage.
 
-    ``actors_beside`` is the number of other actors that share the machine's cores. ``planning`` is the checkpoint of the planning network
-    whose value weighs own rollouts, "" for none. ``world_weight`` weighs the future frames in world-model samples; 0 is the policy's own.
+    ``planning`` is the checkpoint of the planning network whose value weighs own rollouts, "" for none. ``world_weight`` weighs the future
+    frames in world-model samples; 0 is the policy's own.
     """
     config = run.config
     _check_episodes(run, read_description(run.folder.checkpoint(policy))[0].embodiment)
@@ -114,10 +114,7 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
                        seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
                        planning_checkpoint=str(run.folder.checkpoint(planning)) if planning else "")
-    ranks = learner.world_size
-    threads = learner.threads or max(1, run.node_cores // ranks - (1 if actors_beside else 0))
-    return LearnerGroup(learner, task, run.cpu_share(ranks + actors_beside), threads, learner_share(config, learner, actors_beside > 0),
-                        resume=True)
+    return LearnerGroup(learner, task, run.placement.gang(learner_ask(learner)), resume=True)
 
 
 def _check_episodes(run: Run, policy: Embodiment) -> None:
