@@ -26,6 +26,7 @@ from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.placement import Placement, autoscales, cluster_nodes
 from cosmos_ray.progress import Progress, say
+from cosmos_ray.quarantine import Quarantine
 from cosmos_ray.reach import check_nodes
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.rollout.ticket import SPAN
@@ -51,9 +52,10 @@ class Run:
     quiet: bool = False  #: no progress lines
     supervisor: Supervisor = field(init=False)  #: says and records what dies and what waits
     placement: Placement = field(init=False)  #: where the run's processes are
+    quarantine: Quarantine = field(init=False)  #: initial states that no episode begins in any more
 
     def __post_init__(self) -> None:
-        self.supervisor = Supervisor(self.tracker.log)
+        self.supervisor, self.quarantine = Supervisor(self.tracker.log), Quarantine(self.folder)
         self.placement = Placement(self.supervisor)
 
     def progress(self, what: str, total: int, done: int = 0, unit: str = "") -> Progress:

@@ -19,6 +19,7 @@ SAY_EVERY_S = 30.0  #: and says so again
 
 # Deadlines, in seconds. Those that a user sets are settings: rollout.deadline_s, inference.timeout_s, replay.patience_s.
 WORKER_START_S = 240.0  #: a rollout worker's first answer: imports, model build, kernels
+SIMULATOR_START_S = 120.0  #: for a worker's simulators to start: imports, models, kernels, OpenGL
 POOL_START_S = 180.0  #: an inference actor's first answer: torch, checkpoint
 LEARNER_START_S = 300.0  #: DeepSpeed, the other ranks, checkpoint
 PUSH_S = 60.0  #: for an inference actor to take new weights
@@ -26,6 +27,7 @@ PROBE_S = 2.0  #: between two looks at an inference actor, or at the cluster's n
 
 # Budgets.
 TICKET_ATTEMPTS = 3  #: workers that one initial state may break before it is quarantined
+SIMULATOR_STARTS = 3  #: starts in a row of a worker's simulators that may fail
 LEARNER_RESTARTS, LEARNER_RESTARTS_S = 3, 600.0  #: restarts of the learner by the loop itself, within so many seconds
 
 

@@ -116,7 +116,7 @@ def test_every_ticket_finishes_once(fleets, tmp_path):
     fleet.submit(work[5:])
     assert fleet.outstanding == 9 - len(finished)
     assert_each_once(finished + run(fleet), work, tmp_path)
-    assert (fleet.replaced, fleet.abandoned) == (0, []) and len(set(fleet.pids())) == 2
+    assert (fleet.replaced, fleet.quarantined) == (0, {}) and len(set(fleet.pids())) == 2
 
 
 def test_the_tickets_of_a_worker_killed_before_its_commit_run_again(fleets, tmp_path):
@@ -124,7 +124,7 @@ def test_the_tickets_of_a_worker_killed_before_its_commit_run_again(fleets, tmp_
     fleet.submit(work)
     finished = run(fleet)
     assert_each_once(finished, work, tmp_path)
-    assert all(f.new for f in finished) and fleet.replaced == 2 and not fleet.abandoned
+    assert all(f.new for f in finished) and fleet.replaced == 2 and not fleet.quarantined
 
 
 def test_an_episode_committed_by_a_worker_that_died_before_saying_so_counts_once(fleets, tmp_path):
@@ -139,7 +139,7 @@ def test_a_hung_worker_is_replaced_and_its_tickets_run_again(fleets, tmp_path):
     fleet, work = fleets(1, 3, deadline_s=3.0), jobs(3, _1="hang once")
     fleet.submit(work)
     assert_each_once(run(fleet), work, tmp_path)
-    assert fleet.replaced >= 1 and not fleet.abandoned
+    assert fleet.replaced >= 1 and not fleet.quarantined
 
 
 def test_an_error_raised_on_purpose_is_raised_as_itself(fleets):
@@ -163,7 +163,7 @@ def test_a_poison_ticket_is_abandoned_and_all_others_finish(fleets, tmp_path, wo
     fleet, work = fleets(workers, capacity), jobs(6, **{f"_{poison}": "poison"})
     fleet.submit(work)
     finished = run(fleet)
-    assert fleet.abandoned == [work[poison].name] and fleet.replaced == ATTEMPTS
+    assert list(fleet.quarantined) == [work[poison].name] and fleet.replaced == ATTEMPTS
     assert_each_once(finished, work[:poison] + work[poison + 1 :], tmp_path)
     assert Counter((tmp_path / "attempts.log").read_text().split())[work[poison].name] == ATTEMPTS
 

@@ -30,6 +30,7 @@ from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, stat
 from cosmos_ray.run import Run
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.experts import expert
+from cosmos_ray.sim.simulators import Simulators
 from cosmos_ray.stages.audit import audit
 from cosmos_ray.tracking import Tracker
 from tests.test_planning import demo_policy
@@ -81,7 +82,7 @@ def test_branches_do_not_disturb_each_other(chooser):
 
 def test_the_policy_arm_is_the_evaluation_episode(chooser, tmp_path, env):
     seed = state_seed("eval", 0, 0)
-    core = RolloutCore(lambda: env, 1, ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
+    core = RolloutCore(Simulators([env]), ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
     ticket = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), noise_seed=evaluation_noise_seed(seed))
     finished = core.advance([ticket], 60)
     episode = core.store.read(finished[0].name)
@@ -91,7 +92,7 @@ def test_the_policy_arm_is_the_evaluation_episode(chooser, tmp_path, env):
 
 def test_the_planned_arm_is_the_planned_evaluation_episode(chooser, tmp_path, env):
     seed = state_seed("eval", 0, 0)
-    core = RolloutCore(lambda: env, 1, ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
+    core = RolloutCore(Simulators([env]), ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
     planned = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), evaluation_noise_seed(seed), ActingPolicy(planner=PLANNER))
     finished = core.advance([planned], 60)
     episode = core.store.read(finished[0].name)

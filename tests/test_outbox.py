@@ -24,6 +24,7 @@ from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.outbox import LONGEST_WAIT_S, Outbox
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.simulators import Simulators
 from tests.test_planning import demo_policy
 from tests.test_replay_crash import names_on_disk, tiny_disk  # noqa: F401 - a fixture
 from tests.test_replay_episode import assert_same, make_episode
@@ -220,8 +221,7 @@ def test_a_worker_runs_on_without_new_episodes_and_reports_one_once_it_is_durabl
     trouble = ReadOnly(tiny_disk)
     mount("-o", "remount,size=8m", tiny_disk)
     torch.set_num_threads(1)
-    pool = iter(short_and_long)
-    core = RolloutCore(lambda: next(pool), 2, store, LocalClient(InferenceCore(demo_policy(), 1)), steps=1, patience_s=1e6)
+    core = RolloutCore(Simulators(short_and_long), store, LocalClient(InferenceCore(demo_policy(), 1)), steps=1, patience_s=1e6)
     short, long = (half.slots[0] for half in core._halves)
     outbox_turns, turn = [], core._turn
 
@@ -259,7 +259,7 @@ def test_a_worker_runs_on_without_new_episodes_and_reports_one_once_it_is_durabl
 
 
 def test_a_worker_whose_store_is_away_when_it_wants_to_begin_waits_too(store, tiny_disk, short_and_long):  # noqa: F811
-    core = RolloutCore(lambda: short_and_long[0], 1, store, LocalClient(InferenceCore(demo_policy(), 1)), steps=1, patience_s=1e6)
+    core = RolloutCore(Simulators(short_and_long[:1]), store, LocalClient(InferenceCore(demo_policy(), 1)), steps=1, patience_s=1e6)
     trouble = Unmounted(tiny_disk)
     trouble.begin()
     try:
@@ -278,7 +278,7 @@ def test_a_worker_whose_store_is_away_when_it_wants_to_begin_waits_too(store, ti
 def test_a_demonstrator_comes_back_in_time_and_reports_once_it_is_durable(store, tiny_disk):  # noqa: F811
     trouble = Full(tiny_disk)
     env = Environment(SimConfig(horizon=5, image_size=16))  # every demonstration fails, in a moment
-    core = DemonstratorCore(env, store, patience_s=1e6)
+    core = DemonstratorCore(Simulators([env]), store, patience_s=1e6)
     keys = [EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, index)) for index in range(3)]
     names = [failure_key(key).name for key in keys]
     assert [done.name for done in core.advance(keys[:1], 0.1)] == names[:1]

@@ -23,6 +23,7 @@ from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.run import Run, open_run
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import resimulate
+from cosmos_ray.sim.simulators import Simulators
 from cosmos_ray.stages.plan import plan_episode
 from cosmos_ray.stages.training import make_initial_policy
 from cosmos_ray.use import Use
@@ -73,7 +74,7 @@ def rolled_out(run: Run, sim: SimConfig) -> None:
     """An explored rollout and a planned one, stored, drawn and repeated bit for bit."""
     seed, store = state_seed("rollout", 0, 0), run.folder.store()
     client = LocalClient(load_core(run.folder.checkpoint("initial"), run.config.inference, "cpu"))
-    core = RolloutCore(lambda: Environment(sim), 1, store, client, steps=1)
+    core = RolloutCore(Simulators([Environment(sim)]), store, client, steps=1)
     explored, planned = (EpisodeKey("r", sim.task, "rollout", seed, attempt) for attempt in (0, 1))
     finished, tickets = [], [EpisodeTicket(explored, noise_seed=1, chunk_noise=0.3, action_noise=0.1),
                              EpisodeTicket(planned, noise_seed=1, acting=ActingPolicy(planner=PLANNER))]  # fmt: skip

@@ -21,6 +21,7 @@ from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
 from cosmos_ray.rollout.ticket import PURPOSES, SPAN, EpisodeTicket, state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import resimulate
+from cosmos_ray.sim.simulators import Simulators
 from cosmos_ray.weights import pack
 from tests.test_planning import demo_policy
 
@@ -43,9 +44,8 @@ def work(environments, tmp_path):
     """``work(envs, folder, ...)``: a rollout worker over the shared environments."""
 
     def make(envs: int, folder: str = "replay", version: int = 4, **settings) -> RolloutCore:
-        pool = iter(environments)
         client = LocalClient(InferenceCore(demo_policy(), version))
-        return RolloutCore(lambda: next(pool), envs, ReplayStore(tmp_path / folder), client, steps=1, **settings)
+        return RolloutCore(Simulators(environments[:envs]), ReplayStore(tmp_path / folder), client, steps=1, **settings)
 
     return make
 
@@ -203,7 +203,7 @@ def test_an_index_outside_of_its_range_is_refused(index):
 
 
 def demonstrator(config: SimConfig, folder) -> DemonstratorCore:
-    return DemonstratorCore(Environment(config), ReplayStore(folder))
+    return DemonstratorCore(Simulators([Environment(config)]), ReplayStore(folder))
 
 
 def test_a_successful_demonstration_is_stored_once(tmp_path):
@@ -218,7 +218,7 @@ def test_a_successful_demonstration_is_stored_once(tmp_path):
     again = core.record(key)
     assert (again.new, again.success, again.length, again.name) == (False, True, done.length, done.name)
     assert len(core.store.keys()) == 1
-    core.env.close()
+    core.simulators.close()
 
 
 def test_a_failed_demonstration_becomes_a_rollout_of_version_minus_one(tmp_path):
@@ -229,7 +229,7 @@ def test_a_failed_demonstration_becomes_a_rollout_of_version_minus_one(tmp_path)
     assert done.seconds > 0 and again.seconds == 0.0  # found in the store, not run a second time
     (summary,) = core.store.summaries()
     assert (summary.source, summary.episode_class, summary.policy_version, summary.key.seed) == ("rollout", "failure", -1, key.seed)
-    core.env.close()
+    core.simulators.close()
 
 
 @pytest.mark.parametrize("execute", range(1, 9))
@@ -244,10 +244,10 @@ def test_every_decision_begins_a_training_window(execute, stride):
     assert not stride or set(range(0, length, stride)) <= windows
 
 
-def test_a_worker_starts_without_torch():
-    """It takes longer to import, and more memory, than everything else a simulator's process needs."""
-    code = ("import sys, cosmos_ray.rollout.actor, cosmos_ray.rollout.core, cosmos_ray.rollout.demonstrator, cosmos_ray.sim.environment, "
-            "cosmos_ray.inference.client; assert not {'torch', 'deepspeed', 'pandas'} & set(sys.modules)")
+def test_a_worker_starts_without_torch_and_without_a_simulator():
+    """They take longer to import, and more memory, than everything else that a worker needs."""
+    code = ("import sys, cosmos_ray.rollout.actor, cosmos_ray.rollout.core, cosmos_ray.rollout.demonstrator, cosmos_ray.inference.client; "
+            "assert not {'torch', 'deepspeed', 'pandas', 'mujoco', 'robosuite', 'numba'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -94,6 +94,8 @@ def table(evaluation: dict) -> str:
     for name, arm in evaluation["arms"].items():
         lines.append(f"{name:<{width}} {arm['successes']:3d}/{arm['episodes']:<3d} = {100 * arm['rate']:5.1f} %  "
                      f"[{100 * arm['low']:.1f}, {100 * arm['high']:.1f}]  {gains.get(name, '')}".rstrip())
+    for row in evaluation.get("quarantined", []):
+        lines.append(f"initial state {row['seed']} is quarantined and counts in no arm: {row['reason']}")
     if "verified" in evaluation:
         check = evaluation["verified"]
         lines.append(f"compared {check['repeated']} repeated episodes with the stored ones: {check['identical']} bit-identical"

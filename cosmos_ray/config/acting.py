@@ -55,6 +55,13 @@ class RolloutConfig:
                            "come before training, and the policy learns from what planning found")
     deadline_s: float = option(180.0, "seconds without an answer before a worker is replaced", low=5, rare=True)
     nodes: str = option("", NODES.format("the rollout workers"), rare=True)
+    chunk_deadline_s: float = option(60.0, "seconds that a simulator may take for a reset or an action chunk; then its process is "
+                                     "replaced and the episode runs again. At most half of rollout.deadline_s, which a demonstration has",
+                                     low=1, rare=True)
+    simulator_memory_mb: float = option(0.0, "resident MB above which a worker's simulators get a new process, 0 = no cap; one that "
+                                        "grows above it within a chunk counts as broken by that episode", low=0, rare=True)
+    simulator_episodes: int = option(1000, "episodes after which a worker's simulators get a new process, 0 = never; running episodes go "
+                                     "on in it", low=0, rare=True)
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of rollouts that do not go together."""

@@ -33,7 +33,7 @@ class AuditAnswer:
     name: str  #: the ticket's
     ticket: AuditTicket
     rows: list[dict[str, Any]]  #: as :meth:`OracleCore.play` or :meth:`OracleCore.probe` returns them
-    problem: str = ""  #: an audit stores no episode, so nothing can be wrong with one
+    broken: str = ""  #: what breaks an oracle takes its actor with it
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)

@@ -1,12 +1,15 @@
-"""Counts from the store and ``metrics.jsonl``: episodes per class, success by policy version, training curves, stage times."""
+"""Counts from the store and ``metrics.jsonl``: episodes per class, success by policy version, training curves, stage times, deaths."""
 
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import asdict
 from typing import Any
 
 from cosmos_ray.evidence import wilson
 from cosmos_ray.folder import RunFolder
+from cosmos_ray.quarantine import Quarantine
 from cosmos_ray.replay.format.episode import EpisodeClass, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 
@@ -102,6 +105,18 @@ def stage_results(folder: RunFolder) -> dict[str, dict]:
         if rows:
             out[stage] = {k: v for k, v in rows[-1].items() if k not in ("stage", "time")}
     return out
+
+
+def supervision(folder: RunFolder) -> dict:
+    """What died and what was waited for, oldest first, and the quarantined initial states:
+
+    {"deaths": [{time, who, why, then}], "waits": [{time, who, on, seconds}], "quarantined": [{name, task, seed, reason}]}. ``time`` is
+    text, in UTC, of the death and of the end of the wait.
+    """
+    rows = {kind: [{"time": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row["time"])), **{name: row.get(name) for name in names}}
+                   for row in folder.metrics(kind) if _number(row.get("time")) is not None]
+            for kind, names in (("death", ("who", "why", "then")), ("wait", ("who", "on", "seconds")))}
+    return {"deaths": rows["death"], "waits": rows["wait"], "quarantined": [asdict(entry) for entry in Quarantine(folder).entries]}
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,8 +18,11 @@ from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.outbox import PAUSE_S, Outbox
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, decision_noise_seed, stored_result
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.child import SimulatorChild, SimulatorLost
 from cosmos_ray.sim.trajectory import Trajectory
+
+if TYPE_CHECKING:  # a worker's own process needs no simulator
+    from cosmos_ray.sim.simulators import Simulators
 
 
 class Client(Protocol):
@@ -43,16 +47,10 @@ class _Running:
 
 @dataclass
 class _Slot:
-    """One environment, and the episode that runs in it."""
+    """A place among the simulators, and the episode that runs there."""
 
-    env: Environment
-    horizon: int  #: the environment's own, in control steps
+    place: int
     running: _Running | None = None
-
-    def begin(self, ticket: EpisodeTicket) -> None:
-        began = time.perf_counter()
-        self.env.horizon = ticket.horizon or self.horizon
-        self.running = _Running(ticket, start(self.env, ticket.key.seed), began)
 
 
 @dataclass
@@ -62,6 +60,7 @@ class _Half:
     slots: list[_Slot]
     asked: list[_Slot] = field(default_factory=list)  #: slots that wait for the pending answer, in the order of its rows
     pending: Any = None
+    answered: deque[tuple[_Slot, ActReply, int]] = field(default_factory=deque)  #: slot, answer and row in it, to be executed
 
 
 class RolloutCore:
@@ -70,29 +69,37 @@ class RolloutCore:
     While the store cannot be written, finished episodes wait in memory and :class:`Outbox` tries them again for ``patience_s``
     seconds. Running episodes go on; a new one begins once the waiting ones are stored. StoreUnavailable after that.
 
+    An episode that breaks the simulators' process is reported as broken. The others go on in the next process from where they were.
+
     Args:
-        make_env: builds one environment; called ``envs`` times.
+        simulators: as many episodes run at once as they have places.
         execute: actions of a chunk that run before the next request; 0 runs the whole chunk.
         steps: network evaluations per chunk.
     """
 
-    def __init__(self, make_env: Callable[[], Environment], envs: int, store: ReplayStore, client: Client, *, steps: int, execute: int = 0,
+    def __init__(self, simulators: Simulators | SimulatorChild, store: ReplayStore, client: Client, *, steps: int, execute: int = 0,
                  patience_s: float = 120.0):
-        slots = [_Slot(env, env.horizon) for env in (make_env() for _ in range(envs))]
-        self._halves = [_Half(slots[: (envs + 1) // 2])] + ([_Half(slots[(envs + 1) // 2 :])] if envs > 1 else [])
+        slots = [_Slot(place) for place in range(simulators.count)]
+        middle = (len(slots) + 1) // 2
+        self._halves = [_Half(half) for half in (slots[:middle], slots[middle:]) if half]
         self._queue: deque[EpisodeTicket] = deque()
         self._finished: list[Finished] = []
-        self.store, self.client, self.steps, self.execute = store, client, steps, execute
+        self._generation = simulators.generation
+        self.simulators, self.store, self.client, self.steps, self.execute = simulators, store, client, steps, execute
         self.outbox = Outbox(store, patience_s)
 
     def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
         """Take on more tickets, work for about ``seconds``, and return what finished since the last call.
 
-        Returns early when nothing is left to do. Reports a ticket at once, and does not run it, when the store holds its episode.
+        Returns early when nothing is left to do, and in time while the simulators start. Reports a ticket at once, and does not run it,
+        when the store holds its episode.
         """
         self._queue.extend(tickets)
         until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
+        while (left := until - time.perf_counter()) > 0:
+            self._store_finished()
+            if not self.simulators.ready(left) or not self._restored():
+                continue
             busy = [self._turn(half) for half in self._halves]
             self._store_finished()
             if not any(busy):
@@ -102,16 +109,46 @@ class RolloutCore:
         finished, self._finished = self._finished, []
         return finished
 
+    def _restored(self) -> bool:
+        """Have the running episodes go on in simulators that lost them. False when that broke the simulators again."""
+        generation = self.simulators.generation
+        if generation != self._generation:
+            for slot in [slot for half in self._halves for slot in half.slots]:
+                if (running := slot.running) is not None:
+                    restore = partial(self.simulators.restore, slot.place, running.trajectory.last(), running.ticket.horizon)
+                    if not self._attempt(slot, running.ticket, restore)[0]:
+                        return False
+            self._generation = generation
+        return True
+
+    def _attempt(self, slot: _Slot, ticket: EpisodeTicket, order: Callable[[], Any]) -> tuple[bool, Any]:
+        """(True, result of ``order``), or (False, None) after it broke the simulators: then the ticket is reported."""
+        try:
+            return True, order()
+        except SimulatorLost as error:
+            slot.running = None
+            self._finished.append(Finished(ticket.key.name, False, 0, "", False, 0.0, -1, broken=str(error)))
+            return False, None
+
     def _turn(self, half: _Half) -> bool:
         """Act on the answer that this half waits for, then ask for the next one. Returns whether the half still has work."""
         if half.pending is not None:
             reply = self.client.result(half.pending)
             half.pending = None
-            for row, slot in enumerate(half.asked):
-                self._act(slot, reply, row)
+            half.answered.extend((slot, reply, row) for row, slot in enumerate(half.asked))
+        while half.answered:
+            if self.simulators.generation != self._generation:
+                return True  # the simulators start again: later
+            slot, reply, row = half.answered.popleft()
+            if slot.running is not None:
+                self._act(slot, slot.running, reply, row)
         for slot in half.slots:
-            while slot.running is None and self._queue and not self.outbox and self._begin(slot, self._queue[0]):
+            while slot.running is None and self._queue and not self.outbox and self.simulators.generation == self._generation:
+                if not self._begin(slot, self._queue[0]):
+                    break
                 self._queue.popleft()
+        if self.simulators.generation != self._generation:
+            return True
         # One request carries one acting policy: episodes that share it with the first one ask now, the others wait for their turn.
         active = [(slot, slot.running) for slot in half.slots if slot.running is not None]
         asked = [(slot, running) for slot, running in active if running.ticket.acting == active[0][1].ticket.acting]
@@ -126,7 +163,10 @@ class RolloutCore:
         if known is not None:
             self._finished.append(known)
         elif reached:
-            slot.begin(ticket)
+            began = time.perf_counter()
+            started, trajectory = self._attempt(slot, ticket, partial(self.simulators.begin, slot.place, ticket.key.seed, ticket.horizon))
+            if started:
+                slot.running = _Running(ticket, trajectory, began)
         return reached
 
     def _request(self, episodes: list[_Running]) -> ActRequest:
@@ -138,18 +178,18 @@ class RolloutCore:
             seeds=np.array([decision_noise_seed(e.ticket.noise_seed, e.trajectory.length) for e in episodes]),
             steps=self.steps, acting=episodes[0].ticket.acting)
 
-    def _act(self, slot: _Slot, reply: ActReply, row: int) -> None:
+    def _act(self, slot: _Slot, episode: _Running, reply: ActReply, row: int) -> None:
         """Execute one answered chunk; commit the episode if the chunk ends it."""
-        episode = slot.running
-        if episode is None:
-            raise RuntimeError("an answer came for a slot in which no episode runs")
         ticket, trajectory = episode.ticket, episode.trajectory
         chunk = intended = np.clip(reply.actions[row][: self.execute or None], -1, 1)
-        if noise := _exploration(ticket, trajectory.length, chunk.shape, slot.env.moving):
+        if noise := _exploration(ticket, trajectory.length, chunk.shape, self.simulators.facts.moving):
             chunk = np.clip(chunk + sum(noise), -1, 1).astype(np.float32)
         before = trajectory.length
         render_at = frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride)
-        slot.env.execute(chunk, trajectory, render_at, labels=intended)
+        executed, piece = self._attempt(slot, ticket, partial(self.simulators.execute, slot.place, chunk, render_at, intended))
+        if not executed:
+            return
+        trajectory.extend(piece)
         done = trajectory.length - before
         episode.versions += [reply.version] * done
         episode.values += [float(reply.values[row])] + [np.nan] * (done - 1) if done else []
@@ -157,10 +197,10 @@ class RolloutCore:
                                   "scores": [round(float(s), 4) for s in reply.scores[row]]})
         if trajectory.done:
             slot.running = None
-            self._commit(episode, slot.env)
+            self._commit(episode)
 
-    def _commit(self, episode: _Running, env: Environment) -> None:
-        ticket, trajectory = episode.ticket, episode.trajectory
+    def _commit(self, episode: _Running) -> None:
+        ticket, trajectory, facts = episode.ticket, episode.trajectory, self.simulators.facts
         seconds = time.perf_counter() - episode.began
         version = episode.versions[0] if episode.versions else -1
         finished = Finished(ticket.key.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, version)
@@ -168,22 +208,20 @@ class RolloutCore:
             planner = ticket.acting.planner
             info = {"arm": ticket.arm, "noise_seed": ticket.noise_seed, "action_noise": ticket.action_noise,
                     "chunk_noise": ticket.chunk_noise, "steps": self.steps, "candidates": planner.candidates if planner else 1,
-                    "decisions": episode.decisions, "seconds": round(seconds, 3), "horizon": env.horizon,
-                    "control_freq": env.config.control_freq, "fingerprint": env.fingerprint}
+                    "decisions": episode.decisions, "seconds": round(seconds, 3), "horizon": ticket.horizon or facts.horizon,
+                    "control_freq": facts.control_freq, "fingerprint": facts.fingerprint}
             self.outbox.put(Episode.from_trajectory(trajectory, ticket.key, policy_version=version, step_versions=episode.versions,
                                                     predicted_values=episode.values, info=info), finished)
             self._store_finished()
         else:
-            self._finished.append(finished)
+            self._finished.append(dataclasses.replace(finished, broken=f"broke at its first step: {trajectory.invalid}"))
 
     def _store_finished(self) -> None:
         self._finished += [dataclasses.replace(finished, new=new) for finished, new in self.outbox.flush()]
 
     def close(self) -> None:
         """Release the simulators."""
-        for half in self._halves:
-            for slot in half.slots:
-                slot.env.close()
+        self.simulators.close()
 
 
 def _exploration(ticket: EpisodeTicket, step: int, shape: tuple[int, ...], moving: tuple[int, ...]) -> list[np.ndarray]:

@@ -5,37 +5,44 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.outbox import PAUSE_S, Outbox
 from cosmos_ray.rollout.ticket import Finished, stored_result
-from cosmos_ray.sim.demonstration import demonstrate
-from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.child import SimulatorChild, SimulatorLost
+
+if TYPE_CHECKING:  # a worker's own process needs no simulator
+    from cosmos_ray.sim.simulators import Simulators
 
 
 class DemonstratorCore:
-    """Records expert episodes.
+    """Records expert episodes, at the first place of its simulators.
 
     A disturbed expert fails now and then. A failed episode is no demonstration, but it is experience: the store keeps it under the
     same seed as a rollout of version -1. The public code likewise learns values from demonstration replays that fail (method section 3).
     """
 
-    def __init__(self, env: Environment, store: ReplayStore, patience_s: float = 120.0):
-        self.env, self.store = env, store
+    def __init__(self, simulators: Simulators | SimulatorChild, store: ReplayStore, patience_s: float = 120.0):
+        self.simulators, self.store = simulators, store
         self.outbox = Outbox(store, patience_s)
         self._queue: deque[EpisodeKey] = deque()
 
     def advance(self, keys: list[EpisodeKey], seconds: float) -> list[Finished]:
         """Run and commit the demonstrations of ``keys`` (source "demo") that the store lacks; returns what finished since.
 
-        Returns after ``seconds`` while the store is unavailable: call again, for up to ``patience_s`` seconds, then StoreUnavailable is
-        raised. No demonstration begins while another one waits to be stored.
+        Returns after ``seconds`` while the simulators start, and while the store is unavailable: call again, for up to ``patience_s``
+        seconds, then StoreUnavailable is raised. No demonstration begins while another one waits to be stored.
         """
         self._queue.extend(keys)
         until = time.perf_counter() + seconds
         finished: list[Finished] = []
         while self._queue or self.outbox:
+            if self._queue and not self.simulators.ready(max(0.0, until - time.perf_counter())):
+                if time.perf_counter() >= until:
+                    break
+                continue
             if not self.outbox:
                 reached, known = self.outbox.attempt(lambda: self._known(self._queue[0]))
                 if reached:
@@ -61,16 +68,20 @@ class DemonstratorCore:
     def _run(self, key: EpisodeKey) -> list[Finished]:
         """Run a demonstration and put its episode into the outbox. Returns the result of an episode that has nothing to store."""
         began = time.perf_counter()
-        trajectory = demonstrate(self.env, key.seed)
+        try:
+            trajectory = self.simulators.demonstrate(0, key.seed)
+        except SimulatorLost as error:
+            return [Finished(key.name, False, 0, "", False, 0.0, -1, broken=str(error))]
+        facts = self.simulators.facts
         seconds = time.perf_counter() - began
         actual = key if trajectory.success else failure_key(key)
         finished = Finished(actual.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, -1)
         if trajectory.length:
-            info = {"arm": "expert", "seconds": round(seconds, 3), "horizon": self.env.horizon,
-                    "control_freq": self.env.config.control_freq, "fingerprint": self.env.fingerprint}
+            info = {"arm": "expert", "seconds": round(seconds, 3), "horizon": facts.horizon, "control_freq": facts.control_freq,
+                    "fingerprint": facts.fingerprint}
             self.outbox.put(Episode.from_trajectory(trajectory, actual, policy_version=-1, info=info), finished)
             return []
-        return [finished]
+        return [dataclasses.replace(finished, broken=f"broke at its first step: {trajectory.invalid}")]
 
 
 def failure_key(key: EpisodeKey) -> EpisodeKey:

@@ -17,7 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from cosmos_ray.errors import CosmosRayError, SimulationError
+from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class Answer(Protocol):
         ...
 
     @property
-    def problem(self) -> str:
-        """Why the ticket gave no result that can be kept, in one line; "" if it gave one."""
+    def broken(self) -> str:
+        """Why the ticket broke its simulator; "" if it gave a result."""
         ...
 
 
@@ -72,7 +72,7 @@ class Fleet:
         self._queue: deque[Any] = deque()
         self._deaths: dict[str, int] = {}
         self.replaced = 0  #: workers that died or hung and were replaced
-        self.abandoned: list[str] = []  #: tickets given up after taking down ``ATTEMPTS`` workers
+        self.quarantined: dict[str, str] = {}  #: name -> reason, of tickets given up after ``ATTEMPTS`` attempts
 
     @property
     def capacity(self) -> int:
@@ -151,12 +151,21 @@ class Fleet:
             return []
         worker.call, worker.answered = None, True
         for answer in finished:
-            if answer.problem:
-                raise SimulationError(answer.problem)
             for name, ticket in list(worker.tickets.items()):
                 if answer.name in self._names(ticket):
                     del worker.tickets[name]
-        return finished
+                    if answer.broken:
+                        self._again(name, ticket, answer.broken)
+        return [answer for answer in finished if not answer.broken]
+
+    def _again(self, name: str, ticket: Any, reason: str) -> None:
+        """Queue a ticket that broke something again, or give it up."""
+        self._deaths[name] = self._deaths.get(name, 0) + 1
+        if self._deaths[name] < ATTEMPTS:
+            self._queue.appendleft(ticket)
+        else:
+            logger.error("ticket %s is given up after %d attempts: %s", name, ATTEMPTS, reason)
+            self.quarantined[name] = reason
 
     def _replace(self, index: int, reason: str) -> None:
         """Start a new worker in place of a dead one, and hand the dead one's tickets out again."""
@@ -165,12 +174,7 @@ class Fleet:
         ray.kill(worker.actor)
         self.replaced += 1
         for name, ticket in worker.tickets.items():
-            self._deaths[name] = self._deaths.get(name, 0) + 1
-            if self._deaths[name] < ATTEMPTS:
-                self._queue.appendleft(ticket)
-            else:
-                logger.error("ticket %s is given up: it took down %d workers", name, ATTEMPTS)
-                self.abandoned.append(name)
+            self._again(name, ticket, reason)
         if self.replaced > 5 * len(self._workers) and not any(w.answered for w in self._workers):
             raise WorkerTrouble(f"workers died {self.replaced} times and none of the present ones has answered: {reason}; if "
                                 "memory is short, lower rollout.workers or rollout.envs_per_worker")

@@ -56,7 +56,7 @@ class EpisodeTicket:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an episode: committed in the store, unless there is a :attr:`problem`."""
+    """The end of an episode: committed in the store, unless it :attr:`broke <broken>` its simulator."""
 
     name: str  #: of the episode in the store
     success: bool
@@ -65,11 +65,14 @@ class Finished:
     new: bool  #: False when the store already had it
     seconds: float  #: wall time from reset to commit, in this worker
     policy_version: int
+    broken: str = ""  #: why the ticket broke its simulator; then there is no episode to store, and the ticket runs again
 
-    @property
-    def problem(self) -> str:
-        """Why there is no episode to store; "" if there is one."""
-        return "" if self.length else f"{self.name} broke at its first step and cannot be stored: {self.invalid}"
+
+@dataclass(frozen=True)
+class Waiting:
+    """A worker's word, among its answers, that it cannot go on at the moment."""
+
+    on: str  #: what the worker waits for
 
 
 def stored_result(store: ReplayStore, name: str) -> Finished | None:

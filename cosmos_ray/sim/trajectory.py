@@ -45,3 +45,19 @@ class Trajectory:
     def done(self) -> bool:
         """Whether the episode has ended, for any reason."""
         return self.success or self.timed_out or bool(self.invalid)
+
+    def last(self) -> Trajectory:
+        """A record that begins at this one's last step, which must have been rendered: the end of a chunk."""
+        return Trajectory(self.task, self.instruction, self.seed, self.cameras, proprio=[self.proprio[-1]], states=[self.states[-1]],
+                          frames={0: self.frames[self.length]})
+
+    def extend(self, piece: Trajectory) -> None:
+        """Append the steps of ``piece``, which begins at this record's last step."""
+        before = self.length
+        self.actions += piece.actions
+        self.labels += piece.labels
+        self.rewards += piece.rewards
+        self.proprio += piece.proprio[1:]
+        self.states += piece.states[1:]
+        self.frames.update({before + step: frame for step, frame in piece.frames.items() if step})
+        self.success, self.timed_out, self.invalid = piece.success, piece.timed_out, piece.invalid

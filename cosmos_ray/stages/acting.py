@@ -44,7 +44,8 @@ def acting_fleet(run: Run, checkpoint: Path, *beside: Ask) -> Iterator[tuple[Inf
             run.placement.leave(ask)
 
 
-def run_episodes(pool: InferencePool, fleet: Fleet, tickets: list[EpisodeTicket], show: Callable[[int, int], None]) -> tuple[int, int]:
+def run_episodes(run: Run, pool: InferencePool, fleet: Fleet, tickets: list[EpisodeTicket],
+                 show: Callable[[int, int], None]) -> tuple[int, int]:
     """Run ``tickets`` to their end while the pool is looked after; returns how many ran and how many succeeded.
 
     ``show`` gets both counts, once a second or more often.
@@ -54,6 +55,7 @@ def run_episodes(pool: InferencePool, fleet: Fleet, tickets: list[EpisodeTicket]
     def take(finished: list[Finished]) -> None:
         nonlocal ran, wins
         ran, wins = ran + len(finished), wins + sum(episode.success for episode in finished)
+        run.quarantine.take(fleet.quarantined, (ticket.key for ticket in tickets))
         pool.repair()
         show(ran, wins)
 

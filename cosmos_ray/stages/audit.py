@@ -107,9 +107,10 @@ def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answe
         run_tickets(fleet, tickets, take)
     finally:
         fleet.close()
-    if fleet.abandoned:
-        raise SimulationError(f"the audit gave up {len(fleet.abandoned)} of {len(tickets)} tickets, which took down their processes; the "
-                              f"first is {fleet.abandoned[0]!r}")
+    if fleet.quarantined:
+        name, why = next(iter(fleet.quarantined.items()))
+        raise SimulationError(f"the audit gave up {len(fleet.quarantined)} of {len(tickets)} tickets, which took down their processes; the "
+                              f"first is {name!r}: {why}")
     progress.finish(done, "")
 
 

@@ -25,16 +25,18 @@ def collect(run: Run) -> dict:
     workers = min(config.rollout.workers, config.demos - have)
     fleet = Fleet(lambda i: DemonstratorActor.options(num_cpus=run.cpu_share(workers)).remote(config, str(run.folder.replay)),
                   workers, capacity=2, name_of=lambda key: (key.name, failure_key(key).name), deadline_s=config.rollout.deadline_s)
-    index = 0
+    index, submitted = 0, list[EpisodeKey]()
     try:
         while have < config.demos:
             while fleet.outstanding < min(fleet.capacity, config.demos - have):
                 key = EpisodeKey(run.folder.identity.key, task, "demo", state_seed("demo", config.seed, index))
                 index += 1
-                if key.name not in store and failure_key(key).name not in store:
+                if key.name not in store and failure_key(key).name not in store and key not in run.quarantine:
+                    submitted.append(key)
                     fleet.submit([key])
             for done in fleet.poll(timeout=1.0):
                 tried, have, failed = tried + 1, have + done.success, failed + (not done.success)
+            run.quarantine.take(fleet.quarantined, submitted)
             if tried >= 30 and failed > 0.9 * tried:
                 raise SimulationError(f"the scripted expert failed {failed} of {tried} episodes of {task}: is sim.horizon too short, or "
                                       "sim.placement too wide?")

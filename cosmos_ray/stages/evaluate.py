@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosmos_ray.errors import ConfigError, StoreError
+from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.evidence import paired, wilson
 from cosmos_ray.identity import evaluation_digest
 from cosmos_ray.inference.messages import ActingPolicy
@@ -80,6 +80,12 @@ def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
     return EpisodeTicket(key, noise_seed=evaluation_noise_seed(seed), acting=arm.acting, arm=arm.name)
 
 
+def states(run: Run) -> list[int]:
+    """Numbers of the held-out initial states that all arms begin in: of ``config.eval_episodes``, without the quarantined ones."""
+    out = {entry.seed for entry in run.quarantine.entries if entry.task == run.config.sim.task}
+    return [i for i in range(run.config.eval_episodes) if state_seed("eval", run.config.seed, i) not in out]
+
+
 def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
     """Run what the store lacks of every arm, then count from the store; see :func:`results`. Written to ``evaluation.json``, unless it
     is of ``only`` some arms."""
@@ -87,8 +93,8 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
     check_held_out(run, store)
     todo = {}
     for arm in arms(run, only):
-        tickets = [ticket(run, arm, i) for i in range(config.eval_episodes)]
-        tickets += [ticket(run, arm, i, attempt=1) for i in range(min(config.repeat, config.eval_episodes))]
+        tickets = [ticket(run, arm, i) for i in states(run)]
+        tickets += [ticket(run, arm, i, attempt=1) for i in states(run) if i < config.repeat]
         todo[arm] = [t for t in tickets if t.key.name not in store]
     total = sum(map(len, todo.values()))
     if total:
@@ -99,7 +105,8 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
             for arm, tickets in todo.items():
                 pool.load(arm.checkpoint, arm.acting)
                 show = partial(_show, progress, done, arm.name)
-                done += run_episodes(pool, fleet, tickets, show)[0]
+                kept = [t for t in tickets if t.key not in run.quarantine]  # an arm before may have broken one
+                done += run_episodes(run, pool, fleet, kept, show)[0]
             progress.finish(done, "")
         store.refresh()
     out = results(run, store, only)
@@ -118,13 +125,16 @@ def _show(progress: Progress, done: int, arm: str, ran: int, wins: int) -> None:
 def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
     """Counts per arm, read from the store: {"arms": {name: {successes, episodes, low, high, ...}}, "seeds": [...], ...}.
 
-    StoreError when episodes are missing (evaluate again).
+    StoreError when episodes are missing (evaluate again). SimulationError when all initial states are quarantined.
     """
-    config = run.config
+    config, indices = run.config, states(run)
+    if not indices:
+        raise SimulationError(f"all {config.eval_episodes} held-out initial states are quarantined: {run.quarantine.path} says why; delete "
+                              "a line to have its state tried again")
     known = {s.name: s for s in store.summaries()}
     table = {}
     for arm in arms(run, only):
-        names = [ticket(run, arm, i).key.name for i in range(config.eval_episodes)]
+        names = [ticket(run, arm, i).key.name for i in indices]
         missing = [n for n in names if n not in known]
         if missing:
             raise StoreError(f"{len(missing)} of {len(names)} evaluation episodes of arm {arm.name!r} are not in the store, "
@@ -138,15 +148,17 @@ def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
                            "policy_version": arm.acting.version, "planner": dataclasses.asdict(planner) if planner else None,
                            "invalid": sum(bool(known[n].invalid) for n in names), "outcomes": [int(o) for o in outcomes],
                            "episode_names": names}
-    return {"task": config.sim.task, "seeds": [state_seed("eval", config.seed, i) for i in range(config.eval_episodes)],
-            "arms": table, "pairs": _pairs(table)}
+    seeds = [state_seed("eval", config.seed, i) for i in range(config.eval_episodes)]
+    out = {"task": config.sim.task, "seeds": [seeds[i] for i in indices], "arms": table, "pairs": _pairs(table)}
+    left_out = {entry.seed: entry.reason for entry in run.quarantine.entries if entry.task == config.sim.task and entry.seed in seeds}
+    return {**out, "quarantined": [{"seed": seed, "reason": reason} for seed, reason in left_out.items()]} if left_out else out
 
 
 def compare_repeats(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
     """Compare repeated episodes with the first ones, state by state: {"repeated": n, "identical": m, "different": [names]}."""
     different, repeated = [], 0
     for arm in arms(run, only):
-        for i in range(min(run.config.repeat, run.config.eval_episodes)):
+        for i in [i for i in states(run) if i < run.config.repeat]:
             first, second = (store.read(ticket(run, arm, i, attempt).key.name) for attempt in (0, 1))
             repeated += 1
             if not (np.array_equal(first.states, second.states) and np.array_equal(first.actions, second.actions)):

@@ -131,11 +131,12 @@ class _RefineLoop:
         self.state, self.batch = learner.folder.name, self.config.learner.batch_size
         self.running: set[str] = set()  # names of the tickets that were handed out and have not finished
         store = self.run.folder.store()
-        self.to_run = [t for t in tickets if t.key.name not in store]
+        self.keys = [t.key for t in tickets]
+        self.to_run = [t for t in tickets if t.key.name not in store and t.key not in self.run.quarantine]
         self.to_run.reverse()
         self.planned = len(self.to_run)
         self.stored = steps_stored(store, [t.key.name for t in tickets])
-        self.known = len(tickets) - len(self.to_run)  # episodes of this refinement in the store
+        self.known = sum(key.name in store for key in self.keys)  # episodes of this refinement in the store
         self._say_where(self._acknowledge([t.key.name for t in tickets], store))
         point = self.run.folder.manifest.point(self.state, learner.step)
         self.account = resume_counters(point if point and "inserted" in point else None, self.stored, learner.step, self.batch)
@@ -153,6 +154,8 @@ class _RefineLoop:
                 self._feed_fleet()
                 self._drive_learner()
             self._take(self.fleet.poll(timeout=0.1))
+            self.run.quarantine.take(self.fleet.quarantined, self.keys)
+            self.running -= self.fleet.quarantined.keys()
             if not self.fleet.outstanding and self.training:
                 ray.wait(self.training, timeout=0.5)
             self.pool.repair()
@@ -160,7 +163,8 @@ class _RefineLoop:
         progress.finish(self.learner.step, self._note())
         return {"steps": self.learner.step, "new": self.learner.step - self.first_step, "version": self.version,
                 "episodes": len(self.finished), "successes": sum(e.success for e in self.finished), "loss": self.metrics.get("loss"),
-                "workers_replaced": self.fleet.replaced, "abandoned": len(self.fleet.abandoned), "inference_restarts": self.pool.restarts}
+                "workers_replaced": self.fleet.replaced, "quarantined": len(self.fleet.quarantined),
+                "inference_restarts": self.pool.restarts}
 
     def save(self) -> None:
         """Have the learner write its state, then note what goes with that state."""

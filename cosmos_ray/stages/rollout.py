@@ -22,20 +22,22 @@ def rollout(run: Run) -> dict:
 def act(run: Run, what: str, checkpoint: Path, wanted: list[EpisodeTicket]) -> dict:
     """Act with ``checkpoint`` until the store holds all ``wanted`` episodes. ``what`` names the progress line."""
     store = run.folder.store()
+    wanted = [t for t in wanted if t.key not in run.quarantine]
     tickets = [t for t in wanted if t.key.name not in store]
-    total, done, abandoned = len(wanted), len(wanted) - len(tickets), 0
+    total, done, quarantined = len(wanted), len(wanted) - len(tickets), 0
     if tickets:
         with acting_fleet(run, checkpoint) as (pool, fleet):
             if tickets[0].acting.planner:
                 pool.load(checkpoint, tickets[0].acting)
             progress = run.progress(what, total, done, "episodes")
-            ran, wins = run_episodes(pool, fleet, tickets, lambda ran, wins: progress.update(done + ran, f"{wins}/{ran} succeeded"))
+            ran, wins = run_episodes(run, pool, fleet, tickets,
+                                     lambda ran, wins: progress.update(done + ran, f"{wins}/{ran} succeeded"))
             progress.finish(done + ran, f"{wins}/{ran} succeeded")
-            abandoned = len(fleet.abandoned)
+            quarantined = len(fleet.quarantined)
         store.refresh()
     names = {t.key.name for t in wanted}
     have = [s for s in store.summaries() if s.name in names]
-    result = {"episodes": len(have), "new": len(tickets), "successes": sum(s.success for s in have), "abandoned": abandoned}
+    result = {"episodes": len(have), "new": len(tickets), "successes": sum(s.success for s in have), "quarantined": quarantined}
     if tickets:
         run.tracker.log("rollout", **result)
         forget_old_rollouts(run, store)
