@@ -18,6 +18,7 @@ from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.actor import DemonstratorActor
+from cosmos_ray.rollout.calls import Anywhere, RayCalls
 from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
 from cosmos_ray.rollout.fleet import Fleet
@@ -25,6 +26,7 @@ from cosmos_ray.rollout.outbox import LONGEST_WAIT_S, Outbox
 from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.simulators import Simulators
+from cosmos_ray.supervision import Supervisor
 from tests.test_planning import demo_policy
 from tests.test_replay_crash import names_on_disk, tiny_disk  # noqa: F401 - a fixture
 from tests.test_replay_episode import assert_same, make_episode
@@ -300,15 +302,14 @@ def test_the_fleet_keeps_a_worker_that_waits_for_the_store(tiny_disk, store, loc
     """The outage lasts for longer than a worker may be silent."""
     config = dataclasses.replace(RunConfig(), sim=SimConfig(horizon=5, image_size=16))
     keys = [EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, index)) for index in range(3)]
-    fleet = Fleet(lambda i: DemonstratorActor.options(num_cpus=1).remote(config, str(store.root)), 1, 2,
-                  lambda key: (key.name, failure_key(key).name), deadline_s=8.0, turn_s=0.5)  # fmt: skip
+    crew = Anywhere(lambda i: DemonstratorActor.options(num_cpus=1).remote(config, str(store.root)))
+    fleet = Fleet(crew, RayCalls(), 1, 2, lambda key: (key.name, failure_key(key).name), 8.0, Supervisor(), turn_s=0.5)
     trouble = ReadOnly(tiny_disk)
     try:
         fleet.submit(keys[:1])
         finished = []
         while fleet.outstanding:
             finished += fleet.poll(timeout=5.0)
-        pid = fleet.pids()
         trouble.begin()
         fleet.submit(keys[1:])
         until = time.monotonic() + 10.0
@@ -317,7 +318,7 @@ def test_the_fleet_keeps_a_worker_that_waits_for_the_store(tiny_disk, store, loc
         trouble.end()
         while fleet.outstanding:
             finished += fleet.poll(timeout=5.0)
-        assert fleet.pids() == pid and fleet.replaced == 0
+        assert fleet.replaced == 0
         assert sorted((done.name, done.new) for done in finished) == sorted((failure_key(key).name, True) for key in keys)
     finally:
         fleet.close()

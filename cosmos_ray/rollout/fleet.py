@@ -1,184 +1,223 @@
-"""Keeps worker actors busy with tickets, replaces the workers that die or hang, and runs every ticket to its end.
+"""Keeps workers busy with tickets, replaces those that die, hang or lose their node, and runs every ticket to its end.
 
 Demonstrations, rollouts, evaluation and audits all go through a fleet. The fleet hands a dead worker's tickets out again. That does no
-harm: the store commits an episode once per key, and an audit's answer depends on its ticket alone.
+harm: the store commits an episode once per key, and an audit's answer depends on its ticket alone. The fleet itself knows no Ray.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cosmos_ray.errors import CosmosRayError
-from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
+from cosmos_ray.rollout.ledger import Ledger
+from cosmos_ray.rollout.ticket import Waiting
+from cosmos_ray.supervision import PROBE_S, WORKER_START_S, RestartBudget, Supervisor
 
-logger = logging.getLogger(__name__)
-
-ATTEMPTS = 3  #: times a ticket may take its worker down with it before the run gives up on that ticket
-START_S = 240.0  #: allowance for a worker's first answer: imports, model build, kernels
+if TYPE_CHECKING:
+    from cosmos_ray.rollout.calls import RayCalls
 
 
-class Answer(Protocol):
-    """What a worker returns for a ticket."""
+class Crew(Protocol):
+    """Places workers, each with a number. A worker has ``advance(tickets, seconds) -> [answer]``: an answer has the ``name`` that its
+    ticket finished under, and says in ``broken`` why the ticket broke its simulator ("" if it did not)."""
 
-    @property
-    def name(self) -> str:
-        """The name that the ticket finished under."""
-        ...
+    def start(self, index: int) -> Any | None:
+        """Start worker ``index`` and return its handle at once; None where no node has room now: the fleet asks again."""
 
-    @property
-    def broken(self) -> str:
-        """Why the ticket broke its simulator; "" if it gave a result."""
-        ...
+    def should_move(self, index: int) -> bool:
+        """Whether a node has joined on which worker ``index`` would have clearly more CPU: the fleet restarts it between two tickets."""
+
+    def where(self, index: int) -> str:
+        """Node of worker ``index``, for messages; while the worker has no place, what it asks for and what each node has."""
+
+
+class WorkerLost(CosmosRayError):
+    """The worker of a call is gone; ``with_node``: because its node is, which is no ticket's fault."""
+
+    def __init__(self, why: str, with_node: bool = False):
+        super().__init__(why)
+        self.with_node = with_node
 
 
 class WorkerTrouble(CosmosRayError):
-    """Workers keep dying without finishing anything."""
+    """Workers keep dying before they have answered once."""
 
 
 @dataclass
-class _Worker:
-    actor: ActorHandle
-    tickets: dict[str, Any] = field(default_factory=dict)  #: name -> ticket, given out and not finished
-    call: ray.ObjectRef | None = None
+class _Seat:
+    """A worker, or the place for one."""
+
+    index: int
+    handle: Any = None  #: None: empty
+    call: Any = None
     called: float = 0.0
-    answered: bool = False  #: whether this actor ever answered
+    answered: bool = False  #: whether the worker ever answered; it gets no ticket before
+    tickets: dict[str, Any] = field(default_factory=dict)  #: name -> ticket, given out and not finished
+    moving: bool = False  #: gets no more tickets, and starts elsewhere once it holds none
+    waits_for: str = ""  #: in the worker's own words
+    resting: str = ""  #: why no worker is started here for now
 
 
 class Fleet:
-    """Workers with an ``advance(tickets, seconds) -> [Answer]`` method.
+    """Runs tickets on the workers of a crew, within :meth:`poll`.
 
     Args:
-        spawn: starts worker ``index`` and returns its handle.
-        count: number of workers.
+        count: number of workers; the fleet goes on with those that find a place.
         capacity: tickets a worker holds at once.
         name_of: the names that a ticket may finish under, such as those of its episode in the store.
         deadline_s: seconds without an answer after which a worker is replaced.
+        who: what a worker is called in messages.
         turn_s: seconds that a worker works before it answers.
     """
 
-    def __init__(self, spawn: Callable[[int], ActorHandle], count: int, capacity: int, name_of: Callable[[Any], tuple[str, ...]],
-                 deadline_s: float, turn_s: float = 1.0):
-        self._spawn, self._capacity, self._names, self._deadline, self._turn = spawn, capacity, name_of, deadline_s, turn_s
-        self._workers = [_Worker(spawn(i)) for i in range(count)]
+    def __init__(self, crew: Crew, calls: RayCalls, count: int, capacity: int, name_of: Callable[[Any], tuple[str, ...]], deadline_s: float,
+                 supervisor: Supervisor, who: str = "rollout worker", turn_s: float = 1.0, clock: Callable[[], float] = time.monotonic):
+        self._crew, self._calls, self._supervisor, self._clock = crew, calls, supervisor, clock
+        self._capacity, self._names, self._deadline, self._who, self._turn = capacity, name_of, deadline_s, who, turn_s
+        self._seats = [_Seat(i) for i in range(count)]
         self._queue: deque[Any] = deque()
-        self._deaths: dict[str, int] = {}
-        self.replaced = 0  #: workers that died or hung and were replaced
-        self.quarantined: dict[str, str] = {}  #: name -> reason, of tickets given up after ``ATTEMPTS`` attempts
+        self._starts = RestartBudget(5 * count, 600.0, clock)  #: workers that died before their first answer
+        self.ledger = Ledger()
+        self.replaced = 0  #: workers that died, hung or lost their node
+        self._probe()
 
     @property
     def capacity(self) -> int:
-        """Tickets that can be running at once."""
-        return self._capacity * len(self._workers)
+        """Tickets that can be running at once, when every worker has a place."""
+        return self._capacity * len(self._seats)
 
     @property
     def outstanding(self) -> int:
         """Tickets submitted and not finished."""
-        return len(self._queue) + sum(len(w.tickets) for w in self._workers)
+        return len(self._queue) + sum(len(seat.tickets) for seat in self._seats)
 
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return ray.get([w.actor.pid.remote() for w in self._workers])
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """name -> reason, of tickets that broke too many workers."""
+        return self.ledger.quarantined
 
     def submit(self, tickets: list[Any]) -> None:
         """Add tickets to the queue."""
         self._queue.extend(tickets)
 
     def poll(self, timeout: float) -> list[Any]:
-        """Hand out work, wait up to ``timeout`` seconds for a worker to answer, and return the answers.
+        """Hand out work, wait up to ``timeout`` seconds for a worker to answer, and return the results. Does not wait when idle.
 
         Raises what a worker raised on purpose (a full disk, a wrong model), because every worker would meet the same.
         """
-        for worker in self._workers:
-            if worker.call is None:
-                self._hand_out(worker)
-        calls = {w.call: w for w in self._workers if w.call is not None}
-        if not calls:
-            return []
-        ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
-        if ready:
-            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        finished: list[Any] = []
-        for call in ready:
-            finished += self._collect(calls[call], call)
-        for i, worker in enumerate(self._workers):
-            patience = self._deadline if worker.answered else max(self._deadline, START_S)
-            if worker.call is not None and worker.call not in ready and time.monotonic() - worker.called > patience:
-                self._replace(i, f"no answer for {patience:g} s")
+        if self._clock() >= self._probe_at:
+            self._probe()
+        for seat in self._seats:
+            if seat.answered and seat.call is None:
+                self._go_on(seat)
+        calls = {seat.call: seat for seat in self._seats if seat.call is not None}
+        ended = self._calls.ended(list(calls), timeout if self.outstanding else 0.0)
+        finished = [answer for call in ended for answer in self._collect(calls[call])]
+        for seat in calls.values():
+            patience = self._deadline if seat.answered else max(self._deadline, WORKER_START_S)
+            if seat.call is not None and self._clock() - seat.called > patience:
+                self._lose(seat, f"no answer for {patience:g} s")
+        self._say_waits()
         return finished
 
     def close(self) -> None:
         """Stop the workers."""
-        for worker in self._workers:
-            ray.kill(worker.actor)
+        for seat in self._seats:
+            if seat.handle is not None:
+                self._calls.stop(seat.handle)
 
-    def _hand_out(self, worker: _Worker) -> None:
-        # Shares are even, so that the last tickets of a queue do not all land on one worker.
-        share = -(-(len(self._queue) + sum(len(w.tickets) for w in self._workers)) // len(self._workers))
-        room = min(self._capacity, max(share, 1)) - len(worker.tickets)
+    def _probe(self) -> None:
+        """Fill the empty seats, and let one crowded worker move."""
+        self._probe_at = self._clock() + PROBE_S
+        for seat in self._seats:
+            if seat.handle is None and (not seat.resting or self._starts.take()):
+                seat.resting, seat.handle = "", self._crew.start(seat.index)
+                if seat.handle is not None:  # in an empty turn the worker makes what it needs
+                    seat.call, seat.called = self._calls.advance(seat.handle, [], 0.0), self._clock()
+        if all(seat.answered and not seat.moving for seat in self._seats):
+            for seat in [seat for seat in self._seats if self._crew.should_move(seat.index)][:1]:
+                seat.moving = True
+        if all(seat.handle is None for seat in self._seats) and (why := max(seat.resting for seat in self._seats)):
+            raise WorkerTrouble(f"{self._who}s died {self.replaced} times and none of the present ones has answered: {why}; if memory is "
+                                "short, lower rollout.workers or rollout.envs_per_worker")
+
+    def _go_on(self, seat: _Seat) -> None:
+        """Give a worker fresh tickets and its next turn, or a new place."""
+        if seat.moving and not seat.tickets:
+            self._calls.stop(seat.handle)
+            self._vacate(seat)
+            return
         fresh: list[Any] = []
+        # Shares are even, so that the last tickets of a queue do not all land on one worker.
+        working = sum(s.handle is not None and not s.moving for s in self._seats)
+        room = 0 if seat.moving else min(self._capacity, -(-self.outstanding // working)) - len(seat.tickets)
         while len(fresh) < room and self._queue:
-            # The last attempt of a ticket runs alone: whatever takes the worker down then, it was not its neighbour.
-            last = self._on_last_attempt(self._queue[0])
-            if (last and (fresh or worker.tickets)) or any(map(self._on_last_attempt, worker.tickets.values())):
+            # A suspect runs alone: whatever takes the worker down then, it was not its neighbour.
+            held = [*seat.tickets.values(), *fresh]
+            if held and any(self.ledger.suspect(self._names(ticket)[0]) for ticket in [*held, self._queue[0]]):
                 break
             fresh.append(self._queue.popleft())
-            if last:
-                break
-        for ticket in fresh:
-            worker.tickets[self._names(ticket)[0]] = ticket
-        if worker.tickets:
-            worker.call, worker.called = worker.actor.advance.remote(fresh, self._turn), time.monotonic()
+        seat.tickets.update({self._names(ticket)[0]: ticket for ticket in fresh})
+        if seat.tickets:
+            seat.call, seat.called = self._calls.advance(seat.handle, fresh, self._turn), self._clock()
 
-    def _on_last_attempt(self, ticket: Any) -> bool:
-        return self._deaths.get(self._names(ticket)[0], 0) == ATTEMPTS - 1
-
-    def _collect(self, worker: _Worker, call: ray.ObjectRef) -> list[Any]:
+    def _collect(self, seat: _Seat) -> list[Any]:
+        """The results that an ended call brought."""
         try:
-            finished: list[Answer] = ray.get(call)
-        except RayTaskError as error:
-            raise own_error(error) from error
-        except ACTOR_LOST as error:
-            self._replace(self._workers.index(worker), first_line(error))
+            answers = self._calls.answers(seat.call)
+        except WorkerLost as error:
+            self._lose(seat, str(error), error.with_node)
             return []
-        worker.call, worker.answered = None, True
-        for answer in finished:
-            for name, ticket in list(worker.tickets.items()):
-                if answer.name in self._names(ticket):
-                    del worker.tickets[name]
-                    if answer.broken:
-                        self._again(name, ticket, answer.broken)
-        return [answer for answer in finished if not answer.broken]
+        seat.call, seat.answered, finished = None, True, []
+        seat.waits_for = next((answer.on for answer in answers if isinstance(answer, Waiting)), "")
+        if not seat.waits_for:
+            self._supervisor.goes_on(f"{self._who} {seat.index}")
+        for answer in answers:
+            if isinstance(answer, Waiting):
+                continue
+            for name in [name for name, ticket in seat.tickets.items() if answer.name in self._names(ticket)]:
+                ticket = seat.tickets.pop(name)
+                if answer.broken and self.ledger.strike(name, answer.broken):
+                    self._queue.appendleft(ticket)
+            if not answer.broken:
+                finished.append(answer)
+        self.ledger.finished += len(finished)
+        return finished
 
-    def _again(self, name: str, ticket: Any, reason: str) -> None:
-        """Queue a ticket that broke something again, or give it up."""
-        self._deaths[name] = self._deaths.get(name, 0) + 1
-        if self._deaths[name] < ATTEMPTS:
-            self._queue.appendleft(ticket)
-        else:
-            logger.error("ticket %s is given up after %d attempts: %s", name, ATTEMPTS, reason)
-            self.quarantined[name] = reason
-
-    def _replace(self, index: int, reason: str) -> None:
-        """Start a new worker in place of a dead one, and hand the dead one's tickets out again."""
-        worker = self._workers[index]
-        logger.warning("worker %d is replaced (%s); %d tickets start again", index, reason, len(worker.tickets))
-        ray.kill(worker.actor)
+    def _lose(self, seat: _Seat, why: str, with_node: bool = False) -> None:
+        """Empty the seat of a worker that is gone, and queue its tickets again."""
         self.replaced += 1
-        for name, ticket in worker.tickets.items():
-            self._again(name, ticket, reason)
-        if self.replaced > 5 * len(self._workers) and not any(w.answered for w in self._workers):
-            raise WorkerTrouble(f"workers died {self.replaced} times and none of the present ones has answered: {reason}; if "
-                                "memory is short, lower rollout.workers or rollout.envs_per_worker")
-        self._workers[index] = _Worker(self._spawn(index))
+        who = f"{self._who} {seat.index} on {self._crew.where(seat.index)}"
+        self._supervisor.died(who, why, f"{len(seat.tickets)} tickets start again")
+        self._calls.stop(seat.handle)
+        seat.call = None
+        self._vacate(seat, "" if seat.answered or with_node or self._starts.take() else why)
+        for name, ticket in seat.tickets.items():
+            if with_node or self.ledger.strike(name, why, alone=len(seat.tickets) == 1):
+                self._queue.appendleft(ticket)
+
+    def _vacate(self, seat: _Seat, resting: str = "") -> None:
+        self._seats[seat.index] = _Seat(seat.index, resting=resting)
+        self._supervisor.goes_on(f"{self._who} {seat.index}")
+        self._probe_at = self._clock()  # a new worker is looked for at once
+
+    def _say_waits(self) -> None:
+        """Say what takes long: a place, a first answer, an answer."""
+        empty = [seat for seat in self._seats if seat.handle is None]
+        starting = [seat for seat in self._seats if seat.handle is not None and not seat.answered]
+        for who, seats, what in ((f"{self._who}s", empty, "a place for"), (f"starting {self._who}s", starting, "the first answer of")):
+            if seats and self.outstanding:
+                where = seats[0].resting or self._crew.where(seats[0].index)
+                self._supervisor.waits(who, f"{what} {len(seats)} of {len(self._seats)} ({where})")
+            else:
+                self._supervisor.goes_on(who)
+        for seat in self._seats:
+            if seat.call is not None and seat.answered and self._deadline < float("inf"):
+                self._supervisor.waits(f"{self._who} {seat.index}", seat.waits_for or f"an answer on {len(seat.tickets)} tickets")
 
 
 def run_tickets(fleet: Fleet, tickets: Sequence[Any], take: Callable[[list[Any]], None]) -> None:

@@ -12,6 +12,7 @@ from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.places import Ask
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
+from cosmos_ray.rollout.calls import Anywhere, RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed
 from cosmos_ray.run import Run
@@ -32,8 +33,9 @@ def acting_fleet(run: Run, checkpoint: Path, *beside: Ask) -> Iterator[tuple[Inf
     pool = run.pool(checkpoint)
     try:
         options = {"num_cpus": cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-        fleet = Fleet(lambda i: RolloutActor.options(**options).remote(config, str(run.folder.replay), pool.actors, i),
-                      config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,), config.rollout.deadline_s)
+        crew = Anywhere(lambda i: RolloutActor.options(**options).remote(config, str(run.folder.replay), pool.actors, i))
+        fleet = Fleet(crew, RayCalls(), config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,),
+                      config.rollout.deadline_s, run.supervisor)
         try:
             yield pool, fleet
         finally:

@@ -19,6 +19,7 @@ from cosmos_ray.oracle.chooser import ARMS
 from cosmos_ray.oracle.shares import shares
 from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.report.audit_page import write_audit_page
+from cosmos_ray.rollout.calls import Anywhere, RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import newest, planning_network
@@ -90,8 +91,9 @@ def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answe
     count = min(len(tickets), run.config.rollout.workers)
     options = {"num_cpus": run.cpu_share(count), "num_gpus": run.config.inference.gpus,
                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(run.config.inference.threads)}}}
-    fleet = Fleet(lambda _: OracleActor.options(**options).remote(run.config, checkpoint, planning_checkpoint), count, capacity=1,
-                  name_of=lambda ticket: (ticket.name,), deadline_s=math.inf)  # how long an oracle's answer takes cannot be told
+    crew = Anywhere(lambda _: OracleActor.options(**options).remote(run.config, checkpoint, planning_checkpoint))
+    fleet = Fleet(crew, RayCalls(), count, capacity=1, name_of=lambda ticket: (ticket.name,),
+                  deadline_s=math.inf, supervisor=run.supervisor, who="oracle")  # how long an oracle's answer takes cannot be told
     progress, done = run.progress("audit", len(todo), unit="episodes"), 0
 
     def take(found: list[AuditAnswer]) -> None:

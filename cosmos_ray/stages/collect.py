@@ -5,6 +5,7 @@ from __future__ import annotations
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import DemonstratorActor
+from cosmos_ray.rollout.calls import Anywhere, RayCalls
 from cosmos_ray.rollout.demonstrator import failure_key
 from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import state_seed
@@ -23,8 +24,9 @@ def collect(run: Run) -> dict:
     check_expert(config.sim)
     progress = run.progress("collect", config.demos, have, "demos")
     workers = min(config.rollout.workers, config.demos - have)
-    fleet = Fleet(lambda i: DemonstratorActor.options(num_cpus=run.cpu_share(workers)).remote(config, str(run.folder.replay)),
-                  workers, capacity=2, name_of=lambda key: (key.name, failure_key(key).name), deadline_s=config.rollout.deadline_s)
+    crew = Anywhere(lambda i: DemonstratorActor.options(num_cpus=run.cpu_share(workers)).remote(config, str(run.folder.replay)))
+    fleet = Fleet(crew, RayCalls(), workers, capacity=2, name_of=lambda key: (key.name, failure_key(key).name),
+                  deadline_s=config.rollout.deadline_s, supervisor=run.supervisor, who="demonstrator")
     index, submitted = 0, list[EpisodeKey]()
     try:
         while have < config.demos:

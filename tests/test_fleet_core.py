@@ -1,0 +1,326 @@
+"""The fleet without Ray: on a clock of its own, with nodes that come and go and workers that break as a script says."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import pytest
+
+from cosmos_ray.errors import SimulationError
+from cosmos_ray.rollout.fleet import Fleet, WorkerLost, WorkerTrouble
+from cosmos_ray.rollout.ticket import Finished, Waiting
+from cosmos_ray.supervision import PROBE_S, TICKET_ATTEMPTS, WORKER_START_S, Supervisor
+
+START_S = 20.0
+GONE = "its node has died"
+
+
+@dataclass
+class Worker:
+    index: int
+    node: str
+    tickets: list[str] = field(default_factory=list)
+    started: bool = False
+    dead: str = ""
+
+
+class Cluster:
+    """Nodes with places; workers that finish one ticket a turn. A fleet's crew and its calls."""
+
+    def __init__(self, **places: int):
+        self.now = 0.0
+        self.places = places
+        self.workers: dict[int, Worker] = {}  #: by number
+        self.calls: dict[int, tuple[Worker, float]] = {}  #: call -> its worker and when it ends
+        self.attempts: Counter[str] = Counter()
+        self.fatal: set[str] = set()  #: tickets that take their worker down
+        self.broken: dict[str, str] = {}  #: tickets that break their simulator, and how
+        self.no_start: set[str] = set()  #: nodes where every worker dies at its start
+        self.silent: set[str] = set()  #: nodes where no worker ever answers
+        self.words: dict[int, str] = {}  #: what worker number ... says it waits for, instead of working
+        self.most: dict[str, int] = defaultdict(int)  #: ticket -> neighbours that it ran with at its last attempt
+
+    def clock(self) -> float:
+        return self.now
+
+    # ------------------------------------------------------------ crew
+
+    def start(self, index):
+        alive = [w for i, w in self.workers.items() if not w.dead and i != index]
+        for node, places in self.places.items():
+            if sum(w.node == node for w in alive) < places:
+                self.workers[index] = Worker(index, node)
+                return self.workers[index]
+        return None
+
+    def should_move(self, index):
+        alive = Counter(w.node for w in self.workers.values())
+        return any(alive[self.workers[index].node] > alive[node] + 1 for node in self.places)
+
+    def where(self, index):
+        return self.workers[index].node if index in self.workers else f"1 CPU each; free: {self.places}"
+
+    # ------------------------------------------------------------ calls
+
+    def advance(self, handle, tickets, seconds):
+        handle.tickets += tickets
+        for ticket in handle.tickets:
+            self.most[ticket] = len(handle.tickets) - 1
+        call = len(self.calls)
+        self.calls[call] = handle, float("inf") if handle.node in self.silent else self.now + (seconds if handle.started else START_S)
+        return call
+
+    def ended(self, calls, timeout):
+        for worker in self.workers.values():
+            worker.dead = worker.dead or ("" if worker.node in self.places else GONE)
+        due = [call for call in calls if self.calls[call][1] <= self.now + timeout or self.calls[call][0].dead]
+        first = min((self.now if self.calls[call][0].dead else self.calls[call][1] for call in due), default=self.now + timeout)
+        self.now = max(self.now, first)
+        return [call for call in due if self.calls[call][1] <= self.now or self.calls[call][0].dead]
+
+    def answers(self, call):
+        worker = self.calls[call][0]
+        worker.dead = worker.dead or ("no simulator" if worker.node in self.no_start else "")
+        if worker.dead:
+            raise WorkerLost(worker.dead, with_node=worker.dead == GONE)
+        worker.started = True
+        if worker.index in self.words:
+            return [Waiting(self.words[worker.index])]
+        if not worker.tickets:
+            return []
+        ticket = worker.tickets.pop(0)
+        self.attempts[ticket] += 1
+        if ticket in self.fatal:
+            worker.dead = "segmentation fault"
+            raise WorkerLost(worker.dead)
+        return [Finished(ticket, True, 1, "", True, 1.0, 0, broken=self.broken.get(ticket, ""))]
+
+    def stop(self, handle):
+        handle.dead = handle.dead or "stopped"
+
+
+def make(cluster, count=2, capacity=2, deadline_s=60.0):
+    rows = []
+    supervisor = Supervisor(lambda kind, **values: rows.append((kind, values)), cluster.clock)
+    fleet = Fleet(cluster, cluster, count, capacity, lambda ticket: (ticket,), deadline_s, supervisor, clock=cluster.clock)
+    return fleet, supervisor, rows
+
+
+def names(count):
+    return [f"t{i}" for i in range(count)]
+
+
+def run(fleet, cluster, finished=(), until=3600.0):
+    finished = [*finished]
+    while fleet.outstanding:
+        finished += fleet.poll(0.5)
+        assert cluster.now < until, f"{fleet.outstanding} tickets never finished"
+    return finished
+
+
+def poll_until(fleet, cluster, condition, limit=600.0):
+    finished = []
+    while not condition():
+        before = cluster.now
+        finished += fleet.poll(0.5)
+        cluster.now += 0.0 if cluster.now > before else 0.5
+        assert cluster.now < limit
+    return finished
+
+
+def assert_once(finished, expected):
+    assert sorted(f.name for f in finished) == sorted(expected)
+
+
+def test_a_worker_gets_tickets_once_it_has_answered_and_not_before():
+    cluster = Cluster(a=2)
+    fleet, _, _ = make(cluster)
+    fleet.submit(names(8))
+    poll_until(fleet, cluster, lambda: cluster.now >= START_S - 1)
+    assert not any(w.tickets for w in cluster.workers.values()) and fleet.outstanding == 8
+    assert_once(run(fleet, cluster), names(8))
+    assert cluster.now < START_S + 10  # both started at the same time, and shared the work
+
+
+def test_a_worker_that_never_answers_holds_nothing():
+    cluster = Cluster(a=1, b=1)
+    cluster.silent.add("b")
+    fleet, supervisor, _ = make(cluster)
+    fleet.submit(names(6))
+    finished = poll_until(fleet, cluster, lambda: supervisor.waiting and cluster.now > START_S + 2)
+    assert supervisor.waiting["starting rollout workers"][0] == "the first answer of 1 of 2 (b)"
+    assert_once(run(fleet, cluster, finished, until=START_S + 20), names(6))
+    fleet.submit(names(1))
+    poll_until(fleet, cluster, lambda: fleet.replaced, limit=WORKER_START_S + 10)
+
+
+def test_the_run_goes_on_with_the_workers_that_found_a_place_and_uses_a_node_that_joins():
+    cluster = Cluster(a=1)
+    fleet, supervisor, rows = make(cluster, count=3)
+    fleet.submit(names(60))
+    finished = poll_until(fleet, cluster, lambda: cluster.now > START_S + 5)
+    assert finished
+    assert supervisor.waiting["rollout workers"][0] == "a place for 2 of 3 (1 CPU each; free: {'a': 1})"
+    cluster.places["b"] = 5
+    joined = cluster.now
+    finished += poll_until(fleet, cluster, lambda: len(cluster.workers) == 3)
+    assert cluster.now - joined <= PROBE_S + 1
+    finished += poll_until(fleet, cluster, lambda: all(w.tickets for w in cluster.workers.values()))
+    assert cluster.now - joined <= PROBE_S + START_S + 2
+    assert_once(run(fleet, cluster, finished), names(60))
+    assert {values["who"] for kind, values in rows} == {"starting rollout workers", "rollout workers"} and fleet.replaced == 0
+
+
+def test_a_fleet_without_any_place_waits_says_so_and_begins_when_there_is_one():
+    cluster = Cluster()
+    fleet, supervisor, rows = make(cluster)
+    fleet.submit(names(4))
+    poll_until(fleet, cluster, lambda: cluster.now > 100)
+    assert supervisor.waiting["rollout workers"][1] > 90 and fleet.outstanding == 4
+    cluster.places["a"] = 2
+    assert_once(run(fleet, cluster), names(4))
+    assert ("wait", "rollout workers") in [(kind, values["who"]) for kind, values in rows]
+
+
+def test_crowded_workers_move_to_a_node_that_joins_one_at_a_time_and_lose_no_ticket():
+    cluster = Cluster(a=4)
+    fleet, _, _ = make(cluster, count=4)
+    fleet.submit(names(200))
+    finished = poll_until(fleet, cluster, lambda: cluster.now > START_S + 2)
+    cluster.places = {"b": 2, "a": 4}
+    most = 0
+    while fleet.outstanding > 40:
+        finished += fleet.poll(0.5)
+        most = max(most, sum(not w.started for w in cluster.workers.values()))
+    assert Counter(w.node for w in cluster.workers.values()) == {"a": 2, "b": 2} and most == 1
+    assert_once(run(fleet, cluster, finished), names(200))
+    assert set(cluster.attempts.values()) == {1} and fleet.replaced == 0
+
+
+def test_a_node_that_leaves_costs_its_running_tickets_alone_and_they_start_again_at_once():
+    cluster = Cluster(a=1, b=1)
+    fleet, _, rows = make(cluster)
+    fleet.submit(names(20))
+    finished = poll_until(fleet, cluster, lambda: cluster.now > START_S + 2)
+    cluster.silent.add("b")  # Ray says nothing yet
+    finished += fleet.poll(0.5)
+    held = len(cluster.workers[1].tickets)
+    del cluster.places["b"]
+    left = cluster.now
+    finished += poll_until(fleet, cluster, lambda: fleet.replaced)
+    assert held and cluster.now - left <= PROBE_S + 1
+    assert_once(run(fleet, cluster, finished), names(20))
+    deaths = [values for kind, values in rows if kind == "death"]
+    assert [death["who"] for death in deaths] == ["rollout worker 1 on b"] and deaths[0]["why"] == GONE
+
+
+def test_nodes_that_leave_again_and_again_quarantine_nothing():
+    cluster = Cluster(a=1)
+    fleet, _, _ = make(cluster, count=1)
+    fleet.submit(names(2))
+    for old, new in zip("abcdefg", "bcdefgh", strict=True):
+        poll_until(fleet, cluster, lambda: cluster.workers[0].started)
+        cluster.silent.add(old)
+        poll_until(fleet, cluster, lambda: len(cluster.workers[0].tickets) == 2)
+        cluster.places = {new: 1}
+        poll_until(fleet, cluster, lambda new=new: cluster.workers[0].node == new)
+    assert_once(run(fleet, cluster), names(2))
+    assert fleet.quarantined == {} and fleet.replaced == 7
+
+
+def test_a_silent_worker_is_said_then_replaced():
+    cluster = Cluster(a=1)
+    fleet, supervisor, _ = make(cluster, count=1)
+    fleet.submit(names(4))
+    poll_until(fleet, cluster, lambda: cluster.workers[0].started)
+    cluster.silent.add("a")
+    poll_until(fleet, cluster, lambda: supervisor.waiting)
+    assert supervisor.waiting["rollout worker 0"][0] == "an answer on 2 tickets"
+    poll_until(fleet, cluster, lambda: fleet.replaced)
+    cluster.silent.clear()
+    poll_until(fleet, cluster, lambda: not fleet.outstanding)
+    assert not supervisor.waiting
+
+
+def test_a_worker_says_itself_what_it_waits_for():
+    cluster = Cluster(a=1)
+    fleet, supervisor, rows = make(cluster, count=1)
+    fleet.submit(names(3))
+    poll_until(fleet, cluster, lambda: cluster.workers[0].started)
+    cluster.words[0] = "the store /data: no space left"
+    poll_until(fleet, cluster, lambda: cluster.now > START_S + 100)
+    assert supervisor.waiting["rollout worker 0"][0] == "the store /data: no space left" and fleet.replaced == 0
+    cluster.words.clear()
+    assert_once(run(fleet, cluster), names(3))
+    assert rows[-1][0] == "wait" and rows[-1][1]["seconds"] > 70
+
+
+def test_a_ticket_that_kills_its_workers_is_quarantined_and_its_neighbours_are_not():
+    cluster = Cluster(a=1)
+    cluster.fatal.add("t1")
+    fleet, _, rows = make(cluster, count=1, capacity=4)
+    fleet.submit(names(8))
+    finished = run(fleet, cluster)
+    assert_once(finished, [n for n in names(8) if n != "t1"])
+    assert fleet.quarantined == {"t1": "segmentation fault"} and cluster.most["t1"] == 0
+    assert cluster.attempts["t1"] == len([kind for kind, _ in rows if kind == "death"]) == 4  # twice in company, half a strike each
+
+
+def test_killed_workers_cost_no_ticket():
+    """Whoever kills a worker every few turns hits some tickets more than once."""
+    cluster = Cluster(a=2)
+    fleet, _, rows = make(cluster, count=2, capacity=4)
+    fleet.submit(names(300))
+    finished, kills = [], 0
+    while fleet.outstanding:
+        finished += fleet.poll(0.5)
+        busy = [w for w in cluster.workers.values() if len(w.tickets) > 1]
+        if cluster.now > START_S + 30 * kills and busy:
+            busy[kills % len(busy)].dead = "killed"
+            kills += 1
+    assert_once(finished, names(300))
+    assert kills > 5 and fleet.quarantined == {} and fleet.replaced == kills == len([kind for kind, _ in rows if kind == "death"])
+
+
+def test_a_broken_simulator_costs_its_ticket_alone_and_three_quarantine_it_with_the_reason():
+    cluster = Cluster(a=1)
+    cluster.broken["t2"] = "SIGSEGV in mj_step"
+    fleet, _, _ = make(cluster, count=1, capacity=3)
+    fleet.submit(names(6))
+    finished = run(fleet, cluster)
+    assert_once(finished, [n for n in names(6) if n != "t2"])
+    assert fleet.quarantined == {"t2": "SIGSEGV in mj_step"} and cluster.attempts["t2"] == TICKET_ATTEMPTS and fleet.replaced == 0
+
+
+def test_when_most_tickets_break_the_fleet_gives_up():
+    cluster = Cluster(a=1)
+    cluster.broken = dict.fromkeys(names(20), "the gripper has no fingers")
+    fleet, _, _ = make(cluster, count=1)
+    fleet.submit(names(20))
+    with pytest.raises(SimulationError, match="4 initial states broke the simulator and 0 did not; .*the gripper has no fingers"):
+        run(fleet, cluster)
+
+
+def test_workers_that_die_at_their_start_are_reported_not_respawned_for_ever():
+    cluster = Cluster(a=2)
+    cluster.no_start.add("a")
+    fleet, _, _ = make(cluster)
+    fleet.submit(names(3))
+    with pytest.raises(WorkerTrouble, match="died 12 times and none of the present ones has answered: no simulator"):
+        run(fleet, cluster)
+
+
+def test_a_node_where_no_worker_starts_does_not_stop_the_others():
+    cluster = Cluster(a=1, b=1)
+    cluster.no_start.add("b")
+    fleet, supervisor, _ = make(cluster)
+    fleet.submit(names(400))
+    finished = poll_until(fleet, cluster, lambda: "rollout workers" in supervisor.waiting and supervisor.waiting["rollout workers"][1] > 10)
+    assert supervisor.waiting["rollout workers"][0] == "a place for 1 of 2 (no simulator)" and fleet.replaced == 11
+    cluster.no_start.clear()  # mended: the seat is tried again when the budget allows
+    assert_once(run(fleet, cluster, finished), names(400))
+
+
+def test_an_idle_fleet_does_not_wait():
+    cluster = Cluster(a=2)
+    fleet, supervisor, _ = make(cluster)
+    assert fleet.capacity == 4 and fleet.poll(5.0) == [] and cluster.now == 0 and not supervisor.waiting
