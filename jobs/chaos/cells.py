@@ -38,7 +38,7 @@ class Cell:
     moment: str
     recovered: bool = False
     seconds: float = float("nan")  #: from the kill to the next progress of all that died
-    start: float = float("nan")  #: of these, from the beginning of the slowest new process to its first progress
+    start: float = float("nan")  #: of these, from the beginning of the slowest new process to its first progress, and the cluster's own
     restarted: bool = False  #: the command ended, and was started again
     lost: int = 0
     doubled: int = 0
@@ -117,8 +117,10 @@ class Campaign:
             self.killed += 1
         if cell.part in ("driver", "everything"):
             self.command.driver.wait(PATIENCE_S)
+        cluster = 0.0
         if cell.part == "everything":
             self.nodes.start()
+            cluster = time.time() - killed
         signs: dict[str, tuple[float, float]] = {}
         while missing := [part for part in died if part not in signs]:
             if self.command.ended():
@@ -132,7 +134,7 @@ class Campaign:
         if cell.part in ("driver", "everything"):
             self.command.until("acknowledgement", lambda: self._acknowledged() > acknowledged)
         cell.recovered, cell.seconds = True, max([time.time() - killed] if not signs else [at for at, _ in signs.values()])
-        cell.start = max([min(start, at) for at, start in signs.values()], default=0.0)  # Ray keeps idle processes for later
+        cell.start = cluster + max([min(start, at) for at, start in signs.values()], default=0.0)  # Ray keeps idle processes for later
         if cell.part == "raylet":
             self.nodes.second.kill()
             self.nodes.add_second()

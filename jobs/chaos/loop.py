@@ -26,13 +26,13 @@ from jobs.chaos.nodes import environment  # noqa: E402
 from jobs.chaos.pace import collect_under_kills, throughput  # noqa: E402
 from jobs.chaos.watch import ROOT, Books  # noqa: E402
 
-MADE = ["--demos", "6", "--pretrain-steps", "30", "--rollouts", "4"]
+MADE = ["--demos", "6", "--pretrain-steps", "30", "--rollouts", "4", "--eval-episodes", "1"]
 KEPT = 0.85  # of the throughput, with a worker killed every 30 s
 
 
 def make_run(root: Path) -> Path:
     """A small run with a base policy and rollouts, on a private Ray."""
-    for stage in ("collect", "pretrain", "rollout"):
+    for stage in ("collect", "pretrain", "rollout", "evaluate"):  # a report needs an evaluation
         subprocess.run([sys.executable, "-m", "cosmos_ray", stage, "--root", str(root), "--name", "chaos", *FLAGS, *MADE], cwd=ROOT,
                        env=environment(), check=True, stdout=subprocess.DEVNULL)
     return root / "chaos"
