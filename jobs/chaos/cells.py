@@ -72,7 +72,6 @@ class Campaign:
     def __exit__(self, *error: object) -> None:
         if self.command is not None and not self.command.ended():
             self.command.kill()
-        self.nodes.kill()
         self.nodes.close()
 
     def begin(self) -> float:

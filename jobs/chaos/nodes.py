@@ -118,8 +118,12 @@ class TwoNodes:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def start(self) -> None:
-        self.start_head()
-        self.add_second()
+        try:
+            self.start_head()
+            self.add_second()
+        except BaseException:
+            self.close()
+            raise
 
     def start_head(self) -> None:
         variables = {"RAY_REDIS_ADDRESS": self.redis} if self.redis else {}

@@ -47,7 +47,6 @@ def collect_under_kills(run: Path, work: Path, count: int, every_s: float = 20.0
     """`rollout` until the store has ``count`` rollouts, while a worker is killed every ``every_s`` seconds and the second node once."""
     done, rng, before = Collected(count), random.Random(seed), len(rows(run, "death"))
     with TwoNodes(work / "nodes") as nodes:
-        nodes.start()
         command = Command(nodes, run, "rollout", *FLAGS, "--rollouts", str(count))
         command.until("rollout workers", lambda: command.actors("rollout worker"))
         next_kill, back = time.monotonic() + every_s, 0.0
