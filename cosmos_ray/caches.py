@@ -1,4 +1,5 @@
-"""Folders for what libraries keep between runs, where the user has no home that can be written."""
+"""Folders on this machine for what can be made or fetched again: of libraries, where the user has no home that can be written, and our own
+copies of what lies in a bucket."""
 
 from __future__ import annotations
 
@@ -7,6 +8,12 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
+
+from cosmos_ray.errors import StoreError
+from cosmos_ray.uri import is_uri
+
+CACHE_VARIABLE = "COSMOS_RAY_CACHE"
 
 #: Variables that name such a folder. numba and torch fail without one, matplotlib and Mesa warn. XDG_CACHE_HOME is not among them: below
 #: the cache at home may lie released weights, which are only read.
@@ -34,3 +41,22 @@ def _own(folder: Path) -> Path:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
             return folder
     return Path(tempfile.mkdtemp(prefix="cosmos_ray_"))
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """The folder of our own copies: ``given``, or ``$COSMOS_RAY_CACHE``, or one of this user's temporary directory. StoreError if the last
+    belongs to another user, who could put anything there."""
+    if given or (given := os.environ.get(CACHE_VARIABLE)):
+        return Path(given)
+    folder = Path(tempfile.gettempdir()) / f"cosmos_ray-cache-{os.getuid()}"
+    with contextlib.suppress(OSError):  # a full disk costs the copies only
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
+        raise StoreError(f"the cache folder {folder} belongs to another user: set ${CACHE_VARIABLE}")
+    return folder
+
+
+def local_root(root: str) -> Path:
+    """The folder on this machine that holds the runs of ``root``: ``root`` itself, or for a URI that of the working copies. Its last part
+    is the URI, so that a path below says where its original lies."""
+    return cache_folder().absolute() / "runs" / quote(root, safe="") if is_uri(root) else Path(root).expanduser()

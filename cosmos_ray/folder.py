@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cosmos_ray.bucket_run import BucketRun
+from cosmos_ray.caches import local_root
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.settings import SETTINGS, value_of
 from cosmos_ray.config.stored import config_tree, read_object
@@ -23,7 +25,7 @@ from cosmos_ray.identity import RunIdentity
 from cosmos_ray.replay.files.durable import append_line, replace
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.resume import RunManifest
-from cosmos_ray.uri import is_uri
+from cosmos_ray.uri import below, is_uri
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,13 @@ class RunFolder:
 
     def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True, only_reads: bool = False,
                  check: Callable[[RunFolder], None] | None = None):
-        self.path = Path(config.root).expanduser().resolve() / config.name
+        self.path = local_root(config.root).resolve() / config.name  #: on this machine
         self.results = self.path  #: where the report goes
-        if not create and not (self.path / "config.json").exists():
+        self.uri = below(config.root, config.name) if is_uri(config.root) else ""  #: of a run in a bucket
+        self._bucket: BucketRun | None = None
+        if self.uri and fresh:
+            raise ConfigError(f"--fresh cannot move a run in a bucket aside: give another --name than {config.name}")
+        if not self.uri and not create and not (self.path / "config.json").exists():
             raise ConfigError(f"there is no run {config.name!r} in {self.path.parent}: run `collect` or `replay import` first, or "
                              "give --root and --name")
         self._elsewhere = config.replay.store
@@ -54,6 +60,8 @@ class RunFolder:
                               "`report --to FOLDER` only read it")
         self._lock = self._take_lock() if self.writable else None
         try:
+            if self.uri:
+                self._bucket = BucketRun(self.uri, self.path, create)
             if fresh and (self.path / "config.json").exists():
                 self._check_store_moves_too()
                 self._move_aside()
@@ -72,7 +80,9 @@ class RunFolder:
         """The replay store: a folder, or the URI of an object store."""
         if is_uri(self._elsewhere):
             return self._elsewhere
-        return Path(self._elsewhere).expanduser().resolve() if self._elsewhere else self.path / "replay"
+        if self._elsewhere:
+            return Path(self._elsewhere).expanduser().resolve()
+        return below(self.uri, "replay") if self.uri else self.path / "replay"
 
     @property
     def report(self) -> Path:
@@ -95,6 +105,22 @@ class RunFolder:
         """The latent cache; may be deleted at any time."""
         return self.path / "latents"
 
+    def shown(self, path: Path) -> str:
+        """``path`` in the run as a user finds it: in the bucket, for a run that lies there."""
+        inside = self.uri and path.is_relative_to(self.path)
+        return f"{self.uri.partition('?')[0]}/{path.relative_to(self.path)}" if inside else str(path)
+
+    def publish(self) -> None:
+        """Let other machines see all that was written so far, now; they do so anyway a few seconds later. Nothing to do for a run in a
+        folder. StoreError when the bucket cannot be written, or another process has taken the run over."""
+        if self._bucket is not None:
+            self._bucket.publish()
+
+    def fetch(self, path: Path) -> None:
+        """Bring what another machine wrote to ``path`` of the run. Nothing to do for a run in a folder."""
+        if self._bucket is not None:
+            self._bucket.fetch(str(path.relative_to(self.path)))
+
     def store(self) -> ReplayStore:
         """Open the replay store, with everything committed so far known."""
         store = ReplayStore(self.replay, create=self.writable)
@@ -103,6 +129,8 @@ class RunFolder:
 
     def record(self, stage: str, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``."""
+        if self._bucket is not None:
+            self._bucket.check()
         row = json.dumps({"stage": stage, "time": round(time.time(), 2), **values})
         append_line(self.path / "metrics.jsonl", row)
 
@@ -150,13 +178,16 @@ class RunFolder:
     def unmake(self) -> None:
         """Take back a new run in which nothing was made, so that its settings bind nobody: with any other file, all of it stays."""
         made = (".lock", "config.json", "identity.json")
-        if all(part.name in made for part in self.path.iterdir()):
+        if all(part.name in made or (self._bucket and part.name.startswith(".")) for part in self.path.iterdir()):
             for name in made:
                 (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+            if self._bucket is None:
+                self.path.rmdir()
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Publish what is left of a run in a bucket, and give the lock back."""
+        if self._bucket is not None:
+            self._bucket.close()
         if self._lock is not None:
             self._lock.close()
 

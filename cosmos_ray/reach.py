@@ -36,17 +36,20 @@ def missing(marks: list[str], store: str) -> str:
     return ""
 
 
-def check_nodes(folder: Path, store: Path | str, supervisor: Supervisor) -> None:
+def check_nodes(folder: Path | None, store: Path | str, supervisor: Supervisor) -> None:
     """ConfigError, which names the nodes, when nodes of the cluster do not reach the run's ``folder`` or its ``store``.
 
-    Asks nothing of a cluster of one node. A node that does not answer within :data:`LOOK_S` is named in a warning. With a store in a
-    bucket, nodes without the folder may still collect, which takes the store alone: they are named in a warning too.
+    ``folder`` is None for a run in a bucket, of which every node has a working copy of its own. Asks nothing of a cluster of one node. A
+    node that does not answer within :data:`LOOK_S` is named in a warning. With a store in a bucket, nodes without the folder may still
+    collect, which takes the store alone: they are named in a warning too.
     """
     own = ray.get_runtime_context().get_node_id()
     others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own}
     if not others:
         return
-    folders = [folder] if is_uri(store) or Path(store).is_relative_to(folder) else [folder, Path(store)]
+    folders = [folder] if folder else []
+    if not is_uri(store) and not (folder and Path(store).is_relative_to(folder)):
+        folders.append(Path(store))
     marks = [place / f".reach-{secrets.token_hex(6)}" for place in folders if place.is_dir()]
     try:
         for mark in marks:

@@ -14,6 +14,7 @@ import ray
 
 from cosmos_ray import released
 from cosmos_ray.asks import check_cluster, check_own_gpu, pool_ask
+from cosmos_ray.bucket_run import fetch_settings
 from cosmos_ray.config import RunConfig, check
 from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
@@ -101,6 +102,7 @@ class Run:
     def pool(self, checkpoint: str | Path) -> InferencePool:
         """Start the inference pool from a checkpoint. ConfigError as for :meth:`check_policy`."""
         self.check_policy(checkpoint)
+        self.folder.publish()  # actors on other machines read it
         return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)))
 
 
@@ -145,6 +147,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
     """
     validate(config)
     simulates = use.simulates(config)
+    fetch_settings(config.root, config.name)
     before = None if fresh else stored_config(config)
     if simulates:
         check_simulates(config)
@@ -177,7 +180,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
         tracker = Tracker(config, folder)
         run = Run(config, folder, tracker, quiet)
         if use.needs_ray:
-            check_nodes(folder.path, folder.replay, run.supervisor)
+            check_nodes(None if folder.uri else folder.path, folder.replay, run.supervisor)
         try:
             yield run
         finally:

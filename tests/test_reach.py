@@ -17,7 +17,6 @@ from cosmos_ray.reach import check_nodes
 from cosmos_ray.run import open_run
 from cosmos_ray.supervision import Supervisor
 from cosmos_ray.use import Use
-from tests.conftest import environment
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def hidden(tmp_path_factory):
     before = {name: os.environ.pop(name) for name in ("RAY_ADDRESS",) if name in os.environ}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     start = f"{sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=1 --block --disable-usage-stats"
-    second = subprocess.Popen(["unshare", "-m", "sh", "-c", f"mount -t tmpfs tmpfs {folder} && exec {start}"], env=environment(),
+    second = subprocess.Popen(["unshare", "-m", "sh", "-c", f"mount -t tmpfs tmpfs {folder} && exec {start}"], env=dict(os.environ),
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         ray.init(address=cluster.address, log_to_driver=False)

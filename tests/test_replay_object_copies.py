@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from cosmos_ray import caches
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay import ReplayStore, WindowSampler
 from cosmos_ray.replay.files import objects
@@ -90,7 +91,7 @@ def test_a_cache_that_cannot_be_written_costs_speed_only(uri, tmp_path, monkeypa
 
 def test_a_default_cache_that_somebody_else_made_is_refused(uri, tmp_path, monkeypatch):
     monkeypatch.delenv("COSMOS_RAY_CACHE")
-    monkeypatch.setattr(objects.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(caches.tempfile, "gettempdir", lambda: str(tmp_path))
     ReplayStore(uri)
     folder = tmp_path / f"cosmos_ray-cache-{os.getuid()}"
     assert folder.stat().st_mode & 0o777 == 0o700

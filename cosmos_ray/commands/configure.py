@@ -13,6 +13,7 @@ from cosmos_ray.config.settings import SETTINGS, changed, new_config, parse_valu
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.uri import is_uri
 
 
 def configure(options: argparse.Namespace, usual: Mapping[str, Any] | None = None) -> RunConfig:
@@ -36,6 +37,7 @@ def configure(options: argparse.Namespace, usual: Mapping[str, Any] | None = Non
     if "name" not in told:
         raise ConfigError(f"`{options.command}` needs the name of its run: give --name{_runs(told.get('root', RunConfig().root))}")
     config = new_config({**(usual or {}), **base, **told})
+    _fetch(config)
     stored = None if getattr(options, "fresh", False) else stored_config(config)
     if stored is None:
         return config
@@ -44,7 +46,15 @@ def configure(options: argparse.Namespace, usual: Mapping[str, Any] | None = Non
     return changed(stored, told)
 
 
+def _fetch(config: RunConfig) -> None:
+    """Have this machine know the settings of a run in a bucket."""
+    if is_uri(config.root):
+        from cosmos_ray.bucket_run import fetch_settings
+
+        fetch_settings(config.root, config.name)
+
+
 def _runs(root: str) -> str:
     """The runs there are, to choose a --name from."""
-    names = sorted(file.parent.name for file in Path(root).expanduser().glob("*/config.json"))
+    names = [] if is_uri(root) else sorted(file.parent.name for file in Path(root).expanduser().glob("*/config.json"))
     return f"; {root} has {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}" if names else ""

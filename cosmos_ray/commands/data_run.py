@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from cosmos_ray.commands.configure import configure
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.settings import SETTINGS, with_absolute_paths
-from cosmos_ray.config.stored import stored_config
+from cosmos_ray.config.stored import store_of, stored_config
 from cosmos_ray.config.tasks import task_spec
 from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import ConfigError
@@ -38,12 +37,8 @@ class DataRun:
                 pass  # refuses what does not go with the run, and keeps what does
 
     @property
-    def folder(self) -> Path:
-        return Path(self.config.root).expanduser() / self.config.name
-
-    @property
     def store(self) -> str:
-        return self.config.replay.store or str(self.folder / "replay")
+        return store_of(self.config)
 
     def accept(self, episode: Episode) -> None:
         """Hold the first episode against the run, which is made with it. ConfigError, and no run, when they do not go together."""

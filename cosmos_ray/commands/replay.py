@@ -14,13 +14,14 @@ from typing import Any
 
 from cosmos_ray.config import RunConfig, SimConfig
 from cosmos_ray.config.settings import SETTINGS
-from cosmos_ray.config.stored import stored_config
+from cosmos_ray.config.stored import store_of, stored_config
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.progress import Progress
 from cosmos_ray.replay.exchange.recorded_states import RenderRecorded
 from cosmos_ray.replay.format.episode import CLASSES, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep import retention
+from cosmos_ray.uri import is_uri
 
 EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "aloha", "parquet")
 IMPORTS = ("robomimic", "cosmos", "aloha", "lerobot")
@@ -41,7 +42,7 @@ def add_verbs(parser: argparse.ArgumentParser, parser_class: type) -> None:
     for name, verb in VERBS.items():
         sub = verbs.add_parser(name, help=verb.help, description=verb.help[0].upper() + verb.help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--store", metavar="PATH", help="the store: a folder, or an s3:// or gs:// URI [that of --root and --name]")
-        sub.add_argument("--root", default="runs", help="folder that holds runs [runs]")
+        sub.add_argument("--root", default="runs", help="folder that holds runs, or a URI [runs]")
         sub.add_argument("--name", help="run whose store it is; needed unless --store is given")
         sub.add_argument("--quiet", action="store_true", help="no progress lines")
         for flags, keywords in verb.options:
@@ -75,10 +76,14 @@ def _root(options: argparse.Namespace) -> str:
         return options.store
     if not options.name:
         raise ConfigError(f"`replay {options.verb}` needs a store: give --name of a run, or --store")
+    if is_uri(options.root):
+        from cosmos_ray.bucket_run import fetch_settings
+
+        fetch_settings(options.root, options.name)
     run = stored_config(RunConfig(root=options.root, name=options.name))
     if run is None:
         raise ConfigError(f"there is no run {options.name!r} in {options.root}: give --store, or --root and --name of a run")
-    return run.replay.store or str(Path(options.root).expanduser() / options.name / "replay")
+    return store_of(run)
 
 
 def _open(options: argparse.Namespace) -> ReplayStore:

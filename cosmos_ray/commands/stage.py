@@ -25,12 +25,13 @@ def run_stage(name: str, run: Run, options: dict | None = None) -> str:
 
 def _collect(run: Run) -> str:
     done = collect(run)
-    return f"{done['demonstrations']} demonstrations in {run.folder.replay} ({done['new']} new, {done['failed']} attempts failed)"
+    where = str(run.folder.replay).partition("?")[0]
+    return f"{done['demonstrations']} demonstrations in {where} ({done['new']} new, {done['failed']} attempts failed)"
 
 
 def _pretrain(run: Run) -> str:
     done = pretrain(run)
-    return f"base policy after {done['steps']} steps in {run.folder.checkpoint('base')} ({done['new']} new)"
+    return f"base policy after {done['steps']} steps in {run.folder.shown(run.folder.checkpoint('base'))} ({done['new']} new)"
 
 
 def _rollout(run: Run) -> str:
@@ -40,7 +41,8 @@ def _rollout(run: Run) -> str:
 
 def _refine(run: Run) -> str:
     done = refine(run)
-    return f"refined policy version {done['version']} after {done['steps']} steps in {run.folder.checkpoint('refined')} ({done['new']} new)"
+    return (f"refined policy version {done['version']} after {done['steps']} steps in "
+            f"{run.folder.shown(run.folder.checkpoint('refined'))} ({done['new']} new)")
 
 
 def _evaluate(run: Run, arms: str | None) -> str:
@@ -67,12 +69,12 @@ def _audit(run: Run, checkpoint: str | None, probes: int) -> str:
 def _report(run: Run, to: str | None) -> str:
     run.folder.write_results_to(to)
     report(run)
-    return f"report in {run.folder.report}"
+    return f"report in {run.folder.shown(run.folder.report)}"
 
 
 def _demo(run: Run) -> str:
     demo(run)
-    return table(run.folder.read_json("evaluation.json")) + f"\nreport in {run.folder.report}"
+    return table(run.folder.read_json("evaluation.json")) + f"\nreport in {run.folder.shown(run.folder.report)}"
 
 
 def _import(run: Run, weights: str, statistics: str, **options: str) -> str:

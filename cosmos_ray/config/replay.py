@@ -13,7 +13,7 @@ from cosmos_ray.uri import uri_problem
 class ReplayConfig:
     """Where episodes are stored and how they become training samples."""
 
-    store: str = option("", "the replay store, a folder or an s3:// or gs:// URI; empty = `replay` in the run's folder")
+    store: str = option("", "the replay store, a folder or an s3:// or gs:// URI; empty = `replay` in the run")
     gamma: float = option(0.98, "discount of the Monte-Carlo return per control step", low=0.5, high=1.0)
     success_share: float = option(0.5, "share of successful episodes among rollout samples", low=0, high=1)
     rollout_frame_stride: int = option(4, "steps between stored frames, 0 = chunk ends only; frames at the ends of a rollout's chunks are "

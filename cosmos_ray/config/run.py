@@ -14,6 +14,7 @@ from cosmos_ray.config.replay import ReplayConfig
 from cosmos_ray.config.sim import SimConfig
 from cosmos_ray.config.suites import SUITES
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.uri import uri_problem
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RunConfig:
     """
 
     name: str = option("demo", "name of the run, a folder under --root")
-    root: str = option("runs", "folder that holds runs")
+    root: str = option("runs", "folder that holds runs, or an s3:// or gs:// URI")
     seed: int = option(0, "seed of everything random in the run", low=0, high=10**6)
     init: str = option("", "weights that `pretrain` starts from; a checkpoint of ours or any format that `import` reads; empty = random "
                        "weights")
@@ -72,6 +73,8 @@ class RunConfig:
                               f"never see the end of an episode; set it to {self.sim.horizon} or more")
         if self.rollout.execute > self.model.chunk:
             raise ConfigError(f"rollout.execute = {self.rollout.execute} is longer than the chunk, model.chunk = {self.model.chunk}")
+        if problem := uri_problem(self.root):
+            raise ConfigError(f"root: {problem}")
         if not self.name or any(c in self.name for c in "/\\\0") or self.name in (".", ".."):
             raise ConfigError(f"name = {self.name!r} is not a folder name: use letters, digits, '-' and '_'")
 

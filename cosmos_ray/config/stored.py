@@ -7,20 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cosmos_ray.caches import local_root
 from cosmos_ray.config.run import RunConfig
 from cosmos_ray.config.settings import PER_COMMAND, changed, value_of
 from cosmos_ray.config.upgrade import FORMAT, read_config
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.uri import below, is_uri
 
 
 def stored_config(config: RunConfig) -> RunConfig | None:
     """The settings that the run of ``config.root`` and ``config.name`` was last used with, or None when there is no such run."""
-    file = Path(config.root).expanduser() / config.name / "config.json"
+    file = local_root(config.root) / config.name / "config.json"
     tree = read_object(file)
     if tree is None:
         return None
     usual = RunConfig(root=config.root, name=config.name)
     return changed(read_config(file, tree), {name: value_of(usual, name) for name in PER_COMMAND})
+
+
+def store_of(config: RunConfig) -> str:
+    """The replay store of the run: its own folder or bucket, or where ``replay.store`` says."""
+    own = below(config.root, config.name, "replay") if is_uri(config.root) else str(local_root(config.root) / config.name / "replay")
+    return config.replay.store or own
 
 
 def read_object(file: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.memory import enough_memory
 from cosmos_ray.places import Gang
 from cosmos_ray.remote import ACTOR_LOST, own_error
+from cosmos_ray.replay.files.working_copy import fetched, published
 from cosmos_ray.weights import Weights
 
 LESS_STATE = ("more ranks (learner.world_size) share out the optimiser's state, and learner.lora_rank 32 trains adapters alone; where "
@@ -91,8 +92,9 @@ class LearnerActor:
         self.core = LearnerCore(self.config, policy, source, peak_lr=task.peak_lr, total_steps=task.total_steps, seed=task.seed,
                                 rank=self.rank, device=device, latents=latents, planning_network=planning)
         self.state = task.state
+        self.publishes = self.rank == 0 or ray.util.get_node_ip_address() != address  # one rank for the files of rank 0's machine
         if resume:
-            self.core.load(self.state)
+            self.core.load(fetched(self.state))
         return self.core.step_count
 
     def train(self, steps: int) -> dict[str, float]:
@@ -105,9 +107,13 @@ class LearnerActor:
 
     def save(self) -> None:
         self.core.save(self.state)
+        if self.publishes:
+            published(self.state)
 
     def export(self, path: str, version: int, info: dict) -> None:
         self.core.export(path, version, info)
+        if self.rank == 0:
+            published(path)
 
 
 class LearnerGroup:

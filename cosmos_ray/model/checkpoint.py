@@ -23,6 +23,7 @@ from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.model.text import T5Text
 from cosmos_ray.model.tokenizer import PatchPCA
 from cosmos_ray.model.transformer import TransformerConfig
+from cosmos_ray.replay.files.working_copy import fetched
 
 
 def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict | None = None,
@@ -76,7 +77,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32)
 
     A missing, truncated or mismatched checkpoint raises CheckpointError with the first offending key.
     """
-    spec, version, _ = read_description(path)
+    spec, version, _ = read_description(fetched(path))
     file, text = Path(path) / "model.safetensors", Path(path) / "text.safetensors"
     tensors = read_safetensors(file)
     policy = build(spec, seed=None, embeddings=read_text_embeddings(text) if text.exists() else None)

@@ -75,6 +75,7 @@ def _refine_round(round: Round) -> dict:
                                mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
             result = loop.run_to_end()
             learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description()})
+            run.folder.fetch(run.folder.checkpoint("refined"))
         except KeyboardInterrupt:
             loop.save()  # queued behind the burst that is running: nothing learned is lost
             raise

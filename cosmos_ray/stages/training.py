@@ -92,6 +92,7 @@ def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target:
             if learner.step % every < BURST and learner.step < total:
                 save()
         learner.export(run.folder.checkpoint(target), run.folder.next_version(), {"stage": stage, **info})
+        run.folder.fetch(run.folder.checkpoint(target))
         progress.finish(learner.step, f"loss {metrics['loss']:.3f}")
     except KeyboardInterrupt:
         save()  # queued behind the burst that is running: nothing learned is lost
@@ -114,6 +115,7 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
                        seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
                        planning_checkpoint=str(run.folder.checkpoint(planning)) if planning else "")
+    run.folder.publish()  # ranks on other machines read it
     return LearnerGroup(learner, task, run.placement.gang(learner_ask(learner)), resume=True)
 
 

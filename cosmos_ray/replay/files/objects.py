@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import secrets
-import tempfile
 import time
 from calendar import timegm
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 
-from cosmos_ray.errors import StoreError
+from cosmos_ray.caches import cache_folder
 from cosmos_ray.replay.files.bucket import answers, open_bucket
 from cosmos_ray.replay.files.durable import TEMPORARY, make_directory, replace
 from cosmos_ray.replay.files.storage import Listing
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "COSMOS_RAY_CACHE"
 CACHE_BYTES = 20 << 30
 HOUR = 3600.0
 NOTES_READ_S = 48 * HOUR  # a process that last looked longer ago lists all episodes instead
@@ -59,7 +57,7 @@ class ObjectStorage:
     def __init__(self, name: str, cache: str | Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
         self.name = name.partition("?")[0].rstrip("/")
         self.client = open_bucket(name)
-        self.cache = _cache_folder(cache) / hashlib.sha256(name.encode()).hexdigest()[:16]
+        self.cache = cache_folder(cache) / hashlib.sha256(name.encode()).hexdigest()[:16]
         self.cache_bytes = cache_bytes
         self._copied = cache_bytes  # bytes since the cache was last looked through, which the first copy of a process does
         self._fetched_again: set[str] = set()
@@ -252,18 +250,6 @@ class ObjectStorage:
                 return
             path.unlink(missing_ok=True)  # a process that has the file mapped keeps it
             over -= size
-
-
-def _cache_folder(given: str | Path | None) -> Path:
-    """StoreError if the default folder belongs to another user: that user could put anything there."""
-    if given or (given := os.environ.get(CACHE_VARIABLE)):
-        return Path(given)
-    folder = Path(tempfile.gettempdir()) / f"cosmos_ray-cache-{os.getuid()}"
-    with suppress(OSError):  # a full disk costs the copies only
-        folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
-        raise StoreError(f"the cache folder {folder} belongs to another user: set ${CACHE_VARIABLE}")
-    return folder
 
 
 def _state(meta: ObjectMeta) -> str:
