@@ -26,7 +26,7 @@ QUIET_S = 2.0  #: after the driver stood still, nobody works any more
 #: Short episodes and bursts, so that every instant comes by often; far more of both than a campaign lasts.
 FLAGS = ["--sim.task", "Lift", "--rollout.workers", "2", "--rollout.envs-per-worker", "2", "--rollout.horizon", "30",
          "--learner.batch-size", "8", "--learner.checkpoint-every", "10", "--publish-every", "10", "--planning-steps", "0",
-         "--learner.advantage-temperature", "0", "--learner.self-imitation", "0"]
+         "--learner.advantage-temperature", "0", "--learner.self-imitation", "0", "--replay.samples-per-insert", "1"]
 ENDLESS = ["--refine-steps", "60000", "--refine-rollouts", "6000"]
 
 
