@@ -103,7 +103,7 @@ class Run:
         """Start the inference pool from a checkpoint. ConfigError as for :meth:`check_policy`."""
         self.check_policy(checkpoint)
         self.folder.publish()  # actors on other machines read it
-        return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)))
+        return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)), self.supervisor)
 
 
 def validate(config: RunConfig) -> None:

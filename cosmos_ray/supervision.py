@@ -23,6 +23,7 @@ SIMULATOR_START_S = 120.0  #: for a worker's simulators to start: imports, model
 POOL_START_S = 180.0  #: an inference actor's first answer: torch, checkpoint
 LEARNER_START_S = 300.0  #: DeepSpeed, the other ranks, checkpoint
 PUSH_S = 60.0  #: for an inference actor to take new weights
+SILENT_S = 60.0  #: an inference actor's answer to a look at it
 PROBE_S = 2.0  #: between two looks at an inference actor, or at the cluster's nodes
 
 # Budgets.

@@ -1,32 +1,41 @@
-"""Versioned weights in transit: one flat buffer, checked on arrival.
+"""Versioned weights in transit, checked on arrival.
 
-The learner packs, Ray's object store carries the numpy buffer (zero-copy on one node), inference actors unpack between two
-batches. A buffer that is damaged, or that belongs to another model, is refused and the old weights stay.
+The learner puts views of its parameters into Ray's object store: that is the only copy out of the learner. The driver hands on a
+:class:`Weights` with a reference in place of the bytes. An inference actor maps the bytes (on the learner's node nothing is copied),
+checks them while it serves, and copies them into its network between two batches. Bytes that are damaged, or that belong to another
+model, are refused whole, and the old weights stay.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from isal.isal_zlib import crc32
 
 from cosmos_ray.errors import CheckpointError
+
+# Buffers of the object store are read-only, and are only read here.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+Buffers = tuple[np.ndarray, ...]  #: the bytes of each parameter, (bytes,) uint8 each, in the module's order
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A policy version ready to travel."""
+    """A policy version that travels, or the record of one in Ray's object store."""
 
     version: int  #: policy version, monotone within a run
     fingerprint: str  #: of the parameter names and shapes
-    checksum: int  #: CRC-32 of ``data``
+    checksum: int  #: CRC-32 of all bytes, in order
     dtype: str  #: of the parameters, "float32" or "bfloat16"
-    data: np.ndarray  #: (bytes,) uint8, the parameters back to back in the module's order
+    data: Any  #: ``Buffers``, or what ``put`` of :func:`pack` gave for them
 
 
 def fingerprint(named: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -35,30 +44,63 @@ def fingerprint(named: Iterable[tuple[str, torch.Tensor]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def pack(named: Iterable[tuple[str, torch.Tensor]], version: int) -> Weights:
-    """Copy named parameters, in a module's order, into a travelling buffer of the first one's precision."""
+def copies(buffers: Buffers) -> Buffers:
+    """The same bytes in memory of their own."""
+    return tuple(buffer.copy() for buffer in buffers)
+
+
+@torch.no_grad()
+def pack(named: Iterable[tuple[str, torch.Tensor]], version: int, put: Callable[[Buffers], Any] = copies) -> Weights:
+    """Named parameters, in a module's order, as weights in the first one's precision.
+
+    ``put`` must copy what it gets: where the parameters lie in the CPU's memory, that is views of them.
+    """
     named = list(named)
     dtype = named[0][1].dtype
-    flat = torch.empty(sum(t.numel() for _, t in named), dtype=dtype)
-    offset = 0
-    with torch.no_grad():
-        for _, tensor in named:
-            flat[offset : offset + tensor.numel()].copy_(tensor.reshape(-1))
-            offset += tensor.numel()
-    data = flat.view(torch.uint8).numpy()
-    return Weights(version, fingerprint(named), zlib.crc32(data.data), str(dtype).removeprefix("torch."), data)
+    buffers = tuple(tensor.view(-1).view(torch.uint8).numpy() for tensor in _on_host([tensor for _, tensor in named], dtype))
+    with ThreadPoolExecutor(1) as beside:
+        checksum = beside.submit(_checksum, buffers)
+        return Weights(version, fingerprint(named), data=put(buffers), checksum=checksum.result(), dtype=str(dtype).removeprefix("torch."))
+
+
+def check(weights: Weights, module: torch.nn.Module) -> None:
+    """CheckpointError when ``weights``, with ``Buffers`` as data, are damaged or do not belong to ``module``."""
+    if weights.fingerprint != fingerprint(module.named_parameters()):
+        raise CheckpointError(f"weights version {weights.version} belong to another model: their parameter names or shapes differ")
+    itemsize = getattr(torch, weights.dtype).itemsize
+    whole = [len(buffer) for buffer in weights.data] == [itemsize * parameter.numel() for parameter in module.parameters()]
+    if not whole or _checksum(weights.data) != weights.checksum:
+        raise CheckpointError(f"weights version {weights.version} were damaged in transit: checksum mismatch")
+
+
+@torch.no_grad()
+def write(weights: Weights, module: torch.nn.Module) -> None:
+    """Write ``weights`` that :func:`check` accepted into ``module`` in place."""
+    dtype = getattr(torch, weights.dtype)
+    for parameter, buffer in zip(module.parameters(), weights.data, strict=True):
+        parameter.copy_(torch.from_numpy(buffer).view(dtype).view_as(parameter))
 
 
 def unpack(weights: Weights, module: torch.nn.Module) -> None:
-    """Write weights into ``module`` in place. CheckpointError, with the module untouched, when they do not belong or are damaged."""
-    if weights.fingerprint != fingerprint(module.named_parameters()):
-        raise CheckpointError(f"weights version {weights.version} belong to another model: their parameter names or shapes differ")
-    if zlib.crc32(weights.data.data) != weights.checksum:
-        raise CheckpointError(f"weights version {weights.version} were damaged in transit: checksum mismatch")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # object-store buffers are; only read here
-        flat = torch.from_numpy(weights.data).view(getattr(torch, weights.dtype))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(flat[: parameter.numel()].view_as(parameter))
-            flat = flat[parameter.numel() :]
+    """:func:`check`, then :func:`write`. CheckpointError leaves the module untouched."""
+    check(weights, module)
+    write(weights, module)
+
+
+def _on_host(tensors: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """``tensors`` contiguous, as ``dtype``, in the CPU's memory: themselves where they are so already."""
+    if not tensors[0].is_cuda:
+        return [tensor.to(dtype).contiguous() for tensor in tensors]
+    pinned = torch.empty(sum(tensor.numel() for tensor in tensors), dtype=dtype, pin_memory=True)  # torch keeps it for the next time
+    parts = list(pinned.split([tensor.numel() for tensor in tensors]))
+    for part, tensor in zip(parts, tensors, strict=True):
+        part.copy_(tensor.reshape(-1), non_blocking=True)
+    torch.cuda.synchronize()
+    return parts
+
+
+def _checksum(buffers: Buffers) -> int:
+    value = 0
+    for buffer in buffers:
+        value = crc32(buffer, value)
+    return value

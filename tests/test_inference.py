@@ -210,7 +210,7 @@ def test_damaged_weights_leave_version_and_answers_as_they_were(policy):
     core = InferenceCore(policy, 3)
     before = core.answer([request()])[0]
     weights = pack(demo_policy().net.named_parameters(), 4)
-    weights.data[0] ^= 255
+    weights.data[0][0] ^= 255
     with pytest.raises(CheckpointError, match="damaged"):
         core.set_weights(weights)
     assert_same(core.answer([request()])[0], before)

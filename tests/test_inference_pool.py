@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from cosmos_ray.config import InferenceConfig, PlannerConfig
@@ -49,7 +50,20 @@ def newer_weights(checkpoint, version: int):
     with torch.no_grad():
         for parameter in newer.net.parameters():
             parameter.add_(0.01 * version)
-    return pack(newer.net.named_parameters(), version)
+    return pack(newer.net.named_parameters(), version, put=ray.put)
+
+
+def settle(pool: InferencePool) -> None:
+    """Poll until every actor holds what was pushed or loaded last."""
+    poll_until(pool, lambda: pool.holders == len(pool.actors))
+
+
+def poll_until(pool: InferencePool, done) -> None:
+    until = time.monotonic() + 3 * LONG
+    while not done():
+        assert time.monotonic() < until, f"{pool.holders} of {len(pool.actors)} actors hold what is wanted"
+        pool.poll()
+        time.sleep(0.02)
 
 
 def test_the_pool_answers_as_a_policy_in_this_process(shared_pool, checkpoint, policy):  # noqa: F811
@@ -72,10 +86,10 @@ def test_a_bad_request_raises_its_own_error_through_the_pool(shared_pool):
 
 def test_weights_of_another_model_are_refused_by_the_pool_with_one_line(shared_pool):
     before = version_of(shared_pool)
-    wanted = shared_pool._wanted
+    shared_pool.push(pack(tiny(layers=3).net.named_parameters(), before + 1, put=ray.put))
     with pytest.raises(CheckpointError) as caught:
-        shared_pool.push(pack(tiny(layers=3).net.named_parameters(), before + 1))
-    shared_pool._wanted = wanted
+        settle(shared_pool)
+    settle(shared_pool)  # raised once
     assert len(str(caught.value).splitlines()) == 1 and "another model" in str(caught.value)
     assert version_of(shared_pool) == before
 
@@ -87,18 +101,23 @@ def test_pushing_weights_while_requests_are_in_flight(shared_pool, checkpoint):
     for version in range(start + 1, start + 5):
         before[version] = [client.submit(request(2, seed=i, steps=3)) for i in range(8)]
         shared_pool.push(newer_weights(checkpoint, version))
+        settle(shared_pool)
         after[version] = [client.submit(request(2, seed=i, steps=3)) for i in range(4)]
     for version in after:
         assert all(client.result(pending).version >= version - 1 for pending in before[version])  # answered, nothing older than it was
-        assert all(client.result(pending).version >= version for pending in after[version])  # a push that returned holds from then on
+        assert all(client.result(pending).version >= version for pending in after[version])
     assert version_of(shared_pool) == start + 4
     shared_pool.push(newer_weights(checkpoint, start))  # a late message
+    settle(shared_pool)
     assert version_of(shared_pool) == start + 4
 
 
 def test_the_pool_switches_to_another_checkpoint_whatever_its_version(shared_pool, checkpoint):
     shared_pool.push(newer_weights(checkpoint, version_of(shared_pool) + 1))
+    settle(shared_pool)
+    assert version_of(shared_pool) > 1
     shared_pool.load(checkpoint, ActingPolicy(1))
+    settle(shared_pool)
     assert version_of(shared_pool) == 1
     asked = request(version=1)
     assert_same(PoolClient(shared_pool.actors, LONG).result(PoolClient(shared_pool.actors, LONG).submit(asked)),
@@ -116,16 +135,15 @@ def test_an_actor_restarted_by_sigkill_gets_back_its_planning_network(local_ray,
         ask = lambda: client.result(client.submit(request(2, seed=3, planner=planner)))  # noqa: E731
         own = ask()
         pool.load(checkpoint, ActingPolicy(1, planning_checkpoint=str(tmp_path / "planning")))  # the version it holds already
+        settle(pool)
         planned = ask()
         assert np.array_equal(own.candidates, planned.candidates) and not np.array_equal(own.scores, planned.scores)
         os.kill(pool.status()[0]["pid"], signal.SIGKILL)
-        for _ in range(600):
-            pool.repair()
-            if pool.restarts and (status := pool.status()) and status[0]["planning_checkpoint"]:
-                break
-            time.sleep(0.1)
+        poll_until(pool, lambda: pool.restarts)
+        settle(pool)
         assert pool.restarts == 1 and np.array_equal(ask().scores, planned.scores)
         pool.load(checkpoint, ActingPolicy(1))
+        settle(pool)
         assert np.array_equal(ask().scores, own.scores)
     finally:
         pool.close()
@@ -136,6 +154,7 @@ def test_a_request_survives_sigkill_of_the_only_inference_actor(local_ray, check
     pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1000.0), options=[{"num_cpus": 0.5}])
     try:
         pool.push(newer_weights(checkpoint, 7))
+        settle(pool)
         (status,) = pool.status()
         client = PoolClient(pool.actors, LONG)
         pending = client.submit(request(1, seed=3))
@@ -143,11 +162,8 @@ def test_a_request_survives_sigkill_of_the_only_inference_actor(local_ray, check
         reply = client.result(pending)
         assert client.retries >= 1 and reply.actions.shape == (1, 8, 4)
         assert reply.version == 1  # what a restarted actor holds until the driver looks after it
-        for _ in range(600):  # each call only looks at what has been answered since the last
-            pool.repair()
-            if pool.restarts and pool.status()[0]["version"] == 7:
-                break
-            time.sleep(0.1)
+        poll_until(pool, lambda: pool.restarts)
+        settle(pool)
         (status,) = pool.status()
         assert pool.restarts == 1 and status["version"] == 7
         assert client.result(client.submit(request(version=7))).version == 7

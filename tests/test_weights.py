@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.weights import fingerprint, pack, unpack
+from cosmos_ray.weights import copies, fingerprint, pack, unpack
 from tests.test_model import tiny
 
 
@@ -46,6 +46,14 @@ def test_a_packed_buffer_is_a_copy():
     assert same(before, values(target))
 
 
+def test_what_is_put_are_views_of_the_parameters_and_no_copies():
+    source, target = noised(1), noised(2)
+    weights = pack(source.named_parameters(), 1, put=lambda buffers: buffers)
+    assert all(buffer.ctypes.data == p.data_ptr() for buffer, p in zip(weights.data, source.parameters(), strict=True))
+    unpack(weights, target)
+    assert same(values(source), values(target))
+
+
 def test_an_average_travels_in_place_of_the_parameters():
     source, target = noised(1), noised(2)
     average = [torch.full_like(p, i) for i, p in enumerate(source.parameters())]
@@ -57,13 +65,15 @@ def test_an_average_travels_in_place_of_the_parameters():
 def test_a_damaged_buffer_is_refused_and_the_old_weights_stay():
     weights, target = pack(noised(1).named_parameters(), 3), noised(2)
     before = values(target)
-    for position in (0, len(weights.data) // 2, len(weights.data) - 1):
-        data = weights.data.copy()
-        data[position] ^= 1
+    last = len(weights.data) - 1
+    for number, position in ((0, 0), (last // 2, 5), (last, -1)):
+        data = copies(weights.data)
+        data[number][position] ^= 1
         with pytest.raises(CheckpointError, match="version 3 were damaged in transit"):
             unpack(dataclasses.replace(weights, data=data), target)
-    with pytest.raises(CheckpointError, match="damaged"):
-        unpack(dataclasses.replace(weights, data=weights.data[:-4]), target)
+    for data in (weights.data[:-1], (*weights.data[:-1], weights.data[-1][:-4]), (weights.data[0][:4], *weights.data[1:])):
+        with pytest.raises(CheckpointError, match="damaged"):
+            unpack(dataclasses.replace(weights, data=data), target)
     assert same(before, values(target))
 
 
@@ -87,7 +97,7 @@ def test_fingerprint_follows_names_and_shapes_not_values():
 def test_bfloat16_weights_travel_in_half_the_bytes_and_arrive_bit_for_bit():
     source, target = noised(1).bfloat16(), noised(2)
     weights = pack(source.named_parameters(), 1)
-    assert (weights.dtype, len(weights.data)) == ("bfloat16", 2 * sum(p.numel() for p in source.parameters()))
+    assert (weights.dtype, sum(map(len, weights.data))) == ("bfloat16", 2 * sum(p.numel() for p in source.parameters()))
     unpack(weights, target)  # into a float32 network
     assert same([p.float() for p in values(source)], values(target))
 
@@ -96,7 +106,7 @@ def test_read_only_buffers_are_accepted():
     """Ray hands out buffers of its object store, which nobody may write to."""
     source, target = noised(1), noised(2)
     weights = pack(source.named_parameters(), 1)
-    frozen = np.frombuffer(weights.data.tobytes(), np.uint8)
-    assert not frozen.flags.writeable
+    frozen = tuple(np.frombuffer(buffer.tobytes(), np.uint8) for buffer in weights.data)
+    assert not frozen[0].flags.writeable
     unpack(dataclasses.replace(weights, data=frozen), target)
     assert same(values(source), values(target))

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 from functools import partial
 
 import ray
 import torch
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from cosmos_ray.config import InferenceConfig
+from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.batcher import Batcher
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.messages import ActReply, ActRequest
+from cosmos_ray.supervision import PUSH_S
 from cosmos_ray.weights import Weights
+
+
+class WeightsLost(CosmosRayError):
+    """Pushed weights that can no longer be had: the learner that put them has ended. The next push mends it."""
+
+
+class WeightsLate(CosmosRayError):
+    """Pushed weights did not arrive within ``PUSH_S``. They may still come."""
+
+
+def fetch(weights: Weights) -> Weights:
+    """``weights`` with their buffers in place of the reference. WeightsLost, WeightsLate."""
+    try:
+        return dataclasses.replace(weights, data=ray.get(weights.data, timeout=PUSH_S))
+    except ObjectLostError as error:
+        raise WeightsLost(f"policy version {weights.version} is lost: the learner that put it has ended") from error
+    except GetTimeoutError as error:
+        raise WeightsLate(f"policy version {weights.version} did not arrive within {PUSH_S:g} s") from error
 
 
 @ray.remote(max_restarts=-1, max_task_retries=0)
@@ -33,8 +56,17 @@ class InferenceActor:
         return await self._batcher.submit(request)
 
     async def set_weights(self, weights: Weights) -> int:
-        """Swap weights between two batches; returns the version now held."""
-        return await self._batcher.between(self._core.set_weights, weights)
+        """Fetch and check weights while the old ones serve, swap them between two batches; returns the version now held.
+
+        CheckpointError for weights that are damaged or of another model, WeightsLost and WeightsLate for such that do not come.
+        """
+        core = self._core
+        if weights.version <= core.version:
+            return core.version
+        fetched = await asyncio.to_thread(fetch, weights)
+        await asyncio.to_thread(core.check_weights, fetched)
+        # Another checkpoint may have been loaded meanwhile.
+        return await self._batcher.between(lambda: self._core.set_weights(fetched, checked=self._core is core))
 
     async def load(self, checkpoint: str, planning_checkpoint: str = "") -> int:
         """Replace the policy by that of a checkpoint, older or newer, and return its version. Arguments as in :func:`load_core`."""
@@ -42,7 +74,7 @@ class InferenceActor:
         return self._core.version
 
     async def status(self) -> dict:
-        """{version, planning_checkpoint, batches, rows, pid}."""
+        """{version, planning_checkpoint, batches, rows, pid, node}."""
         core, batcher = self._core, self._batcher
         return {"version": core.version, "planning_checkpoint": core.planning_checkpoint, "batches": batcher.batches, "rows": batcher.rows,
-                "pid": os.getpid()}
+                "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}

@@ -36,7 +36,11 @@ class Batcher:
         return await future
 
     async def between(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run ``function`` in a thread between two batches."""
+        """Run ``function`` in a thread between two batches. It runs to its end, and no batch before that, also if the caller is
+        cancelled."""
+        return await asyncio.shield(self._alone(function, *arguments))
+
+    async def _alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
         async with self._idle:
             return await asyncio.to_thread(function, *arguments)
 

@@ -19,7 +19,7 @@ from cosmos_ray.model.latents import current_latents, read_future_images
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.accelerate import accelerate
 from cosmos_ray.planning.best_of_n import Decision, act_directly, best_of_n
-from cosmos_ray.weights import Weights, unpack
+from cosmos_ray.weights import Weights, check, write
 
 
 class InferenceCore:
@@ -39,11 +39,20 @@ class InferenceCore:
         if planning_network is not None:
             planning_network.serve()
 
-    def set_weights(self, weights: Weights) -> int:
-        """Adopt newer weights and return the version now held. Older weights are ignored, so a late message does no harm."""
+    def check_weights(self, weights: Weights) -> None:
+        """CheckpointError for weights that are damaged or of another model. May run beside :meth:`answer`."""
+        check(weights, self.policy.net)
+
+    def set_weights(self, weights: Weights, checked: bool = False) -> int:
+        """Adopt newer weights and return the version now held. Older weights are ignored, so a late message does no harm.
+
+        ``checked`` says that :meth:`check_weights` has accepted them.
+        """
         if weights.version > self.version:
+            if not checked:
+                self.check_weights(weights)
             instants.passes("push")
-            unpack(weights, self.policy.net)
+            write(weights, self.policy.net)
             self.policy.serve()
             self.version = weights.version
         return self.version

@@ -1,4 +1,4 @@
-"""The driver's side of the pool: start the actors, push weights, bring restarted ones up to date."""
+"""The driver's side of the pool: start the actors, push weights, bring late and restarted ones up to date."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import CheckpointError, PoolUnavailable
-from cosmos_ray.inference.actor import InferenceActor
+from cosmos_ray.inference.actor import InferenceActor, WeightsLate, WeightsLost
 from cosmos_ray.inference.messages import ActingPolicy
-from cosmos_ray.remote import ACTOR_LOST, own_error
+from cosmos_ray.remote import ACTOR_LOST, answers, first_line, own_error
+from cosmos_ray.supervision import POOL_START_S, PROBE_S, PUSH_S, SILENT_S, Supervisor
 from cosmos_ray.weights import Weights
 
 logger = logging.getLogger(__name__)
-
-START_S = 180.0  #: to import torch and load the checkpoint, on a machine busy with other actors
-REPAIR_S = 2.0  #: how often restarted actors are looked for
-PUSH_S = 60.0  #: for every actor to take new weights
 
 
 @dataclass(frozen=True)
 class PushedWeights:
     """Weights in Ray's object store that every actor should hold."""
 
-    version: int
-    weights: ray.ObjectRef
+    weights: Weights  #: with a reference as data
     planning_checkpoint: str = ""  #: none: the learner pushes policies that score their own candidates
+    within_s: float = PUSH_S
+
+    @property
+    def version(self) -> int:
+        return self.weights.version
 
     def give(self, actor: ActorHandle) -> ray.ObjectRef:
         return actor.set_weights.remote(self.weights)
+
+    def is_held(self, version: int, planning_checkpoint: str) -> bool:
+        return version >= self.version
 
 
 @dataclass(frozen=True)
@@ -46,70 +50,92 @@ class LoadedCheckpoint:
     version: int
     checkpoint: str
     planning_checkpoint: str
+    within_s: float = POOL_START_S
 
     def give(self, actor: ActorHandle) -> ray.ObjectRef:
         return actor.load.remote(self.checkpoint, self.planning_checkpoint)
 
+    def is_held(self, version: int, planning_checkpoint: str) -> bool:
+        return (version, planning_checkpoint) == (self.version, self.planning_checkpoint)
+
+
+@dataclass
+class _Seat:
+    """One actor as the driver knows it. Times are of ``time.monotonic``."""
+
+    actor: ActorHandle
+    who: str
+    process: tuple[str, int]  #: node and process id
+    held: tuple[int, str] | None  #: version and planning checkpoint; None when it has to be given anew
+    probe: ray.ObjectRef | None = None  #: its status, asked for
+    probed: float = 0.0
+    delivery: ray.ObjectRef | None = None  #: its answer to ``given``
+    given: PushedWeights | LoadedCheckpoint | None = None
+    since: float = 0.0  #: when the delivery began
+    lost: float | None = None  #: since when its process is gone and no new one has answered
+    mourned: bool = False  #: whether that death was said
+
+    def forget(self) -> None:
+        """Drop the calls that are on their way."""
+        self.probe = self.delivery = None
+
 
 class InferencePool:
-    """Handles of the inference actors, and what these actors should hold."""
+    """Handles of the inference actors, and what these actors should hold.
 
-    def __init__(self, checkpoint: str | Path, config: InferenceConfig, options: Sequence[dict[str, Any]]):
+    Nothing here waits but the start: :meth:`push` and :meth:`load` say what is wanted, and :meth:`poll`, called again and again, has every
+    actor get it, those included that are late, restarted or silent now. Actors serve what they hold until then.
+    """
+
+    def __init__(self, checkpoint: str | Path, config: InferenceConfig, options: Sequence[dict[str, Any]],
+                 supervisor: Supervisor | None = None):
         """``options`` are Ray's options of each actor."""
         environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
         actor_class: Any = InferenceActor  # ray.remote adds `options`, which its type stubs do not declare
         self.actors: list[ActorHandle] = [
             actor_class.options(**own, **environment).remote(str(Path(checkpoint).resolve()), config) for own in options]
         self.restarts = 0
-        self._wanted: PushedWeights | LoadedCheckpoint | None = None  #: None: the checkpoint that the actors started from
-        self._probes: dict[int, tuple[ray.ObjectRef | None, float]] = {}  #: actor -> status asked for, and when
+        self._supervisor = supervisor or Supervisor()
+        self._wanted: PushedWeights | LoadedCheckpoint | None = None  #: None: what the actors hold, whatever it is
         try:
-            statuses: list[dict] = ray.get([a.status.remote() for a in self.actors], timeout=START_S)
+            statuses = answers([a.status.remote() for a in self.actors], "inference pool", "the first answer of its "
+                               f"{len(self.actors)} actors (torch and {Path(checkpoint).name})", self._supervisor, POOL_START_S)
         except GetTimeoutError as error:
-            raise PoolUnavailable(f"the inference actors did not start within {START_S:g} s: are their machines "
+            raise PoolUnavailable(f"the inference actors did not start within {POOL_START_S:g} s: are their machines "
                                   "busy?") from error
         except ACTOR_LOST as error:
             raise CheckpointError(f"an inference actor could not start: {_root(error)}") from error
-        self._pids = [status["pid"] for status in statuses]
+        self._seats = [_Seat(actor, f"inference actor {i}", _process(status), _held(status))
+                       for i, (actor, status) in enumerate(zip(self.actors, statuses, strict=True))]
 
     def push(self, weights: Weights) -> None:
-        """Give every actor newer weights while the actors keep serving. :meth:`repair` gives them to an actor that is down now."""
-        self._want(PushedWeights(weights.version, ray.put(weights)))
+        """Have every actor take newer weights, which are in Ray's object store, while the actors keep serving."""
+        self._wanted = PushedWeights(weights)
+        self._deliver()
 
     def load(self, checkpoint: str | Path, acting: ActingPolicy) -> None:
-        """Switch every actor to the policy of ``checkpoint`` and to the planning network of ``acting``."""
+        """Have every actor switch to the policy of ``checkpoint`` and to the planning network of ``acting``."""
         if acting.version is None:
             raise ValueError("a checkpoint is loaded with its version: requests insist on that version")
-        self._want(LoadedCheckpoint(acting.version, str(Path(checkpoint).resolve()), acting.planning_checkpoint))
+        self._wanted = LoadedCheckpoint(acting.version, str(Path(checkpoint).resolve()), acting.planning_checkpoint)
+        for seat in self._seats:
+            seat.held = None
+        self._deliver()
 
-    def repair(self) -> None:
-        """Count the actors that Ray restarted, and give them what the others hold.
+    @property
+    def holders(self) -> int:
+        """Actors that hold what was pushed or loaded last."""
+        return sum(seat.lost is None and not self._lacks(seat) for seat in self._seats)
 
-        Never waits: asks each actor for its status every ``REPAIR_S`` seconds and acts on the answers that have come.
+    def poll(self) -> None:
+        """Look after the actors: what they hold, those that Ray restarted, those that are silent. Never waits; to be called often.
+
+        Raises what an actor says about weights or a checkpoint that cannot be taken (CheckpointError), once; PoolUnavailable when all
+        actors have been gone for ``POOL_START_S`` seconds.
         """
-        stale = []
-        for i, actor in enumerate(self.actors):
-            probe, asked = self._probes.get(i, (None, 0.0))
-            if probe is None:
-                if time.monotonic() - asked > REPAIR_S:
-                    self._probes[i] = actor.status.remote(), time.monotonic()
-                continue
-            if not ray.wait([probe], timeout=0)[0]:
-                continue
-            self._probes[i] = None, asked
-            try:
-                status = ray.get(probe)
-            except ACTOR_LOST:
-                continue  # still restarting: next time
-            if status["pid"] != self._pids[i]:
-                self._pids[i] = status["pid"]
-                self.restarts += 1
-                logger.warning("inference actor %d was restarted", i)
-            wanted = self._wanted
-            if wanted and (status["version"], status["planning_checkpoint"]) != (wanted.version, wanted.planning_checkpoint):
-                stale.append(actor)
-        if stale and self._wanted:
-            self._deliver(self._wanted, stale)
+        for seat in self._seats:
+            self._look(seat)
+        self._deliver()
 
     def status(self) -> list[dict]:
         """Status of the actors that answer within five seconds."""
@@ -129,24 +155,108 @@ class InferencePool:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _want(self, wanted: PushedWeights | LoadedCheckpoint) -> None:
-        self._wanted = wanted
-        self._deliver(wanted, self.actors)
+    # ---------------------------------------------------------------- are they there
 
-    @staticmethod
-    def _deliver(wanted: PushedWeights | LoadedCheckpoint, actors: list[ActorHandle]) -> None:
-        calls = [wanted.give(actor) for actor in actors]
-        ready, late = ray.wait(calls, num_returns=len(calls), timeout=PUSH_S)
-        for call in late:
-            logger.warning("an inference actor has not taken policy version %d within %g s", wanted.version, PUSH_S)
-            ray.cancel(call)
-        for call in ready:
+    def _look(self, seat: _Seat) -> None:
+        """Take in an actor's status, and ask for the next one."""
+        now = time.monotonic()
+        if seat.probe is None:
+            if now - seat.probed >= PROBE_S:
+                seat.probe, seat.probed = seat.actor.status.remote(), now
+        elif _done(seat.probe):
+            probe, seat.probe = seat.probe, None
             try:
-                ray.get(call)
-            except RayTaskError as error:
-                raise own_error(error) from error
-            except ACTOR_LOST:
-                logger.warning("an inference actor died while taking policy version %d; it will get it after its restart", wanted.version)
+                self._answered(seat, ray.get(probe))
+            except ACTOR_LOST as error:
+                self._lost(seat, error)
+        else:
+            self._supervisor.waits(seat.who, "an answer")
+            if now - seat.probed > SILENT_S:
+                self._died(seat, f"no answer for {SILENT_S:g} s", "it is killed, and Ray starts it again")
+                seat.lost = seat.lost or now
+                seat.forget()
+                ray.kill(seat.actor, no_restart=False)
+
+    def _answered(self, seat: _Seat, status: dict) -> None:
+        self._supervisor.goes_on(seat.who)
+        if seat.process != (process := _process(status)):
+            self._died(seat, "its process ended", "Ray has started it again")
+            seat.process, seat.mourned, seat.delivery = process, False, None
+            self.restarts += 1
+        seat.lost = None
+        if seat.delivery is None:
+            seat.held = _held(status)
+
+    def _lost(self, seat: _Seat, error: BaseException) -> None:
+        """Its process is gone or cannot be reached. Where it is gone Ray starts another one."""
+        now = time.monotonic()
+        seat.forget()
+        seat.lost = seat.lost or now
+        if not isinstance(error, ActorUnavailableError):
+            self._died(seat, _root(error), "nobody can start it again")
+        self._supervisor.waits(seat.who, f"its restart ({first_line(error)})")
+        if all(seat.lost is not None and now - seat.lost > POOL_START_S for seat in self._seats):
+            raise PoolUnavailable(f"no inference actor has come back for {POOL_START_S:g} s: {_root(error)}; see what the machines lack "
+                                  "(memory, GPUs), then run the same command again")
+
+    def _died(self, seat: _Seat, why: str, then: str) -> None:
+        if not seat.mourned:
+            self._supervisor.died(seat.who, why, then)
+        seat.mourned = True
+
+    # ---------------------------------------------------------------- what do they hold
+
+    def _deliver(self) -> None:
+        for seat in self._seats:
+            if seat.delivery is not None:
+                self._collect(seat)
+            if self._wanted is not None and seat.delivery is None and seat.lost is None and self._lacks(seat):
+                seat.delivery, seat.given, seat.since = self._wanted.give(seat.actor), self._wanted, time.monotonic()
+
+    def _lacks(self, seat: _Seat) -> bool:
+        return self._wanted is not None and (seat.held is None or not self._wanted.is_held(*seat.held))
+
+    def _collect(self, seat: _Seat) -> None:
+        """Take in what became of a delivery. One that is late is cancelled, so that what is wanted by now can take its place."""
+        call, given, push = seat.delivery, seat.given, f"push to {seat.who}"
+        assert call is not None and given is not None
+        if not (done := _done(call)) and time.monotonic() - seat.since <= given.within_s:
+            self._supervisor.waits(push, f"policy version {given.version}")
+            return
+        self._supervisor.goes_on(push)
+        seat.forget()  # a status that was asked for before tells what it held before
+        if not done:
+            logger.warning("%s has not taken policy version %d within %g s; it gets the newest one again", seat.who, given.version,
+                           given.within_s)
+            ray.cancel(call)
+            return
+        try:
+            seat.held = ray.get(call), given.planning_checkpoint
+        except ACTOR_LOST as error:
+            self._lost(seat, error)
+        except RayTaskError as error:
+            self._refused(seat, given, own_error(error))
+
+    def _refused(self, seat: _Seat, given: PushedWeights | LoadedCheckpoint, reason: Exception) -> None:
+        """The actor could not take what it was given. Raises ``reason`` where that was the newest there is, but for what did not come."""
+        logger.warning("%s keeps what it holds: %s", seat.who, first_line(reason))
+        if self._wanted is not given or isinstance(reason, WeightsLate):
+            return  # it gets what is newest
+        self._wanted = None  # no other actor can take it either
+        if not isinstance(reason, WeightsLost):
+            raise reason
+
+
+def _done(call: ray.ObjectRef) -> bool:
+    return bool(ray.wait([call], timeout=0, fetch_local=False)[0])
+
+
+def _process(status: dict) -> tuple[str, int]:
+    return status["node"], status["pid"]
+
+
+def _held(status: dict) -> tuple[int, str]:
+    return status["version"], status["planning_checkpoint"]
 
 
 def _root(error: BaseException) -> str:

@@ -103,7 +103,8 @@ class LearnerActor:
         return self.core.train(steps)
 
     def weights(self, version: int) -> Weights | None:
-        return self.core.weights(version)
+        """The record of the published weights, which rank 0 puts into Ray's object store; None from the other ranks."""
+        return self.core.weights(version, lambda buffers: ray.put(buffers))
 
     def save(self) -> None:
         self.core.save(self.state)
@@ -123,6 +124,7 @@ class LearnerGroup:
         """``place`` finds places for the ranks."""
         self._gang = place()
         self.folder = Path(task.state)
+        self._publishing: list[ray.ObjectRef] = []
         try:
             self.ranks = [_rank(config, rank, options, config.threads or threads)
                           for rank, (options, threads) in enumerate(zip(self._gang.options, self._gang.threads, strict=True))]
@@ -142,8 +144,20 @@ class LearnerGroup:
         self.step = int(metrics["step"])
         return metrics
 
-    def weights(self, version: int) -> Weights:
-        return self._call("weights", version)[0]
+    def publish(self, version: int) -> None:
+        """Begin to put the published weights into Ray's object store, after what the ranks do now; see :meth:`published`."""
+        self._publishing = [rank.weights.remote(version) for rank in self.ranks]
+
+    def published(self) -> Weights | None:
+        """The record of the weights that the last :meth:`publish` put, once; None before that. Never waits."""
+        if not self._publishing:
+            return None
+        ready, late = ray.wait(self._publishing, num_returns=len(self._publishing), timeout=0)
+        if late:
+            self._get(ready, None)  # where one rank has failed the others may wait for it in vain
+            return None
+        references, self._publishing = self._publishing, []
+        return self._get(references, None)[0]
 
     def save(self) -> None:
         """Write resumable state."""

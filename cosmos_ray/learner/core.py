@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,7 +30,7 @@ from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.training_graphs import capture_training
 from cosmos_ray.replay.files.durable import replace
 from cosmos_ray.replay.sampling.loader import PrefetchLoader
-from cosmos_ray.weights import Weights, pack
+from cosmos_ray.weights import Buffers, Weights, copies, pack
 
 logger = logging.getLogger(__name__)
 
@@ -139,11 +139,14 @@ class LearnerCore:
             return {"step": self.step_count}
         return {**{k: sum(r[k] for r in rows) / len(rows) for k in rows[0]}, "step": self.step_count}
 
-    def weights(self, version: int) -> Weights | None:
-        """The published weights (the average, if one is kept), on rank 0; None elsewhere. All ranks must call it."""
+    def weights(self, version: int, put: Callable[[Buffers], Any] = copies) -> Weights | None:
+        """The published weights (the average, if one is kept), on rank 0; None elsewhere. All ranks must call it.
+
+        ``put`` as in :func:`pack`: it gets views of the parameters, not copies.
+        """
         with self._published() as named:
             instants.passes("publish")
-            return pack(named, version) if self.rank == 0 else None
+            return pack(named, version, put) if self.rank == 0 else None
 
     def export(self, path: str | Path, version: int, info: dict | None = None) -> None:
         """Write the published policy as a checkpoint directory (rank 0). All ranks must call it."""
@@ -156,6 +159,10 @@ class LearnerCore:
     def _published(self) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
         """Named parameters to publish: whole on this rank, averaged if an average is kept, adapters merged."""
         with gathered(self.policy.net, self.config.zero_stage):
+            if self.average is not None and not self.config.lora_rank:
+                averages = dict(zip(map(id, self.trained), self.average, strict=True))
+                yield ((name, averages.get(id(p), p).to(p.dtype)) for name, p in self.policy.net.named_parameters())
+                return
             raw = [p.detach().clone() for p in self.trained] if self.average is not None else []
             self._put(self.average or [])
             try:

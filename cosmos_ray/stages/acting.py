@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,9 +59,12 @@ def run_episodes(run: Run, pool: InferencePool, fleet: Fleet, tickets: list[Epis
         nonlocal ran, wins
         ran, wins = ran + len(finished), wins + sum(episode.success for episode in finished)
         run.quarantine.take(fleet.quarantined, (ticket.key for ticket in tickets))
-        pool.repair()
+        pool.poll()
         show(ran, wins)
 
+    while not pool.holders:  # a request for what no actor holds yet would only be refused
+        pool.poll()
+        time.sleep(0.05)
     run_tickets(fleet, tickets, take)
     return ran, wins
 

@@ -159,7 +159,9 @@ class _RefineLoop:
             self.running -= self.fleet.quarantined.keys()
             if not self.fleet.outstanding and self.training:
                 ray.wait(self.training, timeout=0.5)
-            self.pool.repair()
+            if weights := self.learner.published():
+                self.pool.push(weights)
+            self.pool.poll()
             progress.update(self.learner.step, self._note())
         progress.finish(self.learner.step, self._note())
         return {"steps": self.learner.step, "new": self.learner.step - self.first_step, "version": self.version,
@@ -208,7 +210,7 @@ class _RefineLoop:
 
     def _publish(self) -> None:
         self.version = self.run.folder.next_version()
-        self.pool.push(self.learner.weights(self.version))
+        self.learner.publish(self.version)
 
     def _take(self, episodes: list) -> None:
         for episode in episodes:
