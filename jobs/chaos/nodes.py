@@ -126,6 +126,8 @@ class TwoNodes:
             raise
 
     def start_head(self) -> None:
+        # Another head would start on another machine, where nothing says that the cluster runs already.
+        (self.temporary / "ray_current_cluster").unlink(missing_ok=True)
         variables = {"RAY_REDIS_ADDRESS": self.redis} if self.redis else {}
         self.head = self._node(["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.temporary}"],
                                variables).wait()
