@@ -37,7 +37,8 @@ class PolicyOutput(NamedTuple):
 def load_policy(path: str | Path, *, suite: str = "", statistics: str | Path = "", text: str | Path = "", tokenizer: str | Path = "",
                 planning: str | Path = "", planning_statistics: str | Path = "", candidates: int = 1, steps: int | None = None,
                 seed: int = 0, device: str = "cpu", settings: Mapping[str, Any] | None = None) -> DeployedPolicy:
-    """A policy from a checkpoint folder of a run (``runs/NAME/checkpoints/refined``) or from released weights.
+    """A policy from a checkpoint folder of a run (``runs/NAME/checkpoints/refined``, ``runs/NAME/checkpoints/rounds/3/refined``) or from
+    released weights.
 
     Args:
         path: the checkpoint folder; or released weights, in any format that `import` reads.
@@ -215,7 +216,8 @@ def _seeds(seed: int | Sequence[int], rows: int) -> torch.Tensor:
 
 def _run_settings(checkpoint: Path) -> RunConfig:
     """The settings that the run of a checkpoint was last used with; the preset's where the folder lies in no run."""
-    folder = checkpoint.expanduser().resolve().parents[1]
+    parents = checkpoint.expanduser().resolve().parents
+    folder = parents[3] if len(parents) > 3 and parents[1].name == "rounds" else parents[1]
     stored = stored_config(RunConfig(root=str(folder.parent), name=folder.name)) if (folder / "config.json").exists() else None
     return stored or new_config({"model.preset": read_description(checkpoint)[0].preset})
 

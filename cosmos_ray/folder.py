@@ -158,7 +158,7 @@ class RunFolder:
     def next_version(self) -> int:
         """A policy version that this run never used before and that is above its checkpoints', for they may come from another run; 1 for
         the first. Recorded before it is returned."""
-        used = [_version(file) for places in ("", "rounds/*/") for file in self.path.glob(f"checkpoints/{places}[!.]*/policy.json")]
+        used = [_version(file) for places in ("", "rounds*/*/") for file in self.path.glob(f"checkpoints/{places}[!.]*/policy.json")]
         last = self.manifest.read().get("version")
         version = max([self._last_version() if last is None else last, *used]) + 1
         self.manifest.write(version=version)

@@ -23,6 +23,7 @@ from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.fit import check_acts, check_chunk, check_fits, check_simulates, check_suite
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.inference.pool import InferencePool
+from cosmos_ray.model.exchange.files import recover
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.placement import Placement, autoscales, cluster_nodes
@@ -177,6 +178,9 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
             private = connect(config.address, simulates=bool(config.sim.task) and (use.acts or not use.learns))
             if not autoscales(nodes := cluster_nodes()):
                 check_cluster(config, nodes, use.acts, use.learns, use.demonstrates or simulates, private)
+        if folder.writable:
+            for place in ("checkpoints", "checkpoints/rounds"):
+                recover(folder.path / place)
         tracker = Tracker(config, folder)
         run = Run(config, folder, tracker, quiet)
         if use.needs_ray:

@@ -82,7 +82,7 @@ def test_each_round_trains_on_from_the_one_before(refined):
     assert stage.refine(run)["new"] == 1 and stage.refine(run)["new"] == 0
     assert started == [("planning_from_1", "base", 10), ("refined_from_1", "base", 600)]
     assert stage.refine(changed(run, rounds=2))["new"] == 1 and stage.refine(changed(run, rounds=2))["new"] == 0
-    assert started[2:] == [("planning_from_2", "planning_before", 10), ("refined_from_3", "refined_before", 600)]
+    assert started[2:] == [("planning_from_2", "rounds/1/planning", 10), ("refined_from_3", "rounds/1/refined", 600)]
     assert states(run) == {"planning_from_2", "refined_from_3"}  # those of the first round are of no more use
     assert stage.refine(run)["new"] == 0 and len(started) == 4  # fewer rounds than there are
 
@@ -105,9 +105,9 @@ def test_more_steps_continue_the_last_round_from_where_it_began(refined):
     stage.refine(changed(run, rounds=2))
     del started[:]
     stage.refine(changed(run, rounds=2, refine_steps=900))
-    assert started == [("refined_from_3", "refined_before", 900)]
+    assert started == [("refined_from_3", "rounds/1/refined", 900)]
     stage.refine(changed(run, rounds=2, refine_steps=900, planning_steps=30))
-    assert started[1:] == [("planning_from_2", "planning_before", 30)]
+    assert started[1:] == [("planning_from_2", "rounds/1/planning", 30)]
 
 
 def test_more_steps_in_the_middle_of_a_later_round_leave_the_earlier_one_alone(refined):
@@ -116,7 +116,7 @@ def test_more_steps_in_the_middle_of_a_later_round_leave_the_earlier_one_alone(r
     Round(run, 2, 1).begin()  # and interrupted in its rollouts
     del started[:]
     stage.refine(changed(run, rounds=2, refine_steps=900, planning_steps=30))
-    assert started == [("planning_from_2", "planning_before", 30), ("refined_from_3", "refined_before", 900)]
+    assert started == [("planning_from_2", "rounds/1/planning", 30), ("refined_from_3", "rounds/1/refined", 900)]
 
 
 def test_another_base_policy_begins_again(refined):
@@ -127,7 +127,7 @@ def test_another_base_policy_begins_again(refined):
     save_policy(tiny(), run.folder.checkpoint("base"), 40)
     stage.refine(changed(run, rounds=2))
     assert [(state, policy) for state, policy, _ in started[:2]] == [("planning_from_40", "base"), ("refined_from_40", "base")]
-    assert [policy for _, policy, _ in started[2:]] == ["planning_before", "refined_before"]
+    assert [policy for _, policy, _ in started[2:]] == ["rounds/1/planning", "rounds/1/refined"]
     assert not keys & {ticket.key for ticket in Round(run, 2, 40).tickets()[0]}  # rollouts of another policy
 
 
@@ -135,7 +135,7 @@ def test_a_planning_network_that_earlier_rounds_did_without_begins_from_the_base
     run, started = refined
     stage.refine(changed(run, planning_steps=0))
     stage.refine(changed(run, rounds=2))
-    assert started[1:] == [("planning_from_1", "base", 10), ("refined_from_2", "refined_before", 600)]
+    assert started[1:] == [("planning_from_1", "base", 10), ("refined_from_2", "rounds/1/refined", 600)]
 
 
 def test_checkpoints_of_before_there_were_rounds_have_one_behind_them(run):
@@ -161,7 +161,7 @@ def test_rollouts_of_later_rounds_may_plan(run):
     Round(run, 2, 1).begin()
     assert not any(ticket.acting.planner for tickets in Round(run, 1, 1).tickets() for ticket in tickets)
     before, (beside,) = Round(run, 2, 1).tickets()
-    assert {t.acting for t in before} == {ActingPolicy(2, run.config.planner, str(run.folder.checkpoint("planning_before")))}
+    assert {t.acting for t in before} == {ActingPolicy(2, run.config.planner, str(run.folder.checkpoint("rounds/1/planning")))}
     assert beside.acting == ActingPolicy()  # it acts with whatever was pushed last
 
 

@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     if getattr(options, "recipe", None) == "list":
         sys.stdout.write(recipe_list() + "\n")
         return 0
-    own = {flag.removeprefix("--"): getattr(options, flag.removeprefix("--")) for flag, _ in command.options}
+    own = {name: getattr(options, name) for flag, _ in command.options for name in [flag.removeprefix("--").replace("-", "_")]}
     config = with_absolute_paths(configure(options))
 
     interrupts = _Interrupts()

@@ -21,6 +21,7 @@ class Command:
 
 FLEET = ("rollout.workers", "rollout.envs_per_worker", "rollout.execute", "rollout.deadline_s")
 NEW_RUN = ("seed", "sim", "model.preset", "model.suite", "model.chunk", "model.tokenizer_path", "model.text_path")
+ROUND = ("--round", {"type": int, "metavar": "N", "help": "policy of an earlier round of `refine` [the newest]"})
 TO = (("--to", {"metavar": "FOLDER", "help": "folder to write to [the run's]"}),)
 
 
@@ -47,20 +48,23 @@ COMMANDS = {
         "rollouts", "replay.rollout_frame_stride", "replay.patience_s", "replay.keep_newest", "replay.keep_failures", "inference",
         "rollout")),
     "refine": Command("train on rollouts while acting with the newest weights", use=REFINES, reads=(
-        "rounds", "refine_steps", "planning_steps", "refine_rollouts", "publish_every", "learner", "replay.gamma", "replay.success_share",
-        "replay.samples_per_insert", "replay.keep_newest", "replay.keep_failures", "rollout.workers", "rollout.chunk_noise",
-        "rollout.horizon", "rollout.planned", "inference.gpus", "inference.steps")),
+        "rounds", "keep_rounds", "refine_steps", "planning_steps", "refine_rollouts", "publish_every", "learner", "replay.gamma",
+        "replay.success_share", "replay.samples_per_insert", "replay.keep_newest", "replay.keep_failures", "rollout.workers",
+        "rollout.chunk_noise", "rollout.horizon", "rollout.planned", "inference.gpus", "inference.steps"), options=(
+        ("--from-round", {"type": int, "metavar": "N", "help": "train the rounds after round N anew; those there are move aside"}),
+    )),
     "evaluate": Command("compare base, refined and planning on held-out states", use=ACTS, reads=(
-        "eval_episodes", "repeat", "planner", "inference", *FLEET), options=(
+        "eval_episodes", "repeat", "keep_rounds", "planner", "inference", *FLEET), options=(
         ("--arms", {"metavar": "A,B,...", "help": "arms, such as 'base,base + planning' [those of its policies]"}),
+        ("--round", {"metavar": "N|all", "help": "a round of `refine` instead of the newest, or every round that is kept"}),
     )),
     "plan": Command("run one planned episode and draw what was imagined", use=replace(READS, simulates=always, acts=True), reads=(
         "plan_seed", "planner", "inference", "rollout.execute"), options=(
-        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), *TO,
+        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), ROUND, *TO,
     )),
     "audit": Command("measure what planning could win and which part limits it", use=ACTS, reads=(
         "eval_episodes", "planner", "inference", "replay.gamma", "rollout.workers", "rollout.execute"), options=(
-        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}),
+        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), ROUND,
         ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which every choice is compared [24]"}),
     )),
     "report": Command("write report.html and report.json", use=replace(READS, acts=True), reads=(
@@ -73,7 +77,7 @@ COMMANDS = {
                                                                      "proprio_min and proprio_max"}),
     )),
     "export": Command("write a run's policy for other projects", use=READS, reads=(), options=(
-        ("--checkpoint", {"choices": ("initial", "base", "refined", "planning"), "help": "network of the run [the newest policy]"}),
+        ("--checkpoint", {"choices": ("initial", "base", "refined", "planning"), "help": "network of the run [the newest policy]"}), ROUND,
         ("--format", {"default": "pt", "choices": ("pt", "dcp", "diffusers", "safetensors"), "help": "file format [pt]"}),
         ("--to", {"required": True, "metavar": "PATH", "help": "file or folder to write"}),
         ("--overwrite", {"action": "store_true", "help": "replace a file that exists"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cosmos_ray.report.audit_page import headline
 from cosmos_ray.report.filmstrip import save_filmstrip
+from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
 from cosmos_ray.stages.audit import audit
 from cosmos_ray.stages.collect import collect
@@ -39,19 +40,20 @@ def _rollout(run: Run) -> str:
     return f"{done['episodes']} rollouts, {done['successes']} succeeded ({done['new']} new)"
 
 
-def _refine(run: Run) -> str:
-    done = refine(run)
+def _refine(run: Run, from_round: int | None = None) -> str:
+    done = refine(run, from_round)
     return (f"refined policy version {done['version']} after {done['steps']} steps in "
             f"{run.folder.shown(run.folder.checkpoint('refined'))} ({done['new']} new)")
 
 
-def _evaluate(run: Run, arms: str | None) -> str:
-    return table(evaluate(run, [name.strip() for name in arms.split(",")] if arms else ()))
+def _evaluate(run: Run, arms: str | None = None, round: str | None = None) -> str:
+    rounds = Rounds(run.folder).asked(round) if round else ()
+    return table(evaluate(run, [name.strip() for name in arms.split(",")] if arms else (), rounds))
 
 
-def _plan(run: Run, checkpoint: str | None, to: str | None) -> str:
+def _plan(run: Run, checkpoint: str | None, round: int | None, to: str | None) -> str:
     run.folder.write_results_to(to)
-    trace = plan_episode(run, checkpoint)
+    trace = plan_episode(run, checkpoint, round)
     path = run.folder.results / f"plan_{trace.seed}.png"
     save_filmstrip(trace, path)
     lines = [f"{'step':>5} {'chosen':>6}  scores"]
@@ -60,8 +62,8 @@ def _plan(run: Run, checkpoint: str | None, to: str | None) -> str:
     return "\n".join([*lines, f"{'succeeded' if trace.success else 'failed'} after {trace.length} steps; filmstrip in {path}"])
 
 
-def _audit(run: Run, checkpoint: str | None, probes: int) -> str:
-    done = audit(run, checkpoint, probes)
+def _audit(run: Run, checkpoint: str | None, round: int | None, probes: int) -> str:
+    done = audit(run, checkpoint, probes, round)
     lines = [f"{name:<11} {arm['successes']:3d}/{done['episodes']:<3d} = {100 * arm['rate']:5.1f} %" for name, arm in done["arms"].items()]
     return "\n".join([*lines, headline(done), f"page in {done['page']}"])
 
@@ -83,8 +85,8 @@ def _import(run: Run, weights: str, statistics: str, **options: str) -> str:
     return text + (f"; constant, so always 0 to the network: {', '.join(done['constant'])}" if done["constant"] else "")
 
 
-def _export(run: Run, checkpoint: str, format: str, to: str, overwrite: bool) -> str:
-    return "wrote " + " and ".join(map(str, export_policy(run, checkpoint, format, to, overwrite)))
+def _export(run: Run, checkpoint: str | None, round: int | None, format: str, to: str, overwrite: bool) -> str:
+    return "wrote " + " and ".join(map(str, export_policy(run, checkpoint, round, format, to, overwrite)))
 
 
 def table(evaluation: dict) -> str:

@@ -34,6 +34,8 @@ class RunConfig:
     rollouts: int = option(80, "rollout episodes in the store after `rollout`", low=0, high=500_000)
     rounds: int = option(1, "rounds of `refine`; each round after the first collects as many rollouts with the newest policy and trains "
                          "as many steps from it", low=1, high=1000)
+    keep_rounds: str = option("all", "rounds to keep, all, last:N or best:N; the best by success in `evaluate --round all`. The newest "
+                              "round always stays, the one that it began from too, and with best:N those that were not evaluated")
     refine_steps: int = option(600, "learner steps of `refine`, each round", low=1)
     planning_steps: int = option(0, "steps to train a separate planning network, 0 = none; each round trains it for so many steps, the "
                                  "first round from the base policy. Without it the refined network plans. The network's world model and "
@@ -60,6 +62,7 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of two sections that do not go together."""
+        rounds_to_keep(self.keep_rounds)
         learner, planner = self.learner, self.planner
         if planner.rank_by != "joint" and learner.value_mode not in (planner.rank_by, "both"):  # policy samples train the joint value
             raise ConfigError(f"planner.rank_by = {planner.rank_by!r} ranks by what learner.value_mode = {learner.value_mode!r} does not "
@@ -77,6 +80,14 @@ class RunConfig:
             raise ConfigError(f"root: {problem}")
         if not self.name or any(c in self.name for c in "/\\\0") or self.name in (".", ".."):
             raise ConfigError(f"name = {self.name!r} is not a folder name: use letters, digits, '-' and '_'")
+
+
+def rounds_to_keep(text: str) -> tuple[str, int]:
+    """What ``keep_rounds`` says: ("all", 0), or "last" or "best" and how many. :class:`ConfigError` for another text."""
+    found = re.fullmatch(r"(all)|(last|best):([1-9]\d{0,3})", text)
+    if not found:
+        raise ConfigError(f"keep_rounds = {text!r} is none of all, last:N and best:N, such as last:3")
+    return found[1] or found[2], int(found[3] or 0)
 
 
 def check_plain(name: str) -> None:

@@ -52,6 +52,14 @@ def copy_checkpoint(source: Path, target: Path, overwrite: bool = True) -> None:
         shutil.copytree(source, unfinished, copy_function=_link)
 
 
+def copy_checkpoints(sources: dict[str, Path], target: Path) -> None:
+    """Checkpoints under the names of ``sources`` in the new folder ``target``, all of them or none. CheckpointError when ``target``
+    exists."""
+    with replacing(target, overwrite=False) as unfinished:
+        for name, source in sources.items():
+            shutil.copytree(source, unfinished / name, copy_function=_link)
+
+
 def _link(source: str, target: str) -> None:
     """A hard link to a file, or a copy where the file system has no links. Checkpoints are replaced, never written to."""
     try:

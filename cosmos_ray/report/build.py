@@ -51,6 +51,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
         "headline": headline(arms, comparisons), "arms": arms, "comparisons": comparisons, "seeds": evaluation["seeds"],
         "verified": evaluation.get("verified"), "missing_episodes": sum(len(a["episode_names"]) - len(episodes[a["name"]]) for a in arms),
         "training": contents.training_curves(folder), "rollouts_by_version": contents.by_version(rollouts),
+        "rounds": contents.by_round(folder, rollouts),
         "stage_results": contents.stage_results(folder), "stage_times": contents.stage_times(folder),
         "store": contents.store_contents(store), "supervision": contents.supervision(folder),
         "planning": diagnostics.planning(planned), "planner": planners[-1]["planner"] if planners else None,

@@ -101,6 +101,32 @@ def draw_versions(rows: list[dict]) -> Figure:
     return figure
 
 
+def draw_rounds(rows: list[dict]) -> Figure:
+    """Success by round: each way to act on the held-out initial states, and the rollouts that the round collected."""
+    figure, (axis,) = style.figure(WIDTH, 2.8)
+    series: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        for arm, counted in row["arms"].items():
+            _, _, plans = arm.partition(" + ")
+            series.setdefault(f"evaluation, with {plans}" if plans else "evaluation, policy alone", {})[row["round"]] = counted
+        if row["rollouts"]:
+            series.setdefault("rollouts collected in the round", {})[row["round"]] = row["rollouts"]
+    colours = {name: style.ARMS[1 + i] for i, name in enumerate(sorted(series))}
+    for i, (name, points) in enumerate(sorted(series.items())):
+        shift = 0.07 * (i - (len(series) - 1) / 2)  # so that intervals of one round do not hide each other
+        x, counts = [number + shift for number in points], points.values()
+        axis.vlines(x, [c["low"] for c in counts], [c["high"] for c in counts], color=colours[name], linewidth=1.6, alpha=0.6)
+        rates = [c["successes"] / c["episodes"] for c in counts]
+        axis.plot(x, rates, "o-", color=colours[name], markersize=5, linewidth=1.2, label=name)
+    numbers = [row["round"] for row in rows]
+    axis.set(ylim=(0, 1.02), xlim=(min(numbers) - 0.4, max(numbers) + 0.4))
+    axis.xaxis.set_major_locator(MaxNLocator(24, integer=True))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    style.label(axis, "round (0 is the base policy)", "success rate", "Success by round, Wilson 95 % intervals")
+    axis.legend(frameon=False, fontsize=style.FONT - 1, labelcolor=style.INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def draw_planning(planning: dict) -> Figure:
     """How often each candidate was chosen, and how far apart the candidates' scores were."""
     figure, (picks, spreads) = style.figure(WIDTH, 2.4, 1, 2)

@@ -48,9 +48,46 @@ def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:
             groups.setdefault(summary.policy_version, []).append(summary.success)
     rows = []
     for version, wins in sorted(groups.items()):
-        low, high = wilson(sum(wins), len(wins))
-        rows.append({"version": version, "successes": sum(wins), "episodes": len(wins), "low": low, "high": high})
+        rows.append({"version": version, **_counted(wins)})
     return rows
+
+
+def by_round(folder: RunFolder, rollouts: list[EpisodeSummary]) -> list[dict]:
+    """Success by round of refinement, ascending, 0 for the base policy: {round, version, arms, rollouts}.
+
+    ``arms`` are {arm: {successes, episodes, low, high}}, as `evaluate` counted the round's networks last. ``rollouts``, in the same form,
+    are those that the round collected; None where it collected none. Rounds that were left by going back are not among them.
+    """
+    evaluated: dict[int, dict[str, dict]] = {}
+    begun: dict[int, int] = {}
+    base_version = None
+    for row in folder.metrics("round", "from_round", "evaluate_round"):
+        if row.get("base_version", base_version) != base_version:
+            base_version, evaluated, begun = row["base_version"], {}, {}
+        if row["stage"] == "round":
+            begun[row["round"]] = row["attempt"]
+        elif row["stage"] == "evaluate_round":
+            evaluated.setdefault(row["round"], {})[row["arm"]] = row
+        else:
+            evaluated, begun = ({n: known for n, known in table.items() if n <= row["round"]} for table in (evaluated, begun))
+    played: dict[int, list[bool]] = {}
+    for summary in rollouts:
+        if not summary.invalid:
+            played.setdefault(summary.key.attempt, []).append(summary.success)
+    # A run from before rounds were logged: attempts are policy versions, which ascend with the rounds.
+    numbers = {attempt: number for number, attempt in begun.items()} or {attempt: i for i, attempt in enumerate(sorted(played), 1)}
+    collected = {number: _counted(played[attempt]) for attempt, number in {0: 1, **numbers}.items() if attempt in played}
+    rows = []
+    for number in sorted({*evaluated, *collected}):
+        arms = {arm: {key: row[key] for key in ("successes", "episodes", "low", "high")} for arm, row in evaluated.get(number, {}).items()}
+        version = next((row["version"] for row in evaluated.get(number, {}).values()), None)
+        rows.append({"round": number, "version": version, "arms": arms, "rollouts": collected.get(number)})
+    return rows
+
+
+def _counted(outcomes: list[bool]) -> dict:
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return {"successes": sum(outcomes), "episodes": len(outcomes), "low": low, "high": high}
 
 
 def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
@@ -62,16 +99,16 @@ def training_curves(folder: RunFolder) -> dict[str, dict[str, list]]:
     curves = {}
     for stage in ("pretrain", "planning", "refine"):
         rounds: dict[int, dict[int, dict]] = {}
-        for row in folder.metrics(stage, "resume"):
-            if _number(row.get("step")) is not None and row.get("what", stage) == stage:
-                number = row.get("round", 1)
-                for later in [n for n in rounds if n > number]:
-                    del rounds[later]  # of another base policy
-                logged = rounds.setdefault(number, {})
-                if row["stage"] == "resume":
-                    rounds[number] = {step: kept for step, kept in logged.items() if step <= row["step"]}
-                else:
-                    logged[row["step"]] = row
+        for row in folder.metrics(stage, "resume", "from_round"):
+            if row.get("what", stage) != stage:
+                continue
+            number, step = row.get("round", 1), _number(row.get("step"))
+            for later in [n for n in rounds if n > number]:
+                del rounds[later]  # of another base policy, or left by going back
+            if row["stage"] == "resume":
+                rounds[number] = {s: kept for s, kept in rounds.get(number, {}).items() if step is None or s <= step}
+            elif row["stage"] == stage and step is not None:
+                rounds.setdefault(number, {})[row["step"]] = row
         rows, before = [], 0
         for _, by_step in sorted((number, logged) for number, logged in rounds.items() if logged):
             rows += [{**by_step[step], "step": before + step} for step in sorted(by_step)]

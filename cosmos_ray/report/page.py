@@ -24,7 +24,12 @@ def render_page(report: dict, trace: EpisodeTrace | None) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(percent=percent, number=number, p_value=p_value)
     template = environment.from_string((resources.files("cosmos_ray.report") / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(report=report, images=_images(report, trace))
+    return template.render(report=report, several_rounds=several_rounds(report), images=_images(report, trace))
+
+
+def several_rounds(report: dict) -> bool:
+    """Whether the page tells rounds apart: of one round, the table of the arms says all."""
+    return any(row["round"] > 1 for row in report["rounds"])
 
 
 def write_page(path: Path, text: str) -> None:
@@ -53,6 +58,8 @@ def _images(report: dict, trace: EpisodeTrace | None) -> dict[str, str]:
         draw["training"] = lambda: charts.draw_training(report["training"])
     if report["rollouts_by_version"]:
         draw["versions"] = lambda: charts.draw_versions(report["rollouts_by_version"])
+    if several_rounds(report):
+        draw["rounds"] = lambda: charts.draw_rounds(report["rounds"])
     if report["planning"]:
         draw["planning"] = lambda: charts.draw_planning(report["planning"])
     if report["values"]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cosmos_ray.asks import pool_ask, workers_ask
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.places import Ask
@@ -16,6 +17,7 @@ from cosmos_ray.rollout.actor import RolloutActor
 from cosmos_ray.rollout.calls import Anywhere, RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed
+from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
 
 IMPORTED_PLANNING = "planning_initial"  #: checkpoint of an imported planning network, which stays when `refine` trains `planning` from it
@@ -74,29 +76,42 @@ def newest(run: Run) -> str:
     return "refined" if run.folder.has_policy("refined") else "base"
 
 
-def planning_network(run: Run, policy: str = "refined", suffix: str = "") -> Path | None:
+def asked_policy(run: Run, checkpoint: str | None, number: int | None) -> tuple[str, Path]:
+    """Name and folder of the checkpoint that a command asks for, by name and by round: by default the newest policy. ConfigError for a
+    round that is not kept, and for one with a checkpoint that no round trains."""
+    if number is None:
+        return (name := checkpoint or newest(run)), run.folder.checkpoint(name)
+    name, networks = checkpoint or "refined", Rounds(run.folder).networks(number)
+    if name not in networks:
+        raise ConfigError(f"round {number} has no checkpoint {name!r}, it has {' and '.join(networks)}: leave --checkpoint or --round out")
+    return name, networks[name]
+
+
+def planning_network(run: Run, policy: str = "refined", number: int | None = None) -> Path | None:
     """The checkpoint of the network that plans for checkpoint ``policy`` ("base" or "refined"); None where the policy plans for itself.
 
     A trained planning network plans for the refined policy if the settings ask for one and both were trained from the same base policy. In
     a run with an imported planning network, that network plans for both policies, until further training from the present base policy
-    replaces it. ``suffix`` "_before" asks for the networks that the present round began from. The path is absolute.
+    replaces it. ``number`` asks for the networks of a round, which the run keeps. The path is absolute.
     """
     folder = run.folder
-    if not folder.has_policy(policy + suffix):
+    networks = {name: folder.checkpoint(name) for name in (policy, "planning") if folder.has_policy(name)}
+    if number is not None:
+        networks = Rounds(folder).networks(number)
+    if policy not in networks:
         return None
     has_imported = folder.has_policy(IMPORTED_PLANNING)
-    trained = folder.checkpoint("planning" + suffix)
     if has_imported or policy == "refined" and run.config.planning_steps:
-        _, version, info = read_description(folder.checkpoint(policy + suffix))
+        _, version, info = read_description(networks[policy])
         base = version if policy == "base" else info.get("base_version")
-        if folder.has_policy(trained.name) and read_description(trained)[2].get("base_version") == base:
-            return trained.resolve()
+        if "planning" in networks and read_description(networks["planning"])[2].get("base_version") == base:
+            return networks["planning"].resolve()
     return folder.checkpoint(IMPORTED_PLANNING).resolve() if has_imported else None
 
 
-def planning_checkpoint(run: Run, policy: str, suffix: str = "") -> str:
+def planning_checkpoint(run: Run, policy: str, number: int | None = None) -> str:
     """:func:`planning_network` as requests name it; "" too where the planner ranks by the policy's own joint value."""
-    return "" if run.config.planner.rank_by == "joint" else str(planning_network(run, policy, suffix) or "")
+    return "" if run.config.planner.rank_by == "joint" else str(planning_network(run, policy, number) or "")
 
 
 def rollout_ticket(run: Run, index: int, attempt: int = 0) -> EpisodeTicket:

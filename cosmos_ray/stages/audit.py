@@ -22,7 +22,7 @@ from cosmos_ray.report.audit_page import write_audit_page
 from cosmos_ray.rollout.calls import Anywhere, RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import newest, planning_network
+from cosmos_ray.stages.acting import asked_policy, planning_network
 from cosmos_ray.stages.evaluate import check_held_out, settings_digest
 
 TOGETHER = 3  #: episodes of a ticket: they share batches, and yet the last tickets of an arm are not long
@@ -30,22 +30,22 @@ TOGETHER = 3  #: episodes of a ticket: they share batches, and yet the last tick
 _Question = tuple[Literal["play", "probe"], str, int]  #: task, arm and number of the initial state
 
 
-def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str, Any]:
+def audit(run: Run, checkpoint: str | None = None, probes: int = 24, number: int | None = None) -> dict[str, Any]:
     """Play every arm on the held-out initial states and score candidates along ``probes`` episodes; see :func:`shares`.
 
-    Writes ``audit_<checkpoint>.json`` and ``audit_<checkpoint>.html``.
+    ``number`` asks for the policy of a round. Writes ``audit_<checkpoint>.json`` and ``audit_<checkpoint>.html``, or for a round
+    ``audit_round_<number>.json`` and ``.html``.
     """
     config = run.config
     if config.planner.candidates < 2:
         raise ConfigError("planner.candidates = 1 leaves nothing to choose: an audit needs at least 2")
     if probes < 0:
         raise ConfigError(f"--probes {probes} must be at least 0")
-    checkpoint = checkpoint or newest(run)
-    path = run.folder.checkpoint(checkpoint)
-    if not run.folder.has_policy(checkpoint):
+    checkpoint, path = asked_policy(run, checkpoint, number)
+    if not (path / "policy.json").exists():
         raise ConfigError(f"there is no policy {checkpoint!r} in {path.parent}: run `pretrain` (base) or `refine` (refined) first")
     check_held_out(run, run.folder.store())
-    planning = str(planning_network(run, checkpoint) or "")
+    planning = str(planning_network(run, checkpoint, number) or "")
     for network in filter(None, (path, planning)):
         run.check_policy(network)
     digest = settings_digest(run, path, ActingPolicy(read_description(path)[1], config.planner, planning))
@@ -55,9 +55,11 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24) -> dict[str
     _answer(run, str(path), planning, answers, [question for question in questions if question not in answers.known])
     result = shares([row for q in questions if q[0] == "play" for row in answers.known[q]],
                     [row for q in questions if q[0] == "probe" for row in answers.known[q]])
-    result |= {"task": config.sim.task, "checkpoint": checkpoint, "candidates": config.planner.candidates, "gamma": config.replay.gamma}
-    run.folder.write_json(f"audit_{checkpoint}.json", result)
-    page = run.folder.path / f"audit_{checkpoint}.html"
+    shown = checkpoint if number is None else f"{checkpoint}, round {number}"
+    result |= {"task": config.sim.task, "checkpoint": shown, "candidates": config.planner.candidates, "gamma": config.replay.gamma}
+    file = f"audit_{checkpoint}" if number is None else f"audit_round_{number}"
+    run.folder.write_json(f"{file}.json", result)
+    page = run.folder.path / f"{file}.html"
     write_audit_page(result, page)
     return {**result, "page": str(page)}
 

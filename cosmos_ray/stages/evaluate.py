@@ -25,8 +25,9 @@ from cosmos_ray.progress import Progress
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed
+from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import IMPORTED_PLANNING, acting_fleet, planning_checkpoint, run_episodes
+from cosmos_ray.stages.acting import IMPORTED_PLANNING, acting_fleet, asked_policy, planning_checkpoint, run_episodes
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Arm:
     checkpoint: Path
     acting: ActingPolicy
     run_key: str  #: the ``run`` part of its episode keys: identity of the run, arm and digest
+    kind: str  #: its name without the round, one of :data:`ARMS`
+    round: int  #: that trained its policy, 0 for the base policy
 
 
 #: Checkpoint of each arm, and which network plans: "" for none, "itself", or the run's "planning" network if it has one.
@@ -55,22 +58,33 @@ def known_arms(run: Run) -> dict[str, tuple[str, str]]:
     return {name: arm for name, arm in ARMS.items() if not (joint and arm[1] == "planning")}
 
 
-def arms(run: Run, only: Sequence[str] = ()) -> list[Arm]:
-    """The arms there are checkpoints for, of ``only`` or all. ConfigError when there is none, or no arm of such a name."""
+def arms(run: Run, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> list[Arm]:
+    """The arms there are checkpoints for, of ``only`` or all; the refined ones are of the newest round, or of each of ``rounds``.
+
+    ConfigError when there is none, no arm of such a name, or no such round. The key of an arm does not name its round, so an episode of
+    a round is the same one that was played when the round was the newest.
+    """
     known = known_arms(run)
     asked = only or (known if run.folder.has_policy(IMPORTED_PLANNING) else USUAL)
     if unknown := [name for name in asked if name not in known]:
         raise ConfigError(f"run {run.config.name!r} has no arm {unknown[0]!r}: its arms are {', '.join(known)}")
-    out = []
-    for name, (checkpoint, plans) in known.items():
-        if run.folder.has_policy(checkpoint) and name in asked:
-            path, planner = run.folder.checkpoint(checkpoint), run.config.planner if plans else None
-            judge = planning_checkpoint(run, checkpoint) if plans == "planning" else ""
-            acting_policy = ActingPolicy(read_description(path)[1], planner, judge)
-            out.append(Arm(name, path, acting_policy, f"{run.folder.identity.key}:{name}:{settings_digest(run, path, acting_policy)}"))
+    groups: list[tuple[str, int | None]] = [("base", None), *(("refined", number) for number in rounds or (None,))]
+    out = [_arm(run, name, policy, known[name][1], number) for policy, number in groups for name in known
+           if name in asked and known[name][0] == policy and (number is not None or run.folder.has_policy(policy))]
     if not out:
         raise ConfigError(f"there is no policy to evaluate in {run.folder.path / 'checkpoints'}: run `pretrain` first")
     return out
+
+
+def _arm(run: Run, kind: str, policy: str, plans: str, number: int | None) -> Arm:
+    """Arm ``kind`` of the newest checkpoint ``policy``, or of that of round ``number``."""
+    path = asked_policy(run, policy, number)[1]
+    judge = planning_checkpoint(run, policy, number) if plans == "planning" else ""
+    _, version, info = read_description(path)
+    acting = ActingPolicy(version, run.config.planner if plans else None, judge)
+    key = f"{run.folder.identity.key}:{kind}:{settings_digest(run, path, acting)}"
+    name = kind if number is None else f"{kind}, round {number}"
+    return Arm(name, path, acting, key, kind, 0 if policy == "base" else number or info.get("round", 1))
 
 
 def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
@@ -86,13 +100,13 @@ def states(run: Run) -> list[int]:
     return [i for i in range(run.config.eval_episodes) if state_seed("eval", run.config.seed, i) not in out]
 
 
-def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
+def evaluate(run: Run, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> dict:
     """Run what the store lacks of every arm, then count from the store; see :func:`results`. Written to ``evaluation.json``, unless it
-    is of ``only`` some arms."""
+    is of ``only`` some arms or of other ``rounds`` than the newest. Every arm's count is also a row "evaluate_round" of the metrics."""
     config, store = run.config, run.folder.store()
     check_held_out(run, store)
     todo = {}
-    for arm in arms(run, only):
+    for arm in arms(run, only, rounds):
         tickets = [ticket(run, arm, i) for i in states(run)]
         tickets += [ticket(run, arm, i, attempt=1) for i in states(run) if i < config.repeat]
         todo[arm] = [t for t in tickets if t.key.name not in store]
@@ -109,20 +123,33 @@ def evaluate(run: Run, only: Sequence[str] = ()) -> dict:
                 done += run_episodes(run, pool, fleet, kept, show)[0]
             progress.finish(done, "")
         store.refresh()
-    out = results(run, store, only)
+    out = results(run, store, only, rounds)
     if config.repeat:
-        out["verified"] = compare_repeats(run, store, only)
-    if not only:
+        out["verified"] = compare_repeats(run, store, only, rounds)
+    if not only and not rounds:
         run.folder.write_json("evaluation.json", out)
     run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
+    _log_rounds(run, list(todo), out["arms"])
     return {**out, "new": total}
+
+
+def _log_rounds(run: Run, played: list[Arm], table: dict) -> None:
+    """A row of the metrics for every arm, by which the report tells the rounds apart; then delete what ``keep_rounds`` does not keep."""
+    if not run.folder.has_policy("base"):
+        return
+    base_version = read_description(run.folder.checkpoint("base"))[1]
+    for arm in played:
+        row = table[arm.name]
+        run.tracker.log("evaluate_round", round=arm.round, arm=arm.kind, version=arm.acting.version, base_version=base_version,
+                        **{name: row[name] for name in ("successes", "episodes", "low", "high")})
+    Rounds(run.folder).forget(run.config.keep_rounds, base_version)
 
 
 def _show(progress: Progress, done: int, arm: str, ran: int, wins: int) -> None:
     progress.update(done + ran, f"{arm}: {wins}/{ran} succeeded")
 
 
-def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
+def results(run: Run, store: ReplayStore, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> dict:
     """Counts per arm, read from the store: {"arms": {name: {successes, episodes, low, high, ...}}, "seeds": [...], ...}.
 
     StoreError when episodes are missing (evaluate again). SimulationError when all initial states are quarantined.
@@ -133,7 +160,7 @@ def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
                               "a line to have its state tried again")
     known = {s.name: s for s in store.summaries()}
     table = {}
-    for arm in arms(run, only):
+    for arm in arms(run, only, rounds):
         names = [ticket(run, arm, i).key.name for i in indices]
         missing = [n for n in names if n not in known]
         if missing:
@@ -145,7 +172,8 @@ def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
         lengths = [known[n].length for n in names if known[n].success]
         table[arm.name] = {"successes": sum(outcomes), "episodes": len(outcomes), "rate": sum(outcomes) / len(outcomes), "low": low,
                            "high": high, "mean_steps_of_successes": float(np.mean(lengths)) if lengths else None,
-                           "policy_version": arm.acting.version, "planner": dataclasses.asdict(planner) if planner else None,
+                           "policy_version": arm.acting.version, "round": arm.round,
+                           "planner": dataclasses.asdict(planner) if planner else None,
                            "invalid": sum(bool(known[n].invalid) for n in names), "outcomes": [int(o) for o in outcomes],
                            "episode_names": names}
     seeds = [state_seed("eval", config.seed, i) for i in range(config.eval_episodes)]
@@ -154,10 +182,10 @@ def results(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
     return {**out, "quarantined": [{"seed": seed, "reason": reason} for seed, reason in left_out.items()]} if left_out else out
 
 
-def compare_repeats(run: Run, store: ReplayStore, only: Sequence[str] = ()) -> dict:
+def compare_repeats(run: Run, store: ReplayStore, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> dict:
     """Compare repeated episodes with the first ones, state by state: {"repeated": n, "identical": m, "different": [names]}."""
     different, repeated = [], 0
-    for arm in arms(run, only):
+    for arm in arms(run, only, rounds):
         for i in [i for i in states(run) if i < run.config.repeat]:
             first, second = (store.read(ticket(run, arm, i, attempt).key.name) for attempt in (0, 1))
             repeated += 1

@@ -18,7 +18,7 @@ from cosmos_ray.model.spec import make_spec
 from cosmos_ray.model.text import T5Text
 from cosmos_ray.model.tokenizer import PatchPCA
 from cosmos_ray.run import Run
-from cosmos_ray.stages.acting import IMPORTED_PLANNING, newest
+from cosmos_ray.stages.acting import IMPORTED_PLANNING, asked_policy
 
 #: What `import --as` makes of the weights: the checkpoint that stays as it was imported, the one that acts and trains on, and its name.
 IMPORTED = {"base": ("initial", "base", "base policy"), "planning": (IMPORTED_PLANNING, "planning", "planning network")}
@@ -83,14 +83,13 @@ def _cameras(run: Run) -> tuple[str, ...]:
     return sim.cameras
 
 
-def export_policy(run: Run, checkpoint: str | None, format: str, to: str, overwrite: bool) -> list[Path]:
+def export_policy(run: Run, checkpoint: str | None, number: int | None, format: str, to: str, overwrite: bool) -> list[Path]:
     """Write a run's policy in another project's format, its dataset statistics and text embeddings beside it; returns the paths.
 
-    ``checkpoint`` None takes the refined policy, or the base policy while there is none.
+    ``checkpoint`` None takes the refined policy, or the base policy while there is none; ``number`` asks for the networks of a round.
     """
     target = Path(to)
-    checkpoint = checkpoint or newest(run)
-    source = run.folder.checkpoint(checkpoint)
+    checkpoint, source = asked_policy(run, checkpoint, number)
     statistics, texts = (target.with_name(f"{target.stem}_{what}") for what in ("dataset_statistics.json", "t5_embeddings.safetensors"))
     for beside in (statistics, texts):
         if beside.exists() and not overwrite:

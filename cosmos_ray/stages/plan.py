@@ -14,19 +14,20 @@ from cosmos_ray.report.trace import EpisodeTrace
 from cosmos_ray.rollout.ticket import decision_noise_seed, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
 from cosmos_ray.sim.environment import Environment, start
-from cosmos_ray.stages.acting import newest, planning_checkpoint
+from cosmos_ray.stages.acting import asked_policy, planning_checkpoint
 
 
-def plan_episode(run: Run, checkpoint: str | None = None) -> EpisodeTrace:
+def plan_episode(run: Run, checkpoint: str | None = None, number: int | None = None) -> EpisodeTrace:
     """Run held-out episode ``config.plan_seed`` of a policy with best-of-N in this process, and keep every decision.
 
-    ``checkpoint`` is "refined" or "base", by default the newest. The run's planning network plans for it, if there is one. The episode has
-    the noise and the thread count of `evaluate`, so it equals the episode that `evaluate` stored for the policy's last planning arm.
+    ``checkpoint`` is "refined" or "base", by default the newest; ``number`` asks for the policy of a round. The planning network of the
+    run, or of the round, plans for it, if there is one. The episode has the noise and the thread count of `evaluate`, so it equals the
+    episode that `evaluate` stored for the policy's last planning arm.
     """
-    config, checkpoint = run.config, checkpoint or newest(run)
-    if not run.folder.has_policy(checkpoint):
+    config, (checkpoint, path) = run.config, asked_policy(run, checkpoint, number)
+    if not (path / "policy.json").exists():
         raise ConfigError(f"there is no {checkpoint} policy to plan with: run `{'pretrain' if checkpoint == 'base' else 'refine'}` first")
-    path, judge = run.folder.checkpoint(checkpoint), planning_checkpoint(run, checkpoint)
+    judge = planning_checkpoint(run, checkpoint, number)
     for network in filter(None, (path, judge)):
         run.check_policy(network)
     torch.set_num_threads(config.inference.threads)

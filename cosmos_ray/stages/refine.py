@@ -21,6 +21,7 @@ from cosmos_ray.replay.sampling.limiter import SamplesPerInsert, resume_counters
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import EpisodeTicket, own_rollouts
+from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import acting_fleet
 from cosmos_ray.stages.rollout import act, forget_old_rollouts
@@ -30,20 +31,46 @@ from cosmos_ray.stages.training import start_learner, train_alone
 BURST = 10  #: learner steps per call: short, so that pacing and pushes are prompt
 
 
-def refine(run: Run) -> dict:
+def refine(run: Run, from_round: int | None = None) -> dict:
     """Train checkpoint ``refined`` from ``base`` in ``config.rounds`` rounds. Continues an interrupted refinement.
 
-    Every round after the first starts with rollouts of the policy that the round before trained, and trains that policy on.
+    Every round after the first starts with rollouts of the policy that the round before trained, and trains that policy on. With
+    ``from_round``, the rounds after that one are left and trained anew. The same call continues what it began.
     """
     if not run.folder.has_policy("base"):
         raise ConfigError("there is no base policy to refine: run `pretrain` first")
     base_version = read_description(run.folder.checkpoint("base"))[1]
     rounds = [Round(run, number, base_version) for number in range(1, run.config.rounds + 1)]
-    results = [_refine_round(round) for round in rounds if not round.done("refined", run.config.refine_steps)]
+    Rounds(run.folder).settle(base_version)
+    if from_round is not None:
+        _go_back(rounds, from_round)
+    results = []
+    for round in rounds:
+        if not round.done("refined", run.config.refine_steps):
+            results.append(_refine_round(round))
+            round.end()
     train_planning_network(rounds[-1])  # again, for more steps than it had
+    rounds[-1].end()
     if not results:
         return {"steps": run.config.refine_steps, "new": 0, "version": read_description(run.folder.checkpoint("refined"))[1]}
     return {**results[-1], "new": sum(result["new"] for result in results)}
+
+
+def _go_back(rounds: list[Round], from_round: int) -> None:
+    """Have the rounds after ``from_round`` trained anew, unless that is under way. ConfigError when it cannot be."""
+    run, base_version, kept = rounds[0].run, rounds[0].base_version, Rounds(rounds[0].run.folder)
+    if from_round >= len(rounds):
+        raise ConfigError(f"--from-round {from_round} leaves no round to train with --rounds {len(rounds)}: give --rounds {from_round + 1} "
+                          "or more")
+    if from_round not in kept.numbers():
+        kept.networks(from_round)  # says which rounds there are
+        raise ConfigError(f"round {from_round} was trained from another base policy than the present one: `evaluate` and `plan` take it, "
+                          "`refine` cannot go on from it")
+    newest, line_from = kept.behind("refined", base_version), kept.present(base_version).from_round
+    done = all(round.done("refined", run.config.refine_steps) for round in rounds)
+    if newest > from_round and (done or line_from != from_round):
+        run.tracker.log("from_round", round=from_round, newest=newest)
+        kept.go_back(from_round, base_version)
 
 
 def _refine_round(round: Round) -> dict:
@@ -63,13 +90,13 @@ def _refine_round(round: Round) -> dict:
     mixture = Mixture.refinement(config.learner, config.replay)
     planning = "planning" if config.learner.advantage_temperature else ""
     if not config.sim.task:  # nobody acts: on the stored rollouts alone
-        learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
-                                config.refine_steps, planning=planning)
+        learner = start_learner(run, schedule(config.learner), round.state("refined"), round.start("refined"), mixture,
+                                config.learner.refine_lr, config.refine_steps, planning=planning)
         done = train_alone(run, "refine", learner, config.refine_steps, "refined", round.description())
         return {**done, "version": read_description(run.folder.checkpoint("refined"))[1]}
     with acting_fleet(run, start, learner_ask(config.learner)) as (pool, fleet):
-        learner = start_learner(run, schedule(config.learner), round.state("refined"), start.name, mixture, config.learner.refine_lr,
-                                config.refine_steps, planning=planning)
+        learner = start_learner(run, schedule(config.learner), round.state("refined"), round.start("refined"), mixture,
+                                config.learner.refine_lr, config.refine_steps, planning=planning)
         try:
             loop = _RefineLoop(round, beside, pool, fleet, learner,
                                mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)

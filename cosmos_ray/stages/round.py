@@ -6,14 +6,12 @@ import dataclasses
 import shutil
 
 from cosmos_ray.inference.messages import ActingPolicy
-from cosmos_ray.model.checkpoint import copy_checkpoint, read_description
+from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.rollout.ticket import EpisodeTicket
+from cosmos_ray.rounds import NETWORKS, Rounds
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import mix_seed
 from cosmos_ray.stages.acting import IMPORTED_PLANNING, planning_checkpoint, rollout_ticket
-
-NETWORKS = ("refined", "planning")
-"""Checkpoints that a round trains. Every round trains on under the same name. A checkpoint's description counts the finished rounds;
-``NAME_before`` is the network that the present round started from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +23,24 @@ class Round:
     base_version: int
 
     def begin(self) -> None:
-        """Keep the networks that the round starts from, and delete the learner states of the round before, which are large and no longer
-        needed. Does nothing in the first round; a second call changes nothing."""
-        folder = self.run.folder
+        """Note that the round has begun, and delete the learner states of the round before, which are large and no longer needed. A
+        second call changes nothing."""
+        folder, rounds = self.run.folder, Rounds(self.run.folder)
+        rounds.settle(self.base_version)
+        rounds.begin(self.number, self.base_version)
         for name in NETWORKS if self.number > 1 else ():
-            if self._behind(name) == self.number - 1:
-                copy_checkpoint(folder.checkpoint(name), folder.checkpoint(f"{name}_before"))
             own = folder.learner_state(self.state(name))
             for state in own.parent.glob(f"{name}_from_*"):
                 if state != own:
                     shutil.rmtree(state)
+        rounds.forget(self.run.config.keep_rounds, self.base_version)
+        self.run.tracker.log("round", round=self.number, version=self.version, attempt=self._attempt, base_version=self.base_version)
+
+    def end(self) -> None:
+        """Keep what the round has trained."""
+        rounds = Rounds(self.run.folder)
+        rounds.settle(self.base_version)
+        rounds.forget(self.run.config.keep_rounds, self.base_version)
 
     @property
     def version(self) -> int:
@@ -44,48 +50,52 @@ class Round:
     def start(self, name: str) -> str:
         """The checkpoint that network ``name`` is trained from: that of the round before, if it trained one; else the imported planning
         network or ``base``."""
-        before = f"{name}_before"
+        before = f"rounds/{self.number - 1}/{name}"
         if self.number > 1 and self._behind(before) == self.number - 1:
             return before
         return IMPORTED_PLANNING if name == "planning" and self.run.folder.has_policy(IMPORTED_PLANNING) else "base"
 
     def state(self, name: str) -> str:
-        """Name of the learner state of network ``name``."""
-        return f"{name}_from_{self._version(self.start(name))}"
+        """Name of the learner state of network ``name``. After going back, a round has other states than the one of its number before."""
+        return f"{name}_from_{max(self._version(self.start(name)), self._line)}"
 
     def done(self, name: str, steps: int) -> bool:
         """Whether network ``name`` finished this round, with at least ``steps`` steps unless the next round has begun."""
         behind = self._behind(name)
-        if behind == self.number and self._behind(f"{name}_before") != self.number:
-            return self._info(name)["step"] >= steps
+        if behind == self.number and Rounds(self.run.folder).present(self.base_version).round == self.number:
+            return Rounds(self.run.folder).info(name, self.base_version)["step"] >= steps
         return behind >= self.number
 
     def description(self) -> dict:
         """The entries that a checkpoint of this round adds to its description."""
-        return {"base_version": self.base_version, "round": self.number}
+        return {"base_version": self.base_version, "round": self.number, **({"line": self._line} if self._line else {})}
 
     def tickets(self) -> tuple[list[EpisodeTicket], list[EpisodeTicket]]:
         """The round's rollouts: those before training, and those beside training. From the second round on, a key names the policy
-        version, so that another refinement's rollouts do not count as this one's."""
+        version, so that another refinement's rollouts do not count as this one's. After going back, keys and noise are new."""
         run, count, total = self.run, self.run.config.rollouts, self.run.config.rollouts + self.run.config.refine_rollouts
-        attempt = self.version if self.number > 1 else 0
-        tickets = [rollout_ticket(run, (self.number - 1) * total + i, attempt) for i in range(total)]
+        tickets = [rollout_ticket(run, (self.number - 1) * total + i, self._attempt) for i in range(total)]
+        if self._line:
+            tickets = [dataclasses.replace(ticket, noise_seed=mix_seed(ticket.noise_seed, self._line)) for ticket in tickets]
         before, beside = tickets[:count], tickets[count:]
         if self.number > 1 and run.config.rollout.planned:
-            acting = ActingPolicy(self.version, run.config.planner, planning_checkpoint(run, "refined", "_before"))
+            acting = ActingPolicy(self.version, run.config.planner, planning_checkpoint(run, "refined", self.number - 1))
             before = [dataclasses.replace(ticket, acting=acting) for ticket in before]
         return before, beside
+
+    @property
+    def _line(self) -> int:
+        """The line of rounds that this one is on, see :class:`cosmos_ray.rounds.Present`."""
+        present = Rounds(self.run.folder).present(self.base_version)
+        return present.line if self.number > present.from_round else 0
+
+    @property
+    def _attempt(self) -> int:
+        """The attempt in the keys of the round's rollouts."""
+        return max(self.version, self._line) if self.number > 1 else 0
 
     def _version(self, checkpoint: str) -> int:
         return read_description(self.run.folder.checkpoint(checkpoint))[1]
 
     def _behind(self, checkpoint: str) -> int:
-        """How many rounds ``checkpoint`` has finished. A description without the entry, from before rounds, counts as one."""
-        info = self._info(checkpoint)
-        return info.get("round", 1) if info else 0
-
-    def _info(self, checkpoint: str) -> dict:
-        """The description of ``checkpoint``; empty if there is none, or if another base policy is behind it."""
-        target = self.run.folder.checkpoint(checkpoint)
-        info = read_description(target)[2] if target.exists() else {}
-        return info if info.get("base_version") == self.base_version else {}
+        return Rounds(self.run.folder).behind(checkpoint, self.base_version)

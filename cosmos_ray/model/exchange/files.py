@@ -22,8 +22,8 @@ def replacing(path: str | Path, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling of ``path`` to write a file or folder to; it takes the name ``path`` once it is complete and on disk.
 
     Whatever goes wrong inside, ``path`` is untouched and the temporary is removed. An old folder is replaced by two renames: a
-    crash between them leaves it under ``.NAME.PID.old``. CheckpointError when ``path`` exists and ``overwrite`` is off, when it is
-    a folder of other things than weights, and when it cannot be written.
+    crash between them leaves it under ``.NAME.PID.old``, see :func:`recover`. CheckpointError when ``path`` exists and ``overwrite`` is
+    off, when it is a folder of other things than weights, and when it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -46,6 +46,19 @@ def replacing(path: str | Path, overwrite: bool) -> Iterator[Path]:
     finally:
         _remove(temporary)
     _remove(old)
+
+
+def recover(folder: Path) -> None:
+    """Finish what killed processes left of :func:`replacing` in ``folder``, which nobody else may write to: an old file or folder without
+    a successor gets its name back, all else that was unfinished goes."""
+    for old in folder.glob(".*.old"):
+        path = folder / old.name[1:].rsplit(".", 2)[0]
+        if path.exists():
+            _remove(old)
+        else:
+            old.rename(path)
+    for unfinished in folder.glob(".*.tmp"):
+        _remove(unfinished)
 
 
 def reason(error: BaseException) -> str:
