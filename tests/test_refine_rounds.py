@@ -56,7 +56,7 @@ def refined(run, monkeypatch):
     run = changed(run, learner=dataclasses.replace(run.config.learner, planning_world_weight=7.0))
     started = []
 
-    def start(run, learner, state, policy, mixture, rate, total, actors_beside, world_weight=0.0):
+    def start(run, learner, state, policy, mixture, rate, total, world_weight=0.0):
         assert world_weight == (7.0 if state.startswith("planning") else 0.0)  # it is the planning network's alone
         assert mixture == Mixture.for_planning_network(run.config.learner, run.config.replay)
         started.append((state, policy, total))
@@ -66,7 +66,7 @@ def refined(run, monkeypatch):
         round.begin()
         stage.train_planning_network(round)
         mixture = Mixture.for_planning_network(run.config.learner, run.config.replay)
-        start(round.run, None, round.state("refined"), round.start("refined"), mixture, 0, round.run.config.refine_steps, 0)
+        start(round.run, None, round.state("refined"), round.start("refined"), mixture, 0, round.run.config.refine_steps)
         trained(round.run, "refined", round.run.config.refine_steps, round.run.folder.next_version(), **round.description())
         return {"new": 1}
 
