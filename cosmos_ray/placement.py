@@ -57,9 +57,9 @@ class Placement:
         self._supervisor, self.places, self._looked = supervisor, Places(), -LOOK_S
         self._wanted: dict[str, list[tuple[dict[str, float], dict[str, str]]]] = {}  #: who -> bundles and labels that are missing
 
-    def look(self) -> None:
-        """Take in the state of the cluster's nodes, if the last look was :data:`LOOK_S` ago."""
-        if time.monotonic() - self._looked >= LOOK_S:
+    def look(self, afresh: bool = False) -> None:
+        """Take in the state of the cluster's nodes, if the last look was :data:`LOOK_S` ago, or in any case."""
+        if afresh or time.monotonic() - self._looked >= LOOK_S:
             self.places.see(cluster_nodes())
             self._looked = time.monotonic()
 
@@ -173,7 +173,7 @@ class PlacedCrew:
 
     def start(self, index: int) -> ActorHandle | None:
         """Start worker ``index`` where there is room now; None where there is none."""
-        self._placement.look()
+        self._placement.look(afresh=True)  # the worker before may have died with its node, this very moment
         place = self._places.seat(self._ask, index)
         self._placement.wants(self._ask, self._ask.count - len(self._places.placed(self._ask)))
         return None if place is None else self._make(index, _options(place, _on(place, soft=False)))

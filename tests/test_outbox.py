@@ -302,8 +302,9 @@ def test_the_fleet_keeps_a_worker_that_waits_for_the_store(tiny_disk, store, loc
     """The outage lasts for longer than a worker may be silent."""
     config = dataclasses.replace(RunConfig(), sim=SimConfig(horizon=5, image_size=16))
     keys = [EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, index)) for index in range(3)]
+    supervisor = Supervisor()
     crew = Anywhere(lambda i: DemonstratorActor.options(num_cpus=1).remote(config, str(store.root)))
-    fleet = Fleet(crew, RayCalls(), 1, 2, lambda key: (key.name, failure_key(key).name), 8.0, Supervisor(), turn_s=0.5)
+    fleet = Fleet(crew, RayCalls(), 1, 2, lambda key: (key.name, failure_key(key).name), 8.0, supervisor, turn_s=0.5)
     trouble = ReadOnly(tiny_disk)
     try:
         fleet.submit(keys[:1])
@@ -315,6 +316,7 @@ def test_the_fleet_keeps_a_worker_that_waits_for_the_store(tiny_disk, store, loc
         until = time.monotonic() + 10.0
         while time.monotonic() < until:
             assert fleet.poll(timeout=0.5) == []
+        assert "cannot commit an episode" in supervisor.waiting["rollout worker 0"][0]
         trouble.end()
         while fleet.outstanding:
             finished += fleet.poll(timeout=5.0)

@@ -11,7 +11,8 @@ from ray.actor import ActorHandle
 
 from cosmos_ray.config import RolloutConfig, RunConfig
 from cosmos_ray.replay.format.episode import EpisodeKey
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished
+from cosmos_ray.rollout.outbox import Outbox
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, Waiting
 from cosmos_ray.sim.child import Limits, SimulatorChild
 
 if TYPE_CHECKING:  # imported late: a worker starts fast, and the driver needs no simulator
@@ -31,6 +32,12 @@ def await_start(simulators: SimulatorChild) -> None:
         pass
 
 
+def _waits(outbox: Outbox, simulators: SimulatorChild) -> list[Waiting]:
+    """What a worker cannot go on without at the end of a turn."""
+    on = outbox.trouble or ("its simulators, which start again" if simulators.starting else "")
+    return [Waiting(on)] if on else []
+
+
 @ray.remote(max_restarts=0, max_task_retries=0)
 class RolloutActor:
     """One worker and its simulators' process. The driver replaces it when it dies or hangs; the store makes repeated episodes harmless."""
@@ -40,7 +47,7 @@ class RolloutActor:
         self._simulators = SimulatorChild(config.sim, config.rollout.envs_per_worker, limits(config.rollout))
         self._core: RolloutCore | None = None
 
-    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
+    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished | Waiting]:
         """Run policy episodes for about ``seconds``; see :meth:`RolloutCore.advance`."""
         from cosmos_ray.inference.client import PoolClient
         from cosmos_ray.replay.store import ReplayStore
@@ -52,7 +59,7 @@ class RolloutActor:
             self._core = RolloutCore(self._simulators, ReplayStore(self._store, create=False), client, steps=c.inference.steps,
                                      execute=c.rollout.execute, patience_s=c.replay.patience_s)
             await_start(self._simulators)
-        return self._core.advance(tickets, seconds)
+        return [*self._core.advance(tickets, seconds), *_waits(self._core.outbox, self._simulators)]
 
     def pid(self) -> int:
         return os.getpid()
@@ -67,7 +74,7 @@ class DemonstratorActor:
         self._simulators = SimulatorChild(config.sim, 1, limits(config.rollout, demonstrations=True))
         self._core: DemonstratorCore | None = None
 
-    def advance(self, tickets: list[EpisodeKey], seconds: float) -> list[Finished]:
+    def advance(self, tickets: list[EpisodeKey], seconds: float) -> list[Finished | Waiting]:
         """Record all of ``tickets``, which takes less than a second each; see :meth:`DemonstratorCore.advance`."""
         from cosmos_ray.replay.store import ReplayStore
         from cosmos_ray.rollout.demonstrator import DemonstratorCore
@@ -75,7 +82,7 @@ class DemonstratorActor:
         if self._core is None:
             self._core = DemonstratorCore(self._simulators, ReplayStore(self._store, create=False), self._config.replay.patience_s)
             await_start(self._simulators)
-        return self._core.advance(tickets, seconds)
+        return [*self._core.advance(tickets, seconds), *_waits(self._core.outbox, self._simulators)]
 
     def pid(self) -> int:
         return os.getpid()

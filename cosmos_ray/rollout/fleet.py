@@ -203,7 +203,7 @@ class Fleet:
     def _vacate(self, seat: _Seat, resting: str = "") -> None:
         self._seats[seat.index] = _Seat(seat.index, resting=resting)
         self._supervisor.goes_on(f"{self._who} {seat.index}")
-        self._probe_at = self._clock()  # a new worker is looked for at once
+        self._probe_at = self._clock() if seat.answered else self._probe_at  # a worker that worked is replaced at once
 
     def _say_waits(self) -> None:
         """Say what takes long: a place, a first answer, an answer."""

@@ -30,6 +30,7 @@ class Outbox:
         self.store, self.patience_s = store, patience_s
         self._clock = clock
         self._waiting: deque[tuple[Episode, Any]] = deque()
+        self.trouble = ""  #: why the last try failed; "" if it did not
         self._failing_since: float | None = None
         self._wait, self._next = FIRST_WAIT_S, 0.0
 
@@ -70,11 +71,11 @@ class Outbox:
             return False, None
         if self._failing_since is not None:
             logger.warning("the replay store %s can be used again", self.store.root)
-        self._failing_since, self._wait = None, FIRST_WAIT_S
+        self._failing_since, self._wait, self.trouble = None, FIRST_WAIT_S, ""
         return True, result
 
     def _fail(self, error: StoreUnavailable) -> None:
-        now, held = self._clock(), len(self._waiting)
+        now, held, self.trouble = self._clock(), len(self._waiting), str(error)
         if self._failing_since is None:
             self._failing_since = now
             if self.patience_s > 0:

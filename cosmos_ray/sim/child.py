@@ -78,6 +78,11 @@ class SimulatorChild:
         return self._facts
 
     @property
+    def starting(self) -> bool:
+        """Whether the present child has not answered yet."""
+        return self._starting is not None
+
+    @property
     def pid(self) -> int:
         """Process id of the present child."""
         return self._process.pid
