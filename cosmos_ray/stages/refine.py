@@ -233,7 +233,7 @@ class _RefineLoop:
         if self.learner.step % self.config.publish_every == 0 or self.learner.step >= self.config.refine_steps:
             self._publish()
         if self.learner.step // self.config.learner.checkpoint_every > (self.learner.step - BURST) // self.config.learner.checkpoint_every:
-            self.learner.save()
+            self.save()
 
     def _publish(self) -> None:
         self.version = self.run.folder.next_version()
