@@ -104,7 +104,7 @@ def _refine_round(round: Round) -> dict:
             learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description()})
             run.folder.fetch(run.folder.checkpoint("refined"))
         except KeyboardInterrupt:
-            loop.save()  # queued behind the burst that is running: nothing learned is lost
+            learner.save()  # queued behind the burst that is running: nothing learned is lost
             raise
         finally:
             learner.close()
