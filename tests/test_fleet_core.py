@@ -234,7 +234,7 @@ def test_a_silent_worker_is_said_then_replaced():
     poll_until(fleet, cluster, lambda: cluster.workers[0].started)
     cluster.silent.add("a")
     poll_until(fleet, cluster, lambda: supervisor.waiting)
-    assert supervisor.waiting["rollout worker 0"][0] == "an answer on 2 tickets"
+    assert supervisor.waiting["rollout worker 0"][0] == "an answer on 2 tickets from a"
     poll_until(fleet, cluster, lambda: fleet.replaced)
     cluster.silent.clear()
     poll_until(fleet, cluster, lambda: not fleet.outstanding)
@@ -318,6 +318,16 @@ def test_a_node_where_no_worker_starts_does_not_stop_the_others():
     assert supervisor.waiting["rollout workers"][0] == "a place for 1 of 2 (no simulator)" and fleet.replaced == 11
     cluster.no_start.clear()  # mended: the seat is tried again when the budget allows
     assert_once(run(fleet, cluster, finished), names(400))
+
+
+def test_a_fleet_that_is_closed_waits_for_nothing():
+    cluster = Cluster(a=1)
+    fleet, supervisor, _ = make(cluster, count=2)
+    fleet.submit(names(4))
+    poll_until(fleet, cluster, lambda: cluster.now > 15)
+    assert set(supervisor.waiting) == {"rollout workers", "starting rollout workers"}
+    fleet.close()
+    assert not supervisor.waiting and fleet.outstanding == 0 and cluster.workers[0].dead == "stopped"
 
 
 def test_an_idle_fleet_does_not_wait():

@@ -81,7 +81,8 @@ class Fleet:
         self._seats = [_Seat(i) for i in range(count)]
         self._queue: deque[Any] = deque()
         self._starts = RestartBudget(5 * count, 600.0, clock)  #: workers that died before their first answer
-        self.ledger = Ledger()
+        self._ledger = Ledger()
+        self.quarantined = self._ledger.quarantined  #: name -> reason, of tickets that broke too many workers
         self.replaced = 0  #: workers that died, hung or lost their node
         self._probe()
 
@@ -94,11 +95,6 @@ class Fleet:
     def outstanding(self) -> int:
         """Tickets submitted and not finished."""
         return len(self._queue) + sum(len(seat.tickets) for seat in self._seats)
-
-    @property
-    def quarantined(self) -> dict[str, str]:
-        """name -> reason, of tickets that broke too many workers."""
-        return self.ledger.quarantined
 
     def submit(self, tickets: list[Any]) -> None:
         """Add tickets to the queue."""
@@ -129,6 +125,9 @@ class Fleet:
         for seat in self._seats:
             if seat.handle is not None:
                 self._calls.stop(seat.handle)
+                self._vacate(seat)
+        self._queue.clear()
+        self._say_waits()  # which have ended
 
     def _probe(self) -> None:
         """Fill the empty seats, and let one crowded worker move."""
@@ -153,12 +152,12 @@ class Fleet:
             return
         fresh: list[Any] = []
         # Shares are even, so that the last tickets of a queue do not all land on one worker.
-        working = sum(s.handle is not None and not s.moving for s in self._seats)
+        working = sum(s.answered and not s.moving for s in self._seats)
         room = 0 if seat.moving else min(self._capacity, -(-self.outstanding // working)) - len(seat.tickets)
         while len(fresh) < room and self._queue:
             # A suspect runs alone: whatever takes the worker down then, it was not its neighbour.
             held = [*seat.tickets.values(), *fresh]
-            if held and any(self.ledger.suspect(self._names(ticket)[0]) for ticket in [*held, self._queue[0]]):
+            if held and any(self._ledger.suspect(self._names(ticket)[0]) for ticket in [*held, self._queue[0]]):
                 break
             fresh.append(self._queue.popleft())
         seat.tickets.update({self._names(ticket)[0]: ticket for ticket in fresh})
@@ -176,16 +175,14 @@ class Fleet:
         seat.waits_for = next((answer.on for answer in answers if isinstance(answer, Waiting)), "")
         if not seat.waits_for:
             self._supervisor.goes_on(f"{self._who} {seat.index}")
-        for answer in answers:
-            if isinstance(answer, Waiting):
-                continue
+        for answer in [answer for answer in answers if not isinstance(answer, Waiting)]:
             for name in [name for name, ticket in seat.tickets.items() if answer.name in self._names(ticket)]:
                 ticket = seat.tickets.pop(name)
-                if answer.broken and self.ledger.strike(name, answer.broken):
+                if not answer.broken:
+                    finished.append(answer)
+                elif self._ledger.strike(name, answer.broken):
                     self._queue.appendleft(ticket)
-            if not answer.broken:
-                finished.append(answer)
-        self.ledger.finished += len(finished)
+        self._ledger.finished += len(finished)
         return finished
 
     def _lose(self, seat: _Seat, why: str, with_node: bool = False) -> None:
@@ -197,7 +194,7 @@ class Fleet:
         seat.call = None
         self._vacate(seat, "" if seat.answered or with_node or self._starts.take() else why)
         for name, ticket in seat.tickets.items():
-            if with_node or self.ledger.strike(name, why, alone=len(seat.tickets) == 1):
+            if with_node or self._ledger.strike(name, why, alone=len(seat.tickets) == 1):
                 self._queue.appendleft(ticket)
 
     def _vacate(self, seat: _Seat, resting: str = "") -> None:
@@ -217,7 +214,8 @@ class Fleet:
                 self._supervisor.goes_on(who)
         for seat in self._seats:
             if seat.call is not None and seat.answered and self._deadline < float("inf"):
-                self._supervisor.waits(f"{self._who} {seat.index}", seat.waits_for or f"an answer on {len(seat.tickets)} tickets")
+                on = seat.waits_for or f"an answer on {len(seat.tickets)} tickets from {self._crew.where(seat.index)}"
+                self._supervisor.waits(f"{self._who} {seat.index}", on)
 
 
 def run_tickets(fleet: Fleet, tickets: Sequence[Any], take: Callable[[list[Any]], None]) -> None:
