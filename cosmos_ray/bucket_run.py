@@ -80,6 +80,14 @@ class BucketRun:
         """Bring what another process wrote to ``path`` of the run."""
         self.copy.fetch(path)
 
+    def learner_states(self) -> set[str]:
+        """Names of the learners whose states the bucket has."""
+        return self.copy.folders("learner")
+
+    def remove(self, path: str) -> None:
+        """Delete the folder ``path`` of the run."""
+        self.copy.remove(path)
+
     def close(self) -> None:
         """Publish what is left, and give the lease back. What cannot be published is kept, and the next command on this machine publishes
         it."""

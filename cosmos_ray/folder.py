@@ -100,6 +100,18 @@ class RunFolder:
         """Resumable learner state of a training stage."""
         return self.path / "learner" / name
 
+    def learner_states(self) -> set[str]:
+        """Names of the learners that have states, on this machine or in the run's bucket."""
+        here = self.path / "learner"
+        names = {state.name for state in here.iterdir()} if here.is_dir() else set()
+        return names | (self._bucket.learner_states() if self._bucket is not None else set())
+
+    def remove_learner_state(self, name: str) -> None:
+        """Delete the states of a learner: they are large, and no longer needed."""
+        shutil.rmtree(self.learner_state(name), ignore_errors=True)
+        if self._bucket is not None:
+            self._bucket.remove(f"learner/{name}")
+
     @property
     def latents(self) -> Path:
         """The latent cache; may be deleted at any time."""

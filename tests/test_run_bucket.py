@@ -182,7 +182,7 @@ def copies(root, tmp_path):
     return made
 
 
-def test_an_actor_elsewhere_gets_a_checkpoint_and_each_of_its_versions(copies):
+def test_an_actor_elsewhere_gets_a_checkpoint_and_each_of_its_versions(copies, server, caplog):
     here, there = (copy / "checkpoints" / "refined" for copy in copies)
     for version in (1, 2):
         save_policy(tiny(), here, version)
@@ -192,6 +192,11 @@ def test_an_actor_elsewhere_gets_a_checkpoint_and_each_of_its_versions(copies):
     stamp = (there / "policy.json").stat().st_mtime_ns
     fetched(there)
     assert (there / "policy.json").stat().st_mtime_ns == stamp  # nothing changed, so nothing is fetched again
+    server.stop()
+    try:
+        assert load_checkpoint(there)[1] == 2 and "going on with the copy that is there" in caplog.text  # as an actor that restarts now
+    finally:
+        server.start()
 
 
 def test_a_checkpoint_is_replaced_as_a_whole_wherever_its_writer_is_killed(copies, root, monkeypatch):
@@ -245,6 +250,20 @@ def test_learner_states_travel_with_who_reads_and_writes_them(copies, root):
     fetched(there)
     assert sorted(path.name for path in there.iterdir()) == ["latest", "step_00000020", "step_00000030"]
     assert (there / "latest").read_text() == "step_00000030"
+
+
+def test_states_of_a_learner_elsewhere_are_deleted_there_too(root, copies, tmp_path):
+    os.environ["COSMOS_RAY_CACHE"] = str(tmp_path / "B")
+    there = copies[1] / "learner" / "refined_from_1"
+    there.mkdir(parents=True)
+    (there / "latest").write_text("x")
+    published(there)
+    os.environ["COSMOS_RAY_CACHE"] = str(tmp_path / "A")
+    folder = RunFolder(config(root))
+    assert folder.learner_states() == {"refined_from_1"} and not folder.learner_state("refined_from_1").exists()
+    folder.remove_learner_state("refined_from_1")
+    assert folder.learner_states() == set() and not any(name.startswith("learner") for name in objects(root))
+    folder.close()
 
 
 def test_names_in_the_bucket_that_lead_elsewhere_are_not_followed(copies, root, tmp_path):

@@ -38,7 +38,7 @@ def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -
     kept, acting, what = IMPORTED[role]
     kept_path, path = folder.checkpoint(kept), folder.checkpoint(acting)
     # `pretrain` and `refine` would go on from the learner's state, not from these weights.
-    if path.exists() or any((folder.path / "learner").glob(f"{acting}*")):
+    if path.exists() or any(name.startswith(acting) for name in folder.learner_states()):
         raise ConfigError(f"run {config.name!r} has a {what} already: give another --name, or --fresh to move the run aside")
     cameras = _cameras(run)
     try:

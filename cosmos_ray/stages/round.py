@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.model.checkpoint import read_description
@@ -29,10 +28,9 @@ class Round:
         rounds.settle(self.base_version)
         rounds.begin(self.number, self.base_version)
         for name in NETWORKS if self.number > 1 else ():
-            own = folder.learner_state(self.state(name))
-            for state in own.parent.glob(f"{name}_from_*"):
-                if state != own:
-                    shutil.rmtree(state)
+            for state in folder.learner_states() - {self.state(name)}:
+                if state.startswith(f"{name}_from_"):
+                    folder.remove_learner_state(state)
         rounds.forget(self.run.config.keep_rounds, self.base_version)
         self.run.tracker.log("round", round=self.number, version=self.version, attempt=self._attempt, base_version=self.base_version)
 

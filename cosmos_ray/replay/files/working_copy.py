@@ -14,6 +14,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -25,10 +26,12 @@ from urllib.parse import quote, unquote
 
 import obstore
 
-from cosmos_ray.errors import StoreError
+from cosmos_ray.errors import StoreError, StoreUnavailable
 from cosmos_ray.replay.files.bucket import answers, open_bucket
 from cosmos_ray.replay.files.durable import explained, make_directory, replace
 from cosmos_ray.uri import below, is_uri
+
+logger = logging.getLogger(__name__)
 
 POINTER = "files.json"  #: of a checkpoint in the bucket
 RECORDS = ".published"
@@ -99,6 +102,20 @@ class WorkingCopy:
                     if self._record(name).get("state") != state or not (self.local / name).exists():
                         self._get(name, self.local / name)
                         self._remember(name, state, [_signature(self.local / name)])
+
+    def folders(self, path: str) -> set[str]:
+        """Names of the folders in the folder ``path`` of the bucket."""
+        with explained("look into", self.name), answers():
+            listed = obstore.list_with_delimiter(self.client, prefix=f"{path}/")
+        return {folder.rstrip("/").rpartition("/")[2] for folder in listed["common_prefixes"]}
+
+    def remove(self, path: str) -> None:
+        """Delete the folder ``path`` here and there."""
+        shutil.rmtree(self.local / path, ignore_errors=True)
+        with explained("delete in", self.name):
+            self._remove(path)
+            for known in self._recorded(path):
+                (self.local / RECORDS / quote(known, safe="")).unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Delete the copy: another machine has worked on the run since."""
@@ -254,9 +271,15 @@ def _copy(uri: str, local: Path) -> WorkingCopy:
 
 
 def fetched(path: str | Path) -> Path:
-    """``path``, brought up to date first where it lies in a working copy of a run in a bucket (:func:`cosmos_ray.caches.local_root`)."""
+    """``path``, brought up to date first where it lies in a working copy of a run in a bucket (:func:`cosmos_ray.caches.local_root`).
+    Where the bucket cannot be reached, the copy that is there has to do."""
     if held := _held(path):
-        held[0].fetch(held[1])
+        try:
+            held[0].fetch(held[1])
+        except StoreUnavailable as error:
+            if not Path(path).exists():
+                raise
+            logger.warning("%s; going on with the copy that is there", error)
     return Path(path)
 
 
