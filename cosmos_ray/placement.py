@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0  #: between two looks at the cluster's nodes
 GANG_S = 5.0  #: for Ray to give a gang the places that were found free; then other places are looked for
+GANG_TURN_S = 0.1  #: of which a call waits so long at once
 NODE_ID, NODE_GROUP = "ray.io/node-id", "ray.io/node-group"  #: labels of every node, and of those that an autoscaler manages
 
 
@@ -93,15 +94,37 @@ class Placement:
         labels = {"label_selector": dict(ask.selector)} if ask.selector else {}
         return [{**_options(place, _on(place, soft=True)), **labels} for place in self.places.placed(ask)]
 
-    def gang(self, ask: Ask) -> Callable[[], Gang]:
-        """Finds places for all processes of ``ask`` at each call, and waits for them. Later calls ask for the GPUs of the first one."""
-        found = ask
+    def gang(self, ask: Ask) -> Callable[[], Gang | None]:
+        """Finds places for all processes of ``ask``. A call returns None while they are not there, and says what is missing. Once a gang is
+        removed, the next call begins anew; later gangs ask for the GPUs of the first one."""
+        found, group, asked = ask, None, 0.0
+        places: Sequence[Place] = ()
 
-        def place() -> Gang:
-            nonlocal found
-            gang = self._gang(found)
-            found = dataclasses.replace(ask, gpus=gang.options[0]["num_gpus"], shares_gpus=False)
-            return gang
+        def place() -> Gang | None:
+            nonlocal found, group, asked, places
+            if group is None:
+                if not self._find([found]):
+                    return None
+                places, asked = self.places.placed(found), time.monotonic()
+                group = placement_group([_bundle(place) for place in places], strategy="PACK",
+                                        bundle_label_selector=[{NODE_ID: place.node.id} for place in places])
+            if not group.wait(GANG_TURN_S):
+                if time.monotonic() - asked > GANG_S:  # another run was faster
+                    remove_placement_group(group)
+                    self.places.leave(found)
+                    group = None
+                return None
+            placed, of, group = group, found, None
+            self._supervisor.goes_on(of.who)
+            self.places.started(of)
+
+            def remove() -> None:
+                remove_placement_group(placed)
+                self.leave(of)
+
+            options = [_options(place, PlacementGroupSchedulingStrategy(placed, index)) for index, place in enumerate(places)]
+            found = dataclasses.replace(ask, gpus=options[0]["num_gpus"], shares_gpus=False)
+            return Gang(options, self.places.threads(of), remove)
 
         return place
 
@@ -123,41 +146,25 @@ class Placement:
 
     # ---------------------------------------------------------------- Ray
 
-    def _gang(self, ask: Ask) -> Gang:
-        while True:
-            self._wait_for([ask])
-            places = self.places.placed(ask)
-            group = placement_group([_bundle(place) for place in places], strategy="PACK",
-                                    bundle_label_selector=[{NODE_ID: place.node.id} for place in places])
-            if group.wait(GANG_S):
-                break
-            remove_placement_group(group)  # another run was faster
-            self.places.leave(ask)
-        self._supervisor.goes_on(ask.who)
-        self.places.started(ask)
-
-        def remove() -> None:
-            remove_placement_group(group)
-            self.leave(ask)
-
-        options = [_options(place, PlacementGroupSchedulingStrategy(group, index)) for index, place in enumerate(places)]
-        return Gang(options, self.places.threads(ask), remove)
-
     def _wait_for(self, asks: Sequence[Ask], afresh: bool = False) -> None:
         """Find places for ``asks``, for all of them ``afresh`` at every look. Returns once each has its ``least``."""
-        while True:
-            self.look()
-            for ask in asks if afresh else ():
-                self.places.leave(ask)
-            self.places.reserve(asks)
-            short = [ask for ask in asks if len(self.places.placed(ask)) < ask.least]
-            for ask in asks:
-                self.wants(ask, ask.count - len(self.places.placed(ask)))
-            if not short:
-                self._supervisor.goes_on(asks[0].who)
-                return
-            self._supervisor.waits(asks[0].who, "; ".join(map(self.places.lack, short)))
+        while not self._find(asks, afresh):
             time.sleep(LOOK_S)
+
+    def _find(self, asks: Sequence[Ask], afresh: bool = False) -> bool:
+        """Whether each of ``asks`` has its ``least`` places now; says what is missing."""
+        self.look()
+        for ask in asks if afresh else ():
+            self.places.leave(ask)
+        self.places.reserve(asks)
+        short = [ask for ask in asks if len(self.places.placed(ask)) < ask.least]
+        for ask in asks:
+            self.wants(ask, ask.count - len(self.places.placed(ask)))
+        if short:
+            self._supervisor.waits(asks[0].who, "; ".join(map(self.places.lack, short)))
+        else:
+            self._supervisor.goes_on(asks[0].who)
+        return not short
 
     @staticmethod
     def _request(bundles: Sequence[tuple[dict[str, float], dict[str, str]]]) -> None:

@@ -34,6 +34,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def why_lost(error: BaseException) -> str:
+    """Why an actor or its process is gone, in one line."""
+    text = str(error)
+    for mark in ("Worker exit detail:", "The actor died because of an error raised in its creation task,"):
+        if mark in text:
+            return text.partition(mark)[2].strip().splitlines()[0][:200]
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)[:200]
+
+
 def answers(references: list[ray.ObjectRef], who: str, on: str, supervisor: Supervisor, timeout: float | None = None) -> list[Any]:
     """``ray.get`` of all ``references``; says what it waits for, as :meth:`Supervisor.waits` does. GetTimeoutError after ``timeout`` s."""
     until = time.monotonic() + timeout if timeout is not None else None

@@ -185,5 +185,5 @@ def test_the_frozen_weights_are_not_in_the_saved_state(alone, store, tmp_path):
         core.save(folder)
 
     alone(run, store.root, tmp_path / "state")
-    (file,) = (tmp_path / "state").glob("*/*model_states.pt")
+    (file,) = (tmp_path / "state").glob("*/*.safetensors")
     assert file.stat().st_size < 4 * sum(p.numel() for p in tiny().net.parameters()) / 2

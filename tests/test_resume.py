@@ -151,7 +151,7 @@ def test_a_resume_says_from_where_and_counts_what_nobody_counted(base, capfd):
     first._take([SimpleNamespace(name=tickets[0].key.name, length=12, success=True, policy_version=1)])
     first.running = {tickets[1].key.name, tickets[2].key.name}
     first.learner.step = 20
-    first._note_point()
+    first.note_point(20)
     commit(base, tickets[1])  # and the driver is killed before it hears of it
     again = loop(base, 20)
     said = capfd.readouterr().err
@@ -170,7 +170,7 @@ def test_the_account_is_that_of_the_state_that_is_resumed_from(base):
         commit(base, ticket)
         first._take([SimpleNamespace(name=ticket.key.name, length=make_episode(1).length, success=True, policy_version=1)])
         first.learner.step = step
-        first._note_point()
+        first.note_point(step)
     stored = 2 * make_episode(1).length
     assert loop(base, 20).limiter.state_dict() == {"inserted": stored, "sampled": 20 * batch}
     assert loop(base, 10).limiter.state_dict() == {"inserted": stored, "sampled": 10 * batch}  # the newest state was torn

@@ -71,6 +71,7 @@ class LearnerConfig:
         None, "value_mode of `pretrain`; it also takes 'full', which shows s, a and s' as the paper does", follows="learner.value_mode",
         rare=True)
     checkpoint_every: int = option(200, "steps between resumable checkpoints", low=1)
+    deadline_s: float = option(1800.0, "seconds without an answer to a burst of steps before the learner is restarted", low=5, rare=True)
 
     def __post_init__(self):
         fill(self, {"refine_warmup": self.warmup, "refine_cycle": self.cycle, "base_value_mode": self.value_mode})

@@ -1,9 +1,10 @@
-"""The Ray shell around :class:`LearnerCore`, and the group of ranks the driver talks to."""
+"""The Ray shell around :class:`LearnerCore`, and the ranks as the driver's :class:`LearnerGroup` calls them."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +12,22 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import CosmosRayError
+from cosmos_ray.learner.group import LearnerGroup, RankDied
 from cosmos_ray.learner.mixture import BatchSource, Mixture
 from cosmos_ray.memory import enough_memory
 from cosmos_ray.places import Gang
-from cosmos_ray.remote import ACTOR_LOST, own_error
+from cosmos_ray.remote import ACTOR_LOST, first_line, why_lost
 from cosmos_ray.replay.files.working_copy import fetched, published
+from cosmos_ray.supervision import Supervisor
 from cosmos_ray.weights import Weights
 
 LESS_STATE = ("more ranks (learner.world_size) share out the optimiser's state, and learner.lora_rank 32 trains adapters alone; where "
               "inference actors are on the same GPU, lower inference.actors")
-START_S = 300.0  #: to import DeepSpeed, meet the other ranks and load a checkpoint
-
-
-class LearnerLost(CosmosRayError):
-    """A learner rank died. Everything committed is safe; the run resumes from its last checkpoint."""
+BLAME_S = 10.0  #: from the first error of a rank on, to learn which rank died
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ class LearnerActor:
 
         return ray.util.get_node_ip_address(), free_port()
 
-    def start(self, task: LearnerTask, address: str, port: int, resume: bool) -> int:
-        """Build the engine; returns the step it continues from."""
+    def start(self, task: LearnerTask, address: str, port: int) -> tuple[int, list[str]]:
+        """Build the engine; returns the step it continues from, and which newer states are not whole."""
         with enough_memory(LESS_STATE):  # not as a decorator, which Ray cannot pickle
-            return self._start(task, address, port, resume)
+            return self._start(task, address, port)
 
-    def _start(self, task: LearnerTask, address: str, port: int, resume: bool) -> int:
+    def _start(self, task: LearnerTask, address: str, port: int) -> tuple[int, list[str]]:
         import torch
 
         from cosmos_ray.learner.core import LearnerCore
@@ -93,16 +92,18 @@ class LearnerActor:
                                 rank=self.rank, device=device, latents=latents, planning_network=planning)
         self.state = task.state
         self.publishes = self.rank == 0 or ray.util.get_node_ip_address() != address  # one rank for the files of rank 0's machine
-        if resume:
-            self.core.load(fetched(self.state))
-        return self.core.step_count
+        self.core.load(fetched(self.state))
+        return self.core.step_count, self.core.passed_over
+
+    def probe(self) -> None:
+        """Show that the rank answers."""
 
     def train(self, steps: int) -> dict[str, float]:
         """Take in new episodes, then train; returns mean metrics."""
         self.core.refresh()
         return self.core.train(steps)
 
-    def weights(self, version: int) -> Weights | None:
+    def publish(self, version: int) -> Weights | None:
         """The record of the published weights, which rank 0 puts into Ray's object store; None from the other ranks."""
         return self.core.weights(version, lambda buffers: ray.put(buffers))
 
@@ -117,77 +118,56 @@ class LearnerActor:
             published(path)
 
 
-class LearnerGroup:
-    """All ranks, called together. LearnerLost when one of them died; the error of a rank is raised as it is."""
+@dataclass
+class _Call:
+    references: list[ray.ObjectRef]
+    failed: float | None = None  #: when a rank first failed
 
-    def __init__(self, config: LearnerConfig, task: LearnerTask, place: Callable[[], Gang], resume: bool):
-        """``place`` finds places for the ranks."""
-        self._gang = place()
-        self.folder = Path(task.state)
-        self._publishing: list[ray.ObjectRef] = []
-        try:
-            self.ranks = [_rank(config, rank, options, config.threads or threads)
-                          for rank, (options, threads) in enumerate(zip(self._gang.options, self._gang.threads, strict=True))]
-            address, port = self._get([self.ranks[0].address.remote()], START_S)[0]
-            self.step: int = self._call("start", task, address, port, resume, timeout=START_S)[0]
-        except BaseException:
-            self._gang.remove()
-            raise
 
-    def begin_training(self, steps: int) -> list[ray.ObjectRef]:
-        """Start ``steps`` steps without waiting; hand the references to :meth:`finish_training`."""
-        return [rank.train.remote(steps) for rank in self.ranks]
+class RayRanks:
+    """The ranks as Ray actors in the places of ``gang``: :class:`~cosmos_ray.learner.group.Ranks`."""
 
-    def finish_training(self, references: list[ray.ObjectRef]) -> dict[str, float]:
-        """Wait for :meth:`begin_training`; rank 0's metrics."""
-        metrics = self._get(references, None)[0]
-        self.step = int(metrics["step"])
-        return metrics
+    def __init__(self, config: LearnerConfig, gang: Gang):
+        self._gang = gang
+        self.actors = [_rank(config, rank, options, config.threads or threads)
+                       for rank, (options, threads) in enumerate(zip(gang.options, gang.threads, strict=True))]
 
-    def publish(self, version: int) -> None:
-        """Begin to put the published weights into Ray's object store, after what the ranks do now; see :meth:`published`."""
-        self._publishing = [rank.weights.remote(version) for rank in self.ranks]
+    def begin(self, method: str, *arguments: Any) -> _Call:
+        return _Call([getattr(actor, method).remote(*arguments) for actor in (self.actors[:1] if method == "address" else self.actors)])
 
-    def published(self) -> Weights | None:
-        """The record of the weights that the last :meth:`publish` put, once; None before that. Never waits."""
-        if not self._publishing:
-            return None
-        ready, late = ray.wait(self._publishing, num_returns=len(self._publishing), timeout=0)
-        if late:
-            self._get(ready, None)  # where one rank has failed the others may wait for it in vain
-            return None
-        references, self._publishing = self._publishing, []
-        return self._get(references, None)[0]
+    def answers(self, call: _Call, timeout: float) -> list[Any] | None:
+        ready, late = ray.wait(call.references, num_returns=len(call.references), timeout=timeout)
+        died: dict[str, str] = {}
+        failed: dict[str, str] = {}
+        cause: Exception | None = None
+        for rank, reference in enumerate(call.references):
+            if reference in ready:
+                try:
+                    ray.get(reference)
+                except ACTOR_LOST as error:
+                    died[f"rank {rank}"], cause = why_lost(error), error
+                except RayTaskError as error:
+                    if isinstance(error.cause, CosmosRayError):
+                        raise error.cause from error
+                    failed[f"rank {rank}"], cause = first_line(error.cause), error
+        if not died and not failed:
+            return None if late else ray.get(call.references)
+        if not died and late:  # the peers of a dead rank fail in their next collective, and their errors may arrive first
+            call.failed = call.failed or time.monotonic()
+            if time.monotonic() - call.failed < BLAME_S:
+                return None
+        blamed = died or failed
+        raise RankDied(f"learner {' and '.join(blamed)}", next(iter(blamed.values()))) from cause
 
-    def save(self) -> None:
-        """Write resumable state."""
-        self._call("save")
-
-    def export(self, path: Path, version: int, info: dict) -> None:
-        """Write the published policy as a checkpoint directory."""
-        self._call("export", str(path), version, info)
+    def silent(self, call: _Call) -> str:
+        _, late = ray.wait(call.references, num_returns=len(call.references), timeout=0)
+        return "learner " + " and ".join(f"rank {rank}" for rank, reference in enumerate(call.references) if reference in late)
 
     def close(self) -> None:
         """Stop the ranks, without the interpreter's exit handlers: they abort now and then under DeepSpeed."""
-        for rank in self.ranks:
-            ray.kill(rank)
+        for actor in self.actors:
+            ray.kill(actor)
         self._gang.remove()
-
-    def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> list:
-        return self._get([getattr(rank, method).remote(*arguments) for rank in self.ranks], timeout)
-
-    def _get(self, references: list[ray.ObjectRef], timeout: float | None) -> list:
-        try:
-            return ray.get(references, timeout=timeout)
-        except (RayTaskError, *ACTOR_LOST) as error:
-            if isinstance(error, RayTaskError) and (isinstance(error.cause, CosmosRayError) or not _someone_died(references)):
-                raise own_error(error) from error
-            raise LearnerLost("a learner process died (out of memory?); run the same command again to continue from its last "
-                              f"checkpoint in {self.folder}, with a lower learner.batch_size or more learner.accumulate if memory "
-                              "was short") from error
-        except GetTimeoutError as error:
-            raise LearnerLost(f"the {len(self.ranks)} learner ranks did not start within {timeout:g} s: are their machines too "
-                              "busy?") from error
 
 
 def _rank(config: LearnerConfig, rank: int, options: dict[str, Any], threads: int) -> ActorHandle:
@@ -202,14 +182,7 @@ def _rank(config: LearnerConfig, rank: int, options: dict[str, Any], threads: in
     return actor_class.options(**options, runtime_env={"env_vars": variables}).remote(config, rank)
 
 
-def _someone_died(references: list[ray.ObjectRef]) -> bool:
-    """Whether a rank is gone. Its peers fail in their next collective, and their errors may arrive first."""
-    ready, _ = ray.wait(references, num_returns=len(references), timeout=10)
-    for reference in ready:
-        try:
-            ray.get(reference)
-        except ACTOR_LOST:
-            return True
-        except RayTaskError:
-            continue
-    return False
+def learner_group(config: LearnerConfig, task: LearnerTask, supervisor: Supervisor, place: Callable[[], Gang | None]) -> LearnerGroup:
+    """The learner of ``task``, not started yet; ``place`` finds places for its ranks, None while there is no room."""
+    return LearnerGroup(lambda: RayRanks(config, gang) if (gang := place()) else None, (task,), Path(task.state), supervisor,
+                        config.deadline_s)

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,14 +20,15 @@ from cosmos_ray.learner.encoder import WindowEncoder
 from cosmos_ray.learner.engine import gathered, make_engine
 from cosmos_ray.learner.latent_cache import LatentCache
 from cosmos_ray.learner.mixture import BatchSource
-from cosmos_ray.learner.shards import RESHARDED, load_shards
+from cosmos_ray.learner.slices import optimised, restore
+from cosmos_ray.learner.state import AVERAGE, DESCRIPTION, LearnerState, Piece, TornState, describe, newest_whole, write_file, write_pieces
 from cosmos_ray.memory import enough_memory
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.model.lora import adapt, merged_parameters
 from cosmos_ray.model.objective import Objective
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.speed.training_graphs import capture_training
-from cosmos_ray.replay.files.durable import replace
+from cosmos_ray.replay.files.durable import make_directory
 from cosmos_ray.replay.sampling.loader import PrefetchLoader
 from cosmos_ray.weights import Buffers, Weights, copies, pack
 
@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 
 LESS_MEMORY = ("lower learner.batch_size, or raise learner.accumulate; learner.activation_checkpointing true and, with several ranks, "
                "learner.zero_stage 2 save more")
-LAYOUT = ("zero_stage", "precision", "lora_rank")  #: settings that decide which tensors a resumable state has
-FILE_WRITER = ("PytorchStreamWriter", "inline_container")  #: marks of the RuntimeErrors with which torch reports a full disk
+LAYOUT = "lora_rank"  #: the setting that decides which numbers a resumable state has
 
 
 def learning_rate(step: int, total: int, peak: float, config: LearnerConfig) -> float:
@@ -85,6 +84,8 @@ class LearnerCore:
         self.encoder = WindowEncoder(policy, config.latent_cache, config.latent_variants, latents)
         self.peak_lr, self.total_steps, self.rank = peak_lr, total_steps, rank
         self.step_count = 0
+        self.saved: Path | None = None  #: the state that a resume begins from
+        self.passed_over: list[str] = []  #: newer states that were not whole, each with what is wrong
         self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
         if config.lora_rank:
             adapt(policy.net, config.lora_rank, seed)
@@ -178,92 +179,99 @@ class LearnerCore:
     # ---------------------------------------------------------------- resume
 
     def save(self, folder: str | Path) -> None:
-        """Write resumable state: DeepSpeed's own shards, the weight average, random states. Visible only when complete.
+        """Write the state after this step: weights and moments in float32, the weight average, random states. All ranks must call it.
 
-        DeepSpeed's shards are pickles, so resume only from folders this run wrote; policies travel as safetensors. CheckpointError when
-        the folder cannot be written: the state of before stays what a resume begins from.
+        A state is there once it is whole; two are kept. CheckpointError, on every rank, when the folder cannot be written: the state of
+        before stays what a resume begins from.
         """
-        folder = Path(folder)
-        tag = f"step_{self.step_count:08d}"
-        if (folder / "latest").exists() and (folder / "latest").read_text().strip() == tag:
+        folder, tag = Path(folder), f"step_{self.step_count:08d}"
+        if folder / tag == self.saved:
             return  # never write over the state that would be resumed from
         self.encoder.flush()
+        files: dict[str, dict[str, int]] = {}
+        step, why = 0.0, ""
         try:
-            self._write_state(folder, tag)
-        except (OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and not any(mark in str(error) for mark in FILE_WRITER):
-                raise
-            shutil.rmtree(folder / tag, ignore_errors=True)
-            raise CheckpointError(f"learner state cannot be written to {folder / tag}: {str(error).splitlines()[0]}; make room there and "
-                                  "run the same command again") from error
+            files, step = self._write_part(folder / tag)
+        except OSError as error:
+            why = error.strerror or str(error)
         instants.passes("checkpoint")
-        torch.distributed.barrier()
+        parts = self._exchange((files, why))
+        if failed := [why for _, why in parts if why]:
+            if self.rank == 0:
+                shutil.rmtree(folder / tag, ignore_errors=True)
+            raise CheckpointError(f"learner state cannot be written to {folder / tag}: {failed[0]}; make room there and run the same "
+                                  "command again")
         if self.rank == 0:
-            replace(tag.encode(), folder / "latest")
-            for old in sorted(path for path in folder.glob("step_*") if path.name != tag)[:-1]:
+            layout = {name: getattr(self.config, name) for name in ("world_size", "zero_stage", "precision", LAYOUT)}
+            describe(folder / tag, {"step": self.step_count, "adam_step": step, **layout},
+                     {name: file for files, _ in parts for name, file in files.items()})
+        self._exchange(None)  # nobody goes on before the state is there
+        for old in folder.glob("step_*"):
+            if old not in (folder / tag, self.saved):
                 shutil.rmtree(old, ignore_errors=True)
+        self.saved = folder / tag
 
-    def _write_state(self, folder: Path, tag: str) -> None:
-        """This rank's part of the state, not yet what a resume begins from."""
-        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=bool(self.config.lora_rank))
-        source = self.source.state_dict(self.loader.snapshot() if self.loader else None)
-        own = {"step": self.step_count, "source": source, "generator": self.generator.get_state().tolist(), "ema": bool(self.config.ema),
-               **{name: getattr(self.config, name) for name in ("world_size", *LAYOUT)}}
-        (folder / tag / f"rank{self.rank}.json").write_text(json.dumps(own))
+    def _write_part(self, state: Path) -> tuple[dict[str, dict[str, int]], float]:
+        """Write what this rank has of a state; returns the files, and the optimiser's step."""
+        make_directory(state)
+        if self.rank == 0:
+            (state / DESCRIPTION).unlink(missing_ok=True)  # of a damaged state of this step
+        pieces, step = optimised(self.engine, self.policy.net, self.config.zero_stage, self.rank)
         if self.average is not None and self.rank == 0:
-            torch.save(self.average, folder / tag / "average.pt")
+            pieces += [Piece(AVERAGE, name, 0, tensor.view(-1)) for name, tensor in zip(self._names(), self.average, strict=True)]
+        own = {"source": self.source.state_dict(self.loader.snapshot() if self.loader else None),
+               "generator": self.generator.get_state().tolist()}
+        numbers, position = f"rank{self.rank}.safetensors", f"rank{self.rank}.json"
+        return {numbers: write_pieces(pieces, state / numbers), position: write_file([json.dumps(own).encode()], state / position)}, step
 
     def load(self, folder: str | Path) -> bool:
-        """Continue from :meth:`save`; False when there is nothing to continue from.
+        """Continue from the newest whole state of :meth:`save`; False when there is none yet. All ranks must call it.
 
-        Ranks beyond those that wrote the state begin their own random numbers. CheckpointError when the state is damaged, or was written
-        with other settings than DeepSpeed can continue with.
+        Ranks, ZeRO stage and precision may differ from those that wrote the state; ranks beyond those begin their own random numbers.
+        :attr:`passed_over` then names newer states that are not whole. CheckpointError when all are damaged, or when the state is of
+        another model.
         """
-        folder = Path(folder)
-        if not (folder / "latest").exists():
+        folder, tag, why = Path(folder), None, ""
+        if self.rank == 0:
+            try:
+                tag, self.passed_over = newest_whole(folder)
+            except (CheckpointError, OSError) as error:
+                why = str(error)
+        tag, why = self._exchange((tag, why))[0]
+        if why:
+            raise CheckpointError(why)
+        if tag is None:
             return False
-        tag = (folder / "latest").read_text().strip()
         try:
-            stored = folder / tag / f"rank{self.rank}.json"
-            known = self.rank == 0 or stored.exists()
-            own = json.loads((stored if known else folder / tag / "rank0.json").read_text())
-            self._check_layout(folder, tag, own)
-            self._load_engine(folder, tag, own)
-            if self.average is not None:
-                if own.get("ema", True):
-                    torch._foreach_copy_(self.average, torch.load(folder / tag / "average.pt", weights_only=True))
-                else:  # averaging begins here
-                    torch._foreach_copy_(self.average, [p.detach().float() for p in self.trained])
-        except (OSError, EOFError, KeyError, ValueError, RuntimeError, AssertionError, UnpicklingError) as error:
-            # DeepSpeed asserts where files are missing; torch's messages run over several lines.
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {reason}; delete {folder} to begin this stage anew, "
-                                  "the rest of the run stays") from error
-        self.step_count = own["step"]
-        if self.loader:
-            self.loader.restart()
-        if known:
-            self.source.load_state_dict(own["source"])
-            self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))
+            self._read_state(LearnerState(folder / tag))
+        except (TornState, OSError, KeyError, ValueError) as error:
+            raise CheckpointError(f"learner state in {folder / tag} cannot be read: {str(error).splitlines()[0]}; delete {folder} to begin "
+                                  "this stage anew, the rest of the run stays") from error
+        self.saved = folder / tag
         return True
 
-    def _check_layout(self, folder: Path, tag: str, own: dict[str, Any]) -> None:
-        """CheckpointError for a state whose tensors these settings would not know."""
-        for name in ("world_size", *LAYOUT):
-            ours = getattr(self.config, name)
-            theirs = own.get(name, ours)
-            if name == "world_size" and self.config.zero_stage != 3:
-                continue
-            if theirs != ours and not (name == "zero_stage" and {theirs, ours} <= set(RESHARDED)):
-                raise CheckpointError(f"{folder / tag} was written with learner.{name} {theirs}, not {ours}: give --learner."
-                                      f"{name.replace('_', '-')} {theirs} to continue, or delete {folder} to begin this stage anew")
+    def _read_state(self, state: LearnerState) -> None:
+        theirs, ours = state.values[LAYOUT], getattr(self.config, LAYOUT)
+        if theirs != ours:
+            raise CheckpointError(f"{state.folder} was written with learner.{LAYOUT} {theirs}, not {ours}: give --learner."
+                                  f"{LAYOUT.replace('_', '-')} {theirs} to continue, or delete {state.folder.parent} to begin this stage "
+                                  "anew")
+        restore(self.engine, self.policy.net, self.config.zero_stage, self.rank, state.read, state.values["adam_step"])
+        for name, average, parameter in zip(self._names(), self.average or [], self.trained, strict=False):
+            known = state.has(AVERAGE)  # else averaging begins here
+            average.copy_(state.read(AVERAGE, name, 0, average.numel()).view_as(average) if known else parameter.detach().float())
+        self.step_count = state.values["step"]
+        if self.loader:
+            self.loader.restart()
+        if own := state.text(f"rank{self.rank}.json"):
+            self.source.load_state_dict(own["source"])
+            self.generator.set_state(torch.tensor(own["generator"], dtype=torch.uint8))
 
-    def _load_engine(self, folder: Path, tag: str, own: dict[str, Any]) -> None:
-        """The weights and the optimiser's state. OSError when DeepSpeed finds none."""
-        writers, stage = own.get("world_size", self.config.world_size), own.get("zero_stage", self.config.zero_stage)
-        anew = stage in RESHARDED and writers != self.config.world_size
-        if self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self.config.lora_rank,
-                                       load_module_only=anew)[0] is None:
-            raise OSError("DeepSpeed found no states in it")
-        if anew:
-            load_shards(self.engine.optimizer, folder / tag, writers, self.rank, self.config.world_size)
+    def _names(self) -> list[str]:
+        return [name for name, p in self.policy.net.named_parameters() if p.requires_grad]
+
+    def _exchange(self, value: Any) -> list[Any]:
+        """The ``value`` of every rank, on every rank, once all have given theirs."""
+        values = [None] * self.config.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values

@@ -70,10 +70,10 @@ def _groups(net: torch.nn.Module, weight_decay: float, decay_all: bool) -> list[
     return [group for group in groups if group["params"]]
 
 
-def gathered(net: torch.nn.Module, stage: int) -> AbstractContextManager[Any]:
-    """A context in which this rank has whole parameters. Only ZeRO-3 shards parameters."""
+def gathered(net: torch.nn.Module, stage: int, writer: int | None = None) -> AbstractContextManager[Any]:
+    """A context in which this rank has whole parameters. Only ZeRO-3 shards parameters; what rank ``writer`` changes then holds for all."""
     if stage < 3:
         return contextlib.nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(list(net.parameters()))
+    return deepspeed.zero.GatheredParameters(list(net.parameters()), modifier_rank=writer)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import ray
-
 from cosmos_ray.asks import learner_ask
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.pool import InferencePool
-from cosmos_ray.learner.actor import LearnerGroup
+from cosmos_ray.learner.group import LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.replay.sampling.limiter import SamplesPerInsert, resume_counters, steps_stored
@@ -97,14 +95,16 @@ def _refine_round(round: Round) -> dict:
     with acting_fleet(run, start, learner_ask(config.learner)) as (pool, fleet):
         learner = start_learner(run, schedule(config.learner), round.state("refined"), round.start("refined"), mixture,
                                 config.learner.refine_lr, config.refine_steps, planning=planning)
+        loop: _RefineLoop | None = None
         try:
+            learner.start(meanwhile=lambda: (fleet.poll(0.1), pool.poll()))
             loop = _RefineLoop(round, beside, pool, fleet, learner,
                                mean_length=sum(s.length for s in stored) / len(stored) if stored else 50.0)
             result = loop.run_to_end()
-            learner.export(run.folder.checkpoint("refined"), loop.version, {"stage": "refine", **round.description()})
             run.folder.fetch(run.folder.checkpoint("refined"))
         except KeyboardInterrupt:
-            learner.save()  # queued behind the burst that is running: nothing learned is lost
+            if (step := learner.save_now()) is not None and loop is not None:
+                loop.note_point(step)
             raise
         finally:
             learner.close()
@@ -151,11 +151,11 @@ class _RefineLoop:
     def __init__(self, round: Round, tickets: list[EpisodeTicket], pool: InferencePool, fleet: Fleet, learner: LearnerGroup,
                  mean_length: float):
         self.run, self.config, self.pool, self.fleet, self.learner = round.run, round.run.config, pool, fleet, learner
-        self.number, self.version = round.number, round.version
-        self.training: list[ray.ObjectRef] | None = None
+        self.round, self.number, self.version = round, round.number, round.version
+        self.published = self.exported = False  #: the weights of the learner's present step; the refined policy
         self.metrics: dict[str, float] = {}
         self.finished: list = []
-        self.first_step = learner.step
+        self.first_step = self.sampled_to = learner.step  #: where training began; up to which step the limiter counts windows
         self.state, self.batch = learner.folder.name, self.config.learner.batch_size
         self.running: set[str] = set()  # names of the tickets that were handed out and have not finished
         store = self.run.folder.store()
@@ -170,36 +170,26 @@ class _RefineLoop:
         self.account = resume_counters(point if point and "inserted" in point else None, self.stored, learner.step, self.batch)
         self.limiter = self._make_limiter(mean_length)
         self.mean_length = mean_length
-        self._note_point()
+        self.note_point(learner.step)
 
     def run_to_end(self) -> dict:
-        """Loop until the learner has done its steps, then wait for the running episodes."""
+        """Loop until the learner has done its steps and the running episodes are over, and the refined policy is written."""
         progress = self.run.progress(self.run.of_round("refine", self.number), self.config.refine_steps, self.learner.step, "steps")
-        if self.learner.step:
-            self._publish()
-        while self.learner.step < self.config.refine_steps or self.fleet.outstanding:
+        self.published = self.learner.step == 0
+        while not self.exported:
             if self.learner.step < self.config.refine_steps:
                 self._feed_fleet()
-                self._drive_learner()
+            self._drive_learner()
             self._take(self.fleet.poll(timeout=0.1))
             self.run.quarantine.take(self.fleet.quarantined, self.keys)
             self.running -= self.fleet.quarantined.keys()
-            if not self.fleet.outstanding and self.training:
-                ray.wait(self.training, timeout=0.5)
-            if weights := self.learner.published():
-                self.pool.push(weights)
             self.pool.poll()
             progress.update(self.learner.step, self._note())
         progress.finish(self.learner.step, self._note())
         return {"steps": self.learner.step, "new": self.learner.step - self.first_step, "version": self.version,
                 "episodes": len(self.finished), "successes": sum(e.success for e in self.finished), "loss": self.metrics.get("loss"),
                 "workers_replaced": self.fleet.replaced, "quarantined": len(self.fleet.quarantined),
-                "inference_restarts": self.pool.restarts}
-
-    def save(self) -> None:
-        """Have the learner write its state, then note what goes with that state."""
-        self.learner.save()
-        self._note_point()
+                "inference_restarts": self.pool.restarts, "learner_restarts": self.learner.restarts}
 
     # ---------------------------------------------------------------- the three activities
 
@@ -214,30 +204,49 @@ class _RefineLoop:
             self.fleet.submit([ticket])
 
     def _drive_learner(self) -> None:
-        """Start a burst when the limiter allows one, collect a finished burst, and publish and save when due."""
-        if self.training is None:
-            burst = min(BURST, self.config.refine_steps - self.learner.step, -self.learner.step % self.config.publish_every or BURST)
-            windows = burst * self.config.learner.batch_size
-            starved = self.limiter is not None and not self.limiter.can_sample(windows)
-            if starved and (self.to_run or self.fleet.outstanding):
-                return
-            self.training = self.learner.begin_training(burst)
-            if self.limiter is not None:
-                self.limiter.count_sample(windows)
-            return
-        if not ray.wait(self.training, timeout=0)[0]:
-            return  # one rank is enough: the others follow at once, or one has failed and they wait for it in vain
-        self.metrics = self.learner.finish_training(self.training)
-        self.training = None
-        self.run.tracker.log("refine", **self.metrics, round=self.number, version=self.version, episodes=len(self.finished))
-        if self.learner.step % self.config.publish_every == 0 or self.learner.step >= self.config.refine_steps:
-            self._publish()
-        if self.learner.step // self.config.learner.checkpoint_every > (self.learner.step - BURST) // self.config.learner.checkpoint_every:
-            self.save()
+        """Take what the learner has done; publish and save when due, and begin a burst when the limiter allows one.
 
-    def _publish(self) -> None:
-        self.version = self.run.folder.next_version()
-        self.learner.publish(self.version)
+        A learner that had to be restarted goes on from an earlier step. The limiter then takes back the windows of the steps since, and
+        the pool gets the weights of that step: it acts with what the learner goes on from.
+        """
+        learner, config = self.learner, self.config
+        for kind, value in learner.poll():
+            if kind == "start":
+                self._count_windows(value)
+                self.published = value == 0
+                self.run.tracker.log("resume", what="refine", round=self.number, step=value)
+            elif kind == "train":
+                self.metrics = value
+                self.run.tracker.log("refine", **value, round=self.number, version=self.version, episodes=len(self.finished))
+                self.published = learner.step % config.publish_every != 0 and learner.step < config.refine_steps
+            elif kind == "publish":
+                self.version = value.version
+                self.pool.push(value)
+            elif kind == "save":
+                self.note_point(value)
+            elif kind == "export":
+                self.exported = True
+        if not learner.started or learner.training:
+            return
+        if not self.published:
+            self.published = True
+            learner.publish(self.run.folder.next_version())
+        if learner.save_due(config.learner.checkpoint_every):
+            learner.save()
+        if learner.step < config.refine_steps:
+            burst = min(BURST, config.refine_steps - learner.step, -learner.step % config.publish_every or BURST)
+            starved = self.limiter is not None and not self.limiter.can_sample(burst * self.batch)
+            if not starved or not (self.to_run or self.fleet.outstanding):
+                learner.train(burst)
+                self._count_windows(learner.step + burst)
+        elif not learner.busy and not self.fleet.outstanding and not self.exported:
+            learner.export(self.run.folder.checkpoint("refined"), self.version, {"stage": "refine", **self.round.description()})
+
+    def _count_windows(self, step: int) -> None:
+        """Have the limiter count the windows of the steps up to ``step``, no more and no fewer."""
+        if self.limiter is not None:
+            self.limiter.count_sample((step - self.sampled_to) * self.batch)
+        self.sampled_to = step
 
     def _take(self, episodes: list) -> None:
         for episode in episodes:
@@ -263,9 +272,9 @@ class _RefineLoop:
         limiter.load_state_dict(self.account)
         return limiter
 
-    def _note_point(self) -> None:
-        """Note in the manifest what a resume from the learner's present step needs."""
-        account = resume_counters(self.account, self.stored, self.learner.step, self.batch)
+    def note_point(self, step: int) -> None:
+        """Note in the manifest what a resume from the learner's state of ``step`` needs."""
+        account = resume_counters(self.account, self.stored, step, self.batch)
         self.run.folder.manifest.saved(self.state, stage="refine", round=self.number, episodes=self.known, tickets=sorted(self.running),
                                        **account)
 

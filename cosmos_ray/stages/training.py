@@ -11,7 +11,8 @@ from cosmos_ray.asks import learner_ask
 from cosmos_ray.config import LearnerConfig
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.fit import check_chunk, check_fits, check_suite, refuse_misfit
-from cosmos_ray.learner.actor import LearnerGroup, LearnerTask
+from cosmos_ray.learner.actor import LearnerTask, learner_group
+from cosmos_ray.learner.group import TURN_S, LearnerGroup
 from cosmos_ray.learner.mixture import Mixture
 from cosmos_ray.model.checkpoint import load_net, read_description, save_policy
 from cosmos_ray.model.images import prepare
@@ -76,35 +77,45 @@ def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def train_alone(run: Run, stage: str, learner: LearnerGroup, total: int, target: str, info: dict) -> dict:
     """Train ``learner`` to step ``total`` without rollouts, and write checkpoint ``target``. An interrupt keeps what was learned."""
     every, number, state = run.config.learner.checkpoint_every, info.get("round", 1), learner.folder.name
-
-    def save() -> None:
-        learner.save()
-        run.folder.manifest.saved(state, learner.step, stage, number)
-
+    metrics, exported = {"loss": float("nan")}, False
     try:
-        first, metrics = learner.step, {"loss": float("nan")}
+        learner.start()
+        first = learner.step
         run.goes_on(stage, number, state, first, total)
         progress = run.progress(run.of_round(stage, info["round"]) if "round" in info else stage, total, first, "steps")
-        while learner.step < total:
-            metrics = learner.finish_training(learner.begin_training(min(BURST, total - learner.step)))
-            run.tracker.log(stage, **metrics, round=number)
-            progress.update(learner.step, f"loss {metrics['loss']:.3f}  action error {metrics['action']:.3f}")
-            if learner.step % every < BURST and learner.step < total:
-                save()
-        learner.export(run.folder.checkpoint(target), run.folder.next_version(), {"stage": stage, **info})
+        while not exported:
+            for kind, value in learner.poll(TURN_S if learner.busy else 0.0):
+                if kind == "train":
+                    metrics = value
+                    run.tracker.log(stage, **metrics, round=number)
+                    progress.update(learner.step, f"loss {metrics['loss']:.3f}  action error {metrics['action']:.3f}")
+                elif kind == "save":
+                    run.folder.manifest.saved(state, value, stage, number)
+                elif kind == "start":
+                    run.tracker.log("resume", what=stage, round=number, step=value)
+                exported = exported or kind == "export"
+            if learner.busy or exported:
+                continue
+            if learner.save_due(every):
+                learner.save()
+            if learner.step < total:
+                learner.train(min(BURST, total - learner.step))
+            else:
+                learner.export(run.folder.checkpoint(target), run.folder.next_version(), {"stage": stage, **info})
         run.folder.fetch(run.folder.checkpoint(target))
         progress.finish(learner.step, f"loss {metrics['loss']:.3f}")
     except KeyboardInterrupt:
-        save()  # queued behind the burst that is running: nothing learned is lost
+        if (step := learner.save_now()) is not None:
+            run.folder.manifest.saved(state, step, stage, number)
         raise
     finally:
         learner.close()
-    return {"steps": learner.step, "new": learner.step - first, "loss": metrics["loss"]}
+    return {"steps": learner.step, "new": learner.step - first, "loss": metrics["loss"], "learner_restarts": learner.restarts}
 
 
 def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixture: Mixture, peak_lr: float, total_steps: int,
                   planning: str = "", world_weight: float = 0.0) -> LearnerGroup:
-    """Start the learner ranks of stage ``name`` from checkpoint ``policy``, or resume an interrupted stage.
+    """The learner of stage ``name``, to be started from checkpoint ``policy`` or to resume an interrupted stage; it does not wait.
 
     ``planning`` is the checkpoint of the planning network whose value weighs own rollouts, "" for none. ``world_weight`` weighs the future
     frames in world-model samples; 0 is the policy's own.
@@ -116,7 +127,7 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
                        seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
                        planning_checkpoint=str(run.folder.checkpoint(planning)) if planning else "")
     run.folder.publish()  # ranks on other machines read it
-    return LearnerGroup(learner, task, run.placement.gang(learner_ask(learner)), resume=True)
+    return learner_group(learner, task, run.supervisor, run.placement.gang(learner_ask(learner)))
 
 
 def _check_episodes(run: Run, policy: Embodiment) -> None:
