@@ -29,6 +29,7 @@ PROBE_S = 2.0  #: between two looks at an inference actor, or at the cluster's n
 # Budgets.
 TICKET_ATTEMPTS = 3  #: workers that one initial state may break before it is quarantined
 SIMULATOR_STARTS = 3  #: starts in a row of a worker's simulators that may fail
+WORKER_STARTS, WORKER_STARTS_S = 5, 6 * WORKER_START_S  #: deaths before the first answer per worker, within so many seconds
 LEARNER_RESTARTS, LEARNER_RESTARTS_S = 3, 600.0  #: restarts of the learner by the loop itself, within so many seconds
 
 

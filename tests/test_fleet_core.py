@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cosmos_ray.errors import SimulationError
+from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.rollout.fleet import Fleet, WorkerLost, WorkerTrouble
 from cosmos_ray.rollout.ticket import Finished, Waiting
 from cosmos_ray.supervision import PROBE_S, TICKET_ATTEMPTS, WORKER_START_S, Supervisor
@@ -35,6 +35,7 @@ class Cluster:
         self.fatal: set[str] = set()  #: tickets that take their worker down
         self.broken: dict[str, str] = {}  #: tickets that break their simulator, and how
         self.no_start: set[str] = set()  #: nodes where every worker dies at its start
+        self.refusing: set[str] = set()  #: nodes where every worker raises an error of ours
         self.silent: set[str] = set()  #: nodes where no worker ever answers
         self.words: dict[int, str] = {}  #: what worker number ... says it waits for, instead of working
         self.most: dict[str, int] = defaultdict(int)  #: ticket -> neighbours that it ran with at its last attempt
@@ -79,6 +80,8 @@ class Cluster:
 
     def answers(self, call):
         worker = self.calls[call][0]
+        if worker.node in self.refusing:
+            raise ConfigError("no OpenGL here")
         worker.dead = worker.dead or ("no simulator" if worker.node in self.no_start else "")
         if worker.dead:
             raise WorkerLost(worker.dead, with_node=worker.dead == GONE)
@@ -309,6 +312,15 @@ def test_workers_that_die_at_their_start_are_reported_not_respawned_for_ever():
         run(fleet, cluster)
 
 
+def test_workers_that_never_answer_are_reported_too():
+    cluster = Cluster(a=1)
+    cluster.silent.add("a")
+    fleet, _, _ = make(cluster, count=1)
+    fleet.submit(names(3))
+    with pytest.raises(WorkerTrouble, match="died 6 times and none of the present ones has answered: no answer for 240 s"):
+        run(fleet, cluster)
+
+
 def test_a_node_where_no_worker_starts_does_not_stop_the_others():
     cluster = Cluster(a=1, b=1)
     cluster.no_start.add("b")
@@ -328,6 +340,21 @@ def test_a_fleet_that_is_closed_waits_for_nothing():
     assert set(supervisor.waiting) == {"rollout workers", "starting rollout workers"}
     fleet.close()
     assert not supervisor.waiting and fleet.outstanding == 0 and cluster.workers[0].dead == "stopped"
+
+
+def test_a_node_that_joins_without_what_a_worker_needs_does_not_end_the_run():
+    cluster = Cluster(a=1)
+    cluster.refusing.add("b")
+    fleet, _, rows = make(cluster)
+    fleet.submit(names(60))
+    finished = poll_until(fleet, cluster, lambda: cluster.now > START_S + 2)
+    cluster.places["b"] = 1
+    assert_once(run(fleet, cluster, finished), names(60))
+    assert {(values["who"], values["why"]) for kind, values in rows if kind == "death"} == {("rollout worker 1 on b", "no OpenGL here")}
+    cluster.refusing.add("a")  # every worker refuses, or one that worked before
+    fleet.submit(names(1))
+    with pytest.raises(ConfigError, match="no OpenGL here"):
+        run(fleet, cluster)
 
 
 def test_an_idle_fleet_does_not_wait():

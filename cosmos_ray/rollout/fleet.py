@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.rollout.ledger import Ledger
 from cosmos_ray.rollout.ticket import Waiting
-from cosmos_ray.supervision import PROBE_S, WORKER_START_S, RestartBudget, Supervisor
+from cosmos_ray.supervision import PROBE_S, WORKER_START_S, WORKER_STARTS, WORKER_STARTS_S, RestartBudget, Supervisor
 
 if TYPE_CHECKING:
     from cosmos_ray.rollout.calls import RayCalls
@@ -80,7 +80,7 @@ class Fleet:
         self._capacity, self._names, self._deadline, self._who, self._turn = capacity, name_of, deadline_s, who, turn_s
         self._seats = [_Seat(i) for i in range(count)]
         self._queue: deque[Any] = deque()
-        self._starts = RestartBudget(5 * count, 600.0, clock)  #: workers that died before their first answer
+        self._starts = RestartBudget(WORKER_STARTS * count, WORKER_STARTS_S, clock)  #: workers that died before their first answer
         self._ledger = Ledger()
         self.quarantined = self._ledger.quarantined  #: name -> reason, of tickets that broke too many workers
         self.replaced = 0  #: workers that died, hung or lost their node
@@ -103,7 +103,8 @@ class Fleet:
     def poll(self, timeout: float) -> list[Any]:
         """Hand out work, wait up to ``timeout`` seconds for a worker to answer, and return the results. Does not wait when idle.
 
-        Raises what a worker raised on purpose (a full disk, a wrong model), because every worker would meet the same.
+        Raises what a worker raised on purpose (a full disk, a wrong model), because every worker would meet the same. A worker that raises
+        in its first answer, when others have given theirs, counts as dead.
         """
         if self._clock() >= self._probe_at:
             self._probe()
@@ -170,6 +171,11 @@ class Fleet:
             answers = self._calls.answers(seat.call)
         except WorkerLost as error:
             self._lose(seat, str(error), error.with_node)
+            return []
+        except CosmosRayError as error:
+            if seat.answered or not any(other.answered for other in self._seats):
+                raise
+            self._lose(seat, str(error))  # a node without a simulator does not stop the others
             return []
         seat.call, seat.answered, finished = None, True, []
         seat.waits_for = next((answer.on for answer in answers if isinstance(answer, Waiting)), "")
