@@ -210,7 +210,8 @@ class _RefineLoop:
         the pool gets the weights of that step: it acts with what the learner goes on from.
         """
         learner, config = self.learner, self.config
-        for kind, value in learner.poll():
+        idle = not self.fleet.outstanding  # then nothing else in the loop waits
+        for kind, value in learner.poll(0.1 if idle and learner.busy else 0.0):
             if kind == "start":
                 self._count_windows(value)
                 self.published = value == 0
