@@ -56,12 +56,13 @@ class Placement:
 
     def __init__(self, supervisor: Supervisor):
         self._supervisor, self.places, self._looked = supervisor, Places(), -LOOK_S
+        self.takes: Callable[[str, str], bool] = lambda node, address: True  #: whether a node may be used; the run says so, once it is open
         self._wanted: dict[str, list[tuple[dict[str, float], dict[str, str]]]] = {}  #: who -> bundles and labels that are missing
 
     def look(self, afresh: bool = False) -> None:
         """Take in the state of the cluster's nodes, if the last look was :data:`LOOK_S` ago, or in any case."""
         if afresh or time.monotonic() - self._looked >= LOOK_S:
-            self.places.see(cluster_nodes())
+            self.places.see([node for node in cluster_nodes() if self.takes(node.id, node.address)])
             self._looked = time.monotonic()
 
     def reserve(self, *asks: Ask) -> None:

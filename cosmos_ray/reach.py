@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import secrets
+import time
 from pathlib import Path
 
 import ray
@@ -12,7 +11,6 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cosmos_ray.errors import ConfigError, StoreError
-from cosmos_ray.replay.files.durable import replace
 from cosmos_ray.replay.store import is_store
 from cosmos_ray.supervision import Supervisor
 from cosmos_ray.uri import is_uri
@@ -23,70 +21,85 @@ LOOK_S = 60.0  #: for a node to start a process and look
 
 
 @ray.remote(num_cpus=0, max_retries=1)
-def missing(marks: list[str], store: str) -> str:
-    """What this node does not reach, in words; "" if it reaches all. ``marks`` are files in the folders, ``store`` is a store's URI."""
-    gone = [mark for mark in marks if not Path(mark).exists()]
-    if gone:
-        return f"does not see {Path(gone[0]).parent}"
+def missing(lock: str, text: str, store: str) -> str:
+    """What this node does not reach, in words; "" if it reaches all. ``lock`` is the run's lock, which holds ``text``, "" for a run in a
+    bucket; ``store`` is a folder or a URI, "" for one in the run's folder."""
     try:
-        if store:
-            is_store(store)
+        if lock and Path(lock).read_text() != text:
+            return f"sees another folder at {Path(lock).parent}"
+    except OSError:
+        return f"does not see {Path(lock).parent}"
+    try:
+        if store and not is_store(store):
+            return f"does not see the replay store {store}"
     except StoreError as error:
         return f"cannot open the replay store ({error})"
     return ""
 
 
-def check_nodes(folder: Path | None, store: Path | str, supervisor: Supervisor) -> None:
-    """ConfigError, which names the nodes, when nodes of the cluster do not reach the run's ``folder`` or its ``store``.
+class Reach:
+    """Which nodes of the cluster reach the run's ``folder`` and its ``store``. Every node but the driver's own is asked once.
 
-    ``folder`` is None for a run in a bucket, of which every node has a working copy of its own. Asks nothing of a cluster of one node. A
-    node that does not answer within :data:`LOOK_S` is named in a warning. With a store in a bucket, nodes without the folder may still
-    collect, which takes the store alone: they are named in a warning too.
+    ``folder`` is None for a run in a bucket, of which every node has a working copy of its own. With a store in a bucket, nodes without
+    the folder may still collect, which takes the store alone: they are named in a warning, and used.
     """
-    own = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own}
-    if not others:
-        return
-    folders = [folder] if folder else []
-    if not is_uri(store) and not (folder and Path(store).is_relative_to(folder)):
-        folders.append(Path(store))
-    marks = [place / f".reach-{secrets.token_hex(6)}" for place in folders if place.is_dir()]
-    try:
-        for mark in marks:
-            replace(b"", mark)
-        problems = _ask(others, [str(mark) for mark in marks], str(store) if is_uri(store) else "", supervisor)
-    finally:
-        for mark in marks:
-            with contextlib.suppress(OSError):
-                mark.unlink(missing_ok=True)
-    lines = [f"node {address} {problem}" for address, problem in problems]
-    blind = [line for line in lines if "does not see" in line]
-    if is_uri(store) and blind:
-        logger.warning("%s: rollout workers work there, inference actors and learner ranks do not", "; ".join(blind))
-        lines = [line for line in lines if line not in blind]
-    if lines:
-        raise ConfigError(f"{'; '.join(lines)}: put --root and --replay.store on storage that all nodes mount at the same path, or into a "
-                          "bucket (s3://, gs://) whose credentials all nodes have")
 
+    def __init__(self, folder: Path | None, store: Path | str, supervisor: Supervisor):
+        lock = folder / ".lock" if folder else None
+        inside = folder is not None and not is_uri(store) and Path(store).is_relative_to(folder)
+        there = not inside and (is_uri(store) or is_store(store))  # a store that is not made yet cannot be looked for
+        self._question = (str(lock or ""), lock.read_text() if lock else "", str(store) if there else "")
+        self._folder_only_warns, self._supervisor = is_uri(store), supervisor
+        self._known = {ray.get_runtime_context().get_node_id(): ""}  #: id of a node -> its problem
+        self._asked: dict[str, ray.ObjectRef] = {}
 
-def _ask(nodes: dict[str, str], marks: list[str], store: str, supervisor: Supervisor) -> list[tuple[str, str]]:
-    """(address, problem) of every node of ``nodes`` (id -> address) that reported one."""
-    asked = {missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(marks, store): address
-             for node, address in nodes.items()}
-    found, open_ = [], list(asked)
-    for _ in range(int(LOOK_S)):
-        ready, open_ = ray.wait(open_, num_returns=len(open_), timeout=1.0)
-        for answer in ready:
+    def check(self) -> None:
+        """Ask every node of the cluster. ConfigError, which names the nodes, when some do not reach what the run needs. A node that does
+        not answer within :data:`LOOK_S` is named in a warning."""
+        until, nodes = time.monotonic() + LOOK_S, _alive()
+        while late := [address for node, address in nodes.items() if self._problem(node, address) is None]:
+            if time.monotonic() > until:
+                logger.warning("node %s did not say within %.0f s whether it reaches the run", late[0], LOOK_S)
+                break
+            self._supervisor.waits("the run", f"node {late[0]} to look for its folder and store")
+            time.sleep(0.1)
+            nodes = _alive()
+        self._supervisor.goes_on("the run")
+        lines = [f"node {address} {self._known[node]}" for node, address in nodes.items() if self._known.get(node)]
+        if lines:
+            raise ConfigError(f"{'; '.join(lines)}: put --root and --replay.store on storage that all nodes mount at the same path, or "
+                              "into a bucket (s3://, gs://) whose credentials all nodes have")
+
+    def takes(self, node: str, address: str) -> bool:
+        """Whether processes of the run may be placed on the node now. A node that has joined may once it has answered, without waiting
+        here; one that does not reach the run is named once, and left alone."""
+        before = node in self._known
+        problem = self._problem(node, address)
+        if problem and not before:
+            logger.warning("node %s has joined and %s: the run does without it", address, problem)
+        return problem == ""
+
+    def _problem(self, node: str, address: str) -> str | None:
+        """What the node does not reach; None while it has not answered."""
+        if node not in self._known:
+            where = NodeAffinitySchedulingStrategy(node, soft=False)
+            if node not in self._asked:
+                self._asked[node] = missing.options(scheduling_strategy=where).remote(*self._question)
+            answer = self._asked[node]
+            if not ray.wait([answer], timeout=0)[0]:
+                return None
+            del self._asked[node]
             try:
                 problem = ray.get(answer)
-            except RayError as error:
+            except RayError:  # the node is gone again, or its process died: another look asks again
+                return None
+            if self._folder_only_warns and problem.endswith(str(Path(self._question[0]).parent)):
+                logger.warning("node %s %s: rollout workers work there, inference actors and learner ranks do not", address, problem)
                 problem = ""
-                logger.warning("node %s could not be asked whether it reaches the run: %s", asked[answer], str(error).splitlines()[0])
-            found += [(asked[answer], problem)] if problem else []
-        if not open_:
-            break
-        supervisor.waits("the run", f"node {asked[open_[0]]} to look for its folder and store")
-    supervisor.goes_on("the run")
-    for late in open_:
-        logger.warning("node %s did not say within %.0f s whether it reaches the run", asked[late], LOOK_S)
-    return found
+            self._known[node] = problem
+        return self._known[node]
+
+
+def _alive() -> dict[str, str]:
+    """id -> address of the cluster's nodes."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}

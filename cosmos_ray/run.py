@@ -29,7 +29,7 @@ from cosmos_ray.model.tokenizer import PATCH
 from cosmos_ray.placement import Placement, autoscales, cluster_nodes
 from cosmos_ray.progress import Progress, say
 from cosmos_ray.quarantine import Quarantine
-from cosmos_ray.reach import check_nodes
+from cosmos_ray.reach import Reach
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.rollout.ticket import SPAN
 from cosmos_ray.sim import tasks
@@ -184,7 +184,9 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
         tracker = Tracker(config, folder)
         run = Run(config, folder, tracker, quiet)
         if use.needs_ray:
-            check_nodes(None if folder.uri else folder.path, folder.replay, run.supervisor)
+            reach = Reach(None if folder.uri else folder.path, folder.replay, run.supervisor)
+            reach.check()
+            run.placement.takes = reach.takes
         try:
             yield run
         finally:

@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cosmos_ray.config import ReplayConfig, RunConfig
+from cosmos_ray.config import RunConfig
 from cosmos_ray.errors import ConfigError
-from cosmos_ray.reach import check_nodes
+from cosmos_ray.reach import Reach
+from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import open_run
 from cosmos_ray.supervision import Supervisor
 from cosmos_ray.use import Use
@@ -45,31 +47,74 @@ def hidden(tmp_path_factory):
         os.environ.update(before)
 
 
+def reach(folder: Path | None, store: Path | str) -> Reach:
+    if folder:
+        (folder / ".lock").write_text("1 on here")
+    return Reach(folder, store, Supervisor())
+
+
+def second_node() -> tuple[str, str]:
+    return next((node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes()
+                if node["NodeID"] != ray.get_runtime_context().get_node_id())
+
+
+def taken(reach: Reach) -> bool:
+    """What comes of the second node, as of one that joins."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if reach.takes(*second_node()):
+            return True
+        if second_node()[0] in reach._known:
+            return False
+        time.sleep(0.1)
+    raise AssertionError("the node was not asked in time")
+
+
 def test_a_node_that_does_not_see_the_run_is_named(hidden, tmp_path):
     folder, _ = hidden
-    check_nodes(tmp_path, tmp_path / "replay", Supervisor())  # one that both see
+    ReplayStore(folder)
+    reach(tmp_path, tmp_path / "replay").check()  # one that both see
     for place, store in ((folder, folder / "replay"), (tmp_path, folder)):
-        with pytest.raises(ConfigError, match=rf"node \S+ does not see {folder}: put --root and --replay.store on storage") as caught:
-            check_nodes(place, store, Supervisor())
-        assert "\n" not in str(caught.value) and not list(place.glob(".reach*"))
+        with pytest.raises(ConfigError, match=rf"node \S+ does not see .*{folder}: put --root and --replay.store on storage") as caught:
+            reach(place, store).check()
+        assert "\n" not in str(caught.value)
 
 
-def test_a_store_in_a_bucket_that_a_node_cannot_open_is_one_line(hidden, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"node \S+ cannot open the replay store \(.*\): put"):
-        check_nodes(tmp_path, "s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&region=us-east-1", Supervisor())
-
-
-def test_with_a_store_in_a_bucket_such_a_node_may_still_collect(hidden, tmp_path, caplog, monkeypatch):
+def test_a_node_that_joins_is_used_once_it_reaches_the_run_and_else_left_alone(hidden, tmp_path, caplog):
     folder, _ = hidden
-    monkeypatch.setattr("cosmos_ray.reach._ask", lambda nodes, marks, store, supervisor: [("10.0.0.2", f"does not see {folder}")])
-    check_nodes(folder, "s3://bucket/runs", Supervisor())
-    assert "node 10.0.0.2 does not see" in caplog.text and "rollout workers work there" in caplog.text
+    assert taken(reach(tmp_path, tmp_path / "replay")) and not caplog.records
+    assert not taken(reach(folder, folder / "replay"))
+    assert [r.getMessage() for r in caplog.records] == [
+        f"node {second_node()[1]} has joined and does not see {folder}: the run does without it"]
+
+
+def test_another_folder_at_the_same_path_is_not_the_run(hidden, tmp_path):
+    (tmp_path / ".lock").write_text("1 on here")
+    wrong = Reach(tmp_path, tmp_path / "replay", Supervisor())
+    (tmp_path / ".lock").write_text("2 on there")
+    with pytest.raises(ConfigError, match=f"sees another folder at {tmp_path}: put"):
+        wrong.check()
+
+
+def test_a_store_in_a_bucket_that_a_node_cannot_open_is_one_line(hidden):
+    nowhere = "s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&region=us-east-1"
+    with pytest.raises(ConfigError, match=r"node \S+ cannot open the replay store \(.*\): put") as caught:
+        reach(None, nowhere).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_with_a_store_in_a_bucket_a_node_without_the_folder_may_still_collect(hidden, tmp_path, caplog):
+    folder, _ = hidden
+    found = reach(folder, tmp_path)
+    found._folder_only_warns = True  # as for a store in a bucket
+    assert taken(found)
+    assert f"does not see {folder}: rollout workers work there" in caplog.text
 
 
 def test_the_command_ends_before_anything_is_made(hidden):
     folder, address = hidden
     ray.shutdown()
-    config = RunConfig(root=str(folder), name="new", address=address, replay=ReplayConfig())
+    config = RunConfig(root=str(folder), name="new", address=address)
     with pytest.raises(ConfigError, match="does not see"), open_run(config, Use()):
         raise AssertionError("work began")
     assert not (folder / "new").exists()
