@@ -51,15 +51,16 @@ class Rounds:
 
     def present(self, base_version: int) -> Present:
         """Where the refinement of version ``base_version`` of the base policy stands: before its first round, if the run refined another
-        one. ConfigError when ``round.json`` is damaged."""
-        stored = self.folder.read_json(PRESENT)
-        if stored is None:
-            before, newest = (self.behind(name, base_version) for name in ("refined" + BEFORE, "refined"))
-            return Present(max(before + 1, newest), base_version)
+        one. Without ``round.json``, at the newest round. ConfigError when the file is damaged."""
         try:
-            found = Present(**{name: int(value) for name, value in stored.items()})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.folder.path / PRESENT} is damaged ({error}): bring it back from a copy of the run") from error
+            stored = self.folder.read_json(PRESENT)
+            found = Present(**{name: int(value) for name, value in stored.items()}) if stored is not None else None
+        except (ConfigError, TypeError, ValueError) as error:
+            raise ConfigError(f"{self.folder.path / PRESENT} does not say where the refinement stands ({error.__cause__ or error}): delete "
+                              "the file, and `refine` goes on from the newest round") from error
+        if found is None:
+            before, newest = (self.behind(name, base_version) for name in ("refined" + BEFORE, "refined"))
+            return Present(max(before + 1, newest), base_version, self.info("refined", base_version).get("line", 0))
         return found if found.base_version == base_version else Present(1, base_version)
 
     def numbers(self) -> list[int]:

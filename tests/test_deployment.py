@@ -227,6 +227,13 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_acts_with_the_preset_s_sett
     assert load_policy(tmp_path / "elsewhere" / "deep" / "policy").steps == InferenceConfig().steps
 
 
+def test_a_round_of_a_run_acts_with_the_settings_of_its_run(run, policy):
+    shutil.copytree(run / "checkpoints" / "refined", run / "checkpoints" / "rounds" / "3" / "refined")
+    earlier = load_policy(run / "checkpoints" / "rounds" / "3" / "refined")
+    assert earlier.steps == policy.steps == 3
+    assert np.array_equal(earlier.get_action(observed()).actions, policy.get_action(observed()).actions)
+
+
 # ---------------------------------------------------------------- released files
 
 

@@ -104,6 +104,31 @@ def test_another_round_acts_with_the_refined_policy_and_goes_on_from_it(finished
     assert len(planned) == 4 and {more[name] for name in planned} == {version}  # those before training, by the refined policy alone
     done = run_command("refine", tmp_path, *again)
     assert "(0 new)" in done.stdout and len(metrics(folder, "refine")) == rows + 2
+    evaluated = {s.name for s in stored(folder, "eval")}
+    done = run_command("evaluate", tmp_path, *PLANNING, "--round", "1")  # it was evaluated when it was the newest
+    assert "refined + planning, round 1" in done.stdout and {s.name for s in stored(folder, "eval")} == evaluated
+
+
+@pytest.mark.slow
+def test_going_back_a_round_collects_and_trains_the_next_one_anew(finished_run, tmp_path):
+    folder = copy_run(finished_run, tmp_path)
+    again = [*PLANNING, "--rounds", "2", "--refine-steps", "20"]
+    run_command("refine", tmp_path, *again)
+    before = {s.name for s in stored(folder, "rollout")}
+    weights = (folder / "checkpoints" / "rounds" / "2" / "refined" / "model.safetensors").read_bytes()
+    done = run_command("refine", tmp_path, *again, "--from-round", "1")
+    assert "moved round 2 to" in done.stderr and "(1 new)" not in done.stdout and "(20 new)" in done.stdout
+    assert (folder / "checkpoints" / "rounds.1" / "2" / "refined" / "model.safetensors").read_bytes() == weights
+    assert (folder / "checkpoints" / "rounds" / "2" / "refined" / "model.safetensors").read_bytes() != weights
+    assert len({s.name for s in stored(folder, "rollout")} - before) == 4 + 6
+    done = run_command("evaluate", tmp_path, *PLANNING, "--round", "all", "--keep-rounds", "last:1")
+    assert [line.partition("  ")[0] for line in done.stdout.splitlines()[1:]] == [
+        "refined, round 1", "refined + planning, round 1", "refined, round 2", "refined + planning, round 2"]
+    run_command("report", tmp_path)
+    rows = json.loads((folder / "report.json").read_text())["rounds"]
+    assert [(row["round"], len(row["arms"]), row["rollouts"]["episodes"] if row["rollouts"] else 0) for row in rows] == [
+        (0, 1, 0), (1, 2, 10), (2, 2, 10)]
+    assert 'id="rounds"' in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -270,6 +270,25 @@ def test_steps_of_later_rounds_go_on_counting(tmp_path):
     assert training_curves(folder)["refine"]["step"] == [25, 50, 75]
 
 
+def test_rounds_are_a_table_and_a_chart_once_there_are_two(tmp_path):
+    folder, config = make_run(tmp_path)
+    row = {"base_version": 1, "version": 2, "episodes": 8}
+    folder.record("evaluate_round", round=0, arm="base", successes=3, low=0.1, high=0.7, **row)
+    folder.record("evaluate_round", round=1, arm="refined", successes=6, low=0.4, high=0.9, **row)
+    assert [r["round"] for r in write_report(folder, config, None)["rounds"]] == [0, 1]
+    alone = Page(folder.report.read_text())
+    assert "rounds" not in alone.tables  # the table of the arms says it
+    folder.record("evaluate_round", round=2, arm="refined + planning", successes=7, low=0.5, high=1.0, **{**row, "version": 5})
+    write_report(folder, config, None)
+    page = Page(folder.report.read_text())
+    assert len(pngs(page)) == len(pngs(alone)) + 1
+    assert page.tables["rounds"][1:] == [
+        ["0", "base", "2", "3/8", "37.5 %", "10.0 % to 70.0 %"], ["1", "refined", "2", "6/8", "75.0 %", "40.0 % to 90.0 %"],
+        ["1", "rollouts collected", "", "3/6", "50.0 %", "18.8 % to 81.2 %"],
+        ["2", "refined + planning", "5", "7/8", "87.5 %", "50.0 % to 100.0 %"]]
+    folder.close()
+
+
 def test_special_characters_are_escaped(tmp_path):
     folder, config = make_run(tmp_path, name='<script>alert("x")&')
     write_report(folder, config, None)

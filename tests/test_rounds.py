@@ -344,9 +344,14 @@ def test_rollouts_and_evaluations_are_told_apart_by_round_and_those_that_were_le
     assert training_curves(run.folder)["refine"]["loss"] == [1.0, 1.0, 9.0]
 
 
-def test_a_damaged_round_file_is_named(run):
-    run = refined(run, 1)
-    file = run.folder.path / "round.json"
-    file.write_text(json.dumps({"round": "three", "base_version": 1}))
-    with pytest.raises(ConfigError, match="round.json is damaged"):
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"round": "three", "base_version": 1}), json.dumps({"round": 1})])
+def test_a_damaged_round_file_is_named_and_may_be_deleted(run, text):
+    run = refined(run, 2)
+    stage.refine(run, from_round=1)
+    before, file = versions(run), run.folder.path / "round.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="round.json does not say where the refinement stands .*: delete the file"):
         stage.refine(run)
+    file.unlink()
+    assert stage.refine(run)["new"] == 0 and versions(run) == before
+    assert stage.refine(changed(run, rounds=3))["new"] == 1
