@@ -29,7 +29,7 @@ def pool_ask(config: RunConfig) -> Ask:
 def learner_ask(learner: LearnerConfig) -> Ask:
     """The learner ranks, all together. Without ``learner.gpus`` they share the GPUs that inference leaves."""
     return Ask("learner ranks", learner.world_size, "learner", learner.gpus, shares_gpus=not learner.gpus, together=True,
-               selector=selector("learner.nodes", learner.nodes), least=learner.world_size)
+               selector=selector("learner.nodes", learner.nodes))
 
 
 def check_cluster(config: RunConfig, nodes: Sequence[Node], acts: bool, learns: bool, simulates: bool, private: bool) -> None:

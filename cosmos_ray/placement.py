@@ -66,7 +66,7 @@ class Placement:
             self._looked = time.monotonic()
 
     def reserve(self, *asks: Ask) -> None:
-        """Share the cluster out among all ``asks`` of a stage. Waits until each of them has its ``least`` places. ConfigError for more
+        """Share the cluster out among all ``asks`` of a stage. Waits until each of them has the places it needs. ConfigError for more
         processes than the cluster's CPUs can run."""
         self.look()
         if not autoscales(self.places.nodes):
@@ -86,7 +86,7 @@ class Placement:
         """Ray options of each process of ``ask``, for actors that Ray restarts: on any node with the labels and the room when their own is
         gone.
 
-        Waits for the first ``ask.least`` places, and goes on with those that there are.
+        Waits for the places that ``ask`` needs, and goes on with those that there are.
         """
         self._wait_for([ask])
         if lack := self.places.lack(ask):
@@ -148,17 +148,17 @@ class Placement:
     # ---------------------------------------------------------------- Ray
 
     def _wait_for(self, asks: Sequence[Ask], afresh: bool = False) -> None:
-        """Find places for ``asks``, for all of them ``afresh`` at every look. Returns once each has its ``least``."""
+        """Find places for ``asks``, for all of them ``afresh`` at every look. Returns once each has the places it needs."""
         while not self._find(asks, afresh):
             time.sleep(LOOK_S)
 
     def _find(self, asks: Sequence[Ask], afresh: bool = False) -> bool:
-        """Whether each of ``asks`` has its ``least`` places now; says what is missing."""
+        """Whether each of ``asks`` has the places it needs now; says what is missing."""
         self.look()
         for ask in asks if afresh else ():
             self.places.leave(ask)
         self.places.reserve(asks)
-        short = [ask for ask in asks if len(self.places.placed(ask)) < ask.least]
+        short = [ask for ask in asks if len(self.places.placed(ask)) < ask.needs]
         for ask in asks:
             self.wants(ask, ask.count - len(self.places.placed(ask)))
         if short:
@@ -185,11 +185,6 @@ class PlacedCrew:
         place = self._places.seat(self._ask, index)
         self._placement.wants(self._ask, self._ask.count - len(self._places.placed(self._ask)))
         return None if place is None else self._make(index, _options(place, _on(place, soft=False)))
-
-    def gone(self, index: int) -> bool:
-        """Whether the node that worker ``index`` was started on has left the cluster."""
-        self._placement.look()
-        return self._places.last_place_of(self._ask, index) is not None and self._places.place_of(self._ask, index) is None
 
     def should_move(self, index: int) -> bool:
         """Whether worker ``index`` would have clearly more CPU on another node."""

@@ -60,7 +60,11 @@ class Ask:
     shares_gpus: bool = False  #: each takes an equal share, at most one, of the GPUs that are left, where the nodes have any
     selector: Mapping[str, str] = field(default_factory=dict)  #: labels of the nodes that may be taken
     together: bool = False  #: on as few nodes as possible, and all of them or none
-    least: int = 0  #: the stage waits until so many of them have a place
+    least: int = 0  #: the stage waits until so many of them have a place; for all of them that go together
+
+    @property
+    def needs(self) -> int:
+        return self.count if self.together else self.least
 
 
 @dataclass(frozen=True)

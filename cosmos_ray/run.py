@@ -92,10 +92,6 @@ class Run:
         """``what`` as a progress line names it, with the number of its round where there are several."""
         return what if self.config.rounds == 1 else f"{what} {number}/{self.config.rounds}"
 
-    def cpu_share(self, actors: int) -> float:
-        """CPUs each of ``actors`` may reserve so that all of them can be placed, at most one."""
-        return min(1.0, int(100 * max(1, int(ray.cluster_resources().get("CPU", 1))) / max(1, actors)) / 100)
-
     def check_policy(self, checkpoint: str | Path) -> None:
         """ConfigError when the policy of ``checkpoint`` cannot act in this simulation, or judge what acts there."""
         check_acts(checkpoint, self.config)

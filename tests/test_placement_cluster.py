@@ -25,7 +25,7 @@ PATIENCE_S = 240.0  #: for what takes seconds on a quiet machine
 
 #: A driver that takes what it is told to take, says what it has, and holds that until its input ends.
 DRIVER = """
-    import json, sys
+    import json, sys, time
     import ray
     from cosmos_ray.places import Ask
     from cosmos_ray.placement import Placement, cluster_nodes
@@ -45,10 +45,13 @@ DRIVER = """
         if line["kind"] == "all":  # whole nodes, whoever else there is
             for node in cluster_nodes():
                 held.append(Process.options(num_cpus=node.cpus, label_selector={"ray.io/node-id": node.id}).remote())
-        ask = Ask(line["who"], line["count"], selector=line.get("labels", {}), together=line["kind"] == "gang")
+        ask = Ask(line["who"], line["count"], selector=line.get("labels", {}), together=line["kind"] == "gang", least=line["count"])
         if line["kind"] == "crew":
             crew = placement.crew(ask, lambda index, options: Process.options(**options).remote())
-            held.extend(filter(None, [crew.start(index) for index in range(ask.count)]))
+            for index in range(ask.count):
+                while (process := crew.start(index)) is None:
+                    time.sleep(0.5)
+                held.append(process)
         if line["kind"] == "pool":
             held.extend(Process.options(**options).remote() for options in placement.options(ask))
         if line["kind"] == "gang":
@@ -104,9 +107,9 @@ class TwoNodes:
         (folder / "token").write_text("1" * 64)
         self.variables = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         ray = [str(Path(sys.executable).with_name("ray")), "start", "--num-cpus=2", "--disable-usage-stats", "--block"]
-        self.nodes = [subprocess.Popen([*ray, *more], env=self.variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for more in (
-            ["--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", f"--temp-dir={folder / 'r'}"],
-            [f"--address={self.address}", "--labels=zone=a"])]
+        head = ["--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", f"--temp-dir={folder / 'r'}"]
+        self.nodes = [subprocess.Popen([*ray, *more], env=self.variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                      for more in (head, [f"--address={self.address}", "--labels=zone=a"])]
 
     def answers(self) -> bool:
         """Whether the head node listens."""
@@ -123,8 +126,8 @@ class TwoNodes:
         return self.start("-c", textwrap.dedent(DRIVER), self.address)
 
     def collect(self, root: Path, name: str) -> Program:
-        return self.start("-m", "cosmos_ray", "collect", "--root", str(root), "--name", name, "--address", self.address, "--sim.task", "Lift",
-                          "--demos", "4", "--rollout.workers", "3")
+        return self.start("-m", "cosmos_ray", "collect", "--root", str(root), "--name", name, "--address", self.address,
+                          "--sim.task", "Lift", "--demos", "4", "--rollout.workers", "3")
 
 
 @pytest.fixture(scope="module")

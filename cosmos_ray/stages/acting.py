@@ -14,7 +14,7 @@ from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.places import Ask
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
-from cosmos_ray.rollout.calls import Anywhere, RayCalls
+from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed
 from cosmos_ray.rounds import Rounds
@@ -32,11 +32,11 @@ def acting_fleet(run: Run, checkpoint: Path, *beside: Ask) -> Iterator[tuple[Inf
     config = run.config
     actors, workers = pool_ask(config), workers_ask(config, config.rollout.workers)
     run.placement.reserve(actors, *beside, workers)
-    cpus = run.cpu_share(sum(ask.count for ask in (actors, workers, *beside)))
     pool = run.pool(checkpoint)
     try:
-        options = {"num_cpus": cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-        crew = Anywhere(lambda i: RolloutActor.options(**options).remote(config, str(run.folder.replay), pool.actors, i))
+        one_thread = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        crew = run.placement.crew(workers, lambda i, options: RolloutActor.options(**options, **one_thread).remote(
+            config, str(run.folder.replay), pool.actors, i))
         fleet = Fleet(crew, RayCalls(), config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,),
                       config.rollout.deadline_s, run.supervisor)
         try:

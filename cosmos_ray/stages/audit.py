@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from cosmos_ray.asks import workers_ask
 from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.model.checkpoint import read_description
@@ -19,7 +20,7 @@ from cosmos_ray.oracle.chooser import ARMS
 from cosmos_ray.oracle.shares import shares
 from cosmos_ray.replay.files.durable import append_line
 from cosmos_ray.report.audit_page import write_audit_page
-from cosmos_ray.rollout.calls import Anywhere, RayCalls
+from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import asked_policy, planning_network
@@ -90,11 +91,13 @@ def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answe
     tickets = _tickets(todo)
     if not tickets:
         return
-    count = min(len(tickets), run.config.rollout.workers)
-    options = {"num_cpus": run.cpu_share(count), "num_gpus": run.config.inference.gpus,
-               "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(run.config.inference.threads)}}}
-    crew = Anywhere(lambda _: OracleActor.options(**options).remote(run.config, checkpoint, planning_checkpoint))
-    fleet = Fleet(crew, RayCalls(), count, capacity=1, name_of=lambda ticket: (ticket.name,),
+    config = run.config
+    ask = workers_ask(config, min(len(tickets), config.rollout.workers), "oracles", config.inference.gpus)
+    run.placement.reserve(ask)
+    environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.inference.threads)}}}
+    crew = run.placement.crew(ask, lambda _, options: OracleActor.options(**options, **environment).remote(
+        config, checkpoint, planning_checkpoint))
+    fleet = Fleet(crew, RayCalls(), ask.count, capacity=1, name_of=lambda ticket: (ticket.name,),
                   deadline_s=math.inf, supervisor=run.supervisor, who="oracle")  # how long an oracle's answer takes cannot be told
     progress, done = run.progress("audit", len(todo), unit="episodes"), 0
 
@@ -111,6 +114,7 @@ def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answe
         run_tickets(fleet, tickets, take)
     finally:
         fleet.close()
+        run.placement.leave(ask)
     if fleet.quarantined:
         name, why = next(iter(fleet.quarantined.items()))
         raise SimulationError(f"the audit gave up {len(fleet.quarantined)} of {len(tickets)} tickets, which took down their processes; the "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cosmos_ray.asks import workers_ask
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import DemonstratorActor
-from cosmos_ray.rollout.calls import Anywhere, RayCalls
+from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.demonstrator import failure_key
 from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.ticket import state_seed
@@ -23,9 +24,10 @@ def collect(run: Run) -> dict:
         return {"demonstrations": have, "new": 0, "failed": 0}
     check_expert(config.sim)
     progress = run.progress("collect", config.demos, have, "demos")
-    workers = min(config.rollout.workers, config.demos - have)
-    crew = Anywhere(lambda i: DemonstratorActor.options(num_cpus=run.cpu_share(workers)).remote(config, str(run.folder.replay)))
-    fleet = Fleet(crew, RayCalls(), workers, capacity=2, name_of=lambda key: (key.name, failure_key(key).name),
+    ask = workers_ask(config, min(config.rollout.workers, config.demos - have), "demonstrators")
+    run.placement.reserve(ask)
+    crew = run.placement.crew(ask, lambda i, options: DemonstratorActor.options(**options).remote(config, str(run.folder.replay)))
+    fleet = Fleet(crew, RayCalls(), ask.count, capacity=2, name_of=lambda key: (key.name, failure_key(key).name),
                   deadline_s=config.rollout.deadline_s, supervisor=run.supervisor, who="demonstrator")
     index, submitted = 0, list[EpisodeKey]()
     try:
@@ -45,6 +47,7 @@ def collect(run: Run) -> dict:
             progress.update(have, f"{failed} failed")
     finally:
         fleet.close()
+        run.placement.leave(ask)
     progress.finish(have, f"{failed} failed")
     result = {"demonstrations": have, "new": have - started, "failed": failed, "workers_replaced": fleet.replaced}
     run.tracker.log("collect", **result)
