@@ -188,8 +188,13 @@ class RunFolder:
             raise ConfigError(f"{self.results} cannot be written: give --to FOLDER")
 
     def unmake(self) -> None:
-        """Take back a new run in which nothing was made, so that its settings bind nobody: with any other file, all of it stays."""
+        """Take back a new run in which nothing was made but an empty store, so that its settings bind nobody: with any other file, all of
+        it stays."""
         made = (".lock", "config.json", "identity.json")
+        store = self.path / "replay"
+        if self._bucket is None and store.is_dir() and [part.name for part in store.iterdir()] == ["store.json"]:
+            (store / "store.json").unlink()
+            store.rmdir()
         if all(part.name in made or (self._bucket and part.name.startswith(".")) for part in self.path.iterdir()):
             for name in made:
                 (self.path / name).unlink(missing_ok=True)

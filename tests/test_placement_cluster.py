@@ -185,4 +185,4 @@ def test_labels_that_no_node_has_are_refused_before_a_run_begins(cluster, tmp_pa
     done = cluster.start("-m", "cosmos_ray", "collect", "--root", str(tmp_path), "--name", "new", "--address", cluster.address,
                          "--rollout.nodes", "zone=b")
     assert done.end() == 2 and done.said("rollout.nodes = 'zone=b' fits none of the cluster's 2 nodes, they have zone=a"), done.errors
-    assert not (tmp_path / "new" / "replay").exists()
+    assert not (tmp_path / "new").exists(), "a run would keep the setting"
