@@ -55,7 +55,10 @@ DRIVER = """
         if line["kind"] == "pool":
             held.extend(Process.options(**options).remote() for options in placement.options(ask))
         if line["kind"] == "gang":
-            held.extend(Process.options(**options).remote() for options in placement.gang(ask)().options)
+            place = placement.gang(ask)
+            while (gang := place()) is None:
+                time.sleep(0.5)
+            held.extend(Process.options(**options).remote() for options in gang.options)
         return ray.get([process.node.remote() for process in held[-ask.count:]], timeout=200)
 
     for line in sys.stdin:
