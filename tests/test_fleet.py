@@ -9,9 +9,10 @@ import ray
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.rollout.calls import Anywhere, RayCalls
+from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.fleet import Fleet, WorkerTrouble
 from cosmos_ray.supervision import Supervisor
+from tests.anywhere import Anywhere
 from tests.test_replay_episode import make_episode
 
 

@@ -18,7 +18,7 @@ from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.actor import DemonstratorActor
-from cosmos_ray.rollout.calls import Anywhere, RayCalls
+from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
 from cosmos_ray.rollout.fleet import Fleet
@@ -27,6 +27,7 @@ from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.simulators import Simulators
 from cosmos_ray.supervision import Supervisor
+from tests.anywhere import Anywhere
 from tests.test_planning import demo_policy
 from tests.test_replay_crash import names_on_disk, tiny_disk  # noqa: F401 - a fixture
 from tests.test_replay_episode import assert_same, make_episode

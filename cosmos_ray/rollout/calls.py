@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -15,12 +14,14 @@ from cosmos_ray.rollout.fleet import WorkerLost
 
 
 class RayCalls:
-    """:class:`cosmos_ray.rollout.fleet.Calls` to actors."""
+    """Calls of the ``advance`` of worker actors."""
 
     def advance(self, handle: ActorHandle, tickets: list[Any], seconds: float) -> ray.ObjectRef:
+        """Begin a call."""
         return handle.advance.remote(tickets, seconds)
 
     def ended(self, calls: list[ray.ObjectRef], timeout: float) -> list[ray.ObjectRef]:
+        """Those of ``calls`` that have ended; waits up to ``timeout`` seconds for the first one."""
         if not calls:
             time.sleep(timeout)
             return []
@@ -28,6 +29,7 @@ class RayCalls:
         return ray.wait(calls, num_returns=len(calls), timeout=0)[0] if ready else []
 
     def answers(self, call: ray.ObjectRef) -> list[Any]:
+        """What an ended call returned. Raises what the worker raised, and WorkerLost when the worker is gone."""
         try:
             return ray.get(call)
         except RayTaskError as error:
@@ -36,23 +38,8 @@ class RayCalls:
             raise WorkerLost(*_cause(error)) from error
 
     def stop(self, handle: ActorHandle) -> None:
+        """End the worker's process at once."""
         ray.kill(handle)
-
-
-class Anywhere:
-    """A :class:`cosmos_ray.rollout.fleet.Crew` whose workers Ray places; ``spawn`` starts worker ``index``."""
-
-    def __init__(self, spawn: Callable[[int], ActorHandle]):
-        self._spawn = spawn
-
-    def start(self, index: int) -> ActorHandle:
-        return self._spawn(index)
-
-    def should_move(self, index: int) -> bool:
-        return False
-
-    def where(self, index: int) -> str:
-        return "this cluster"
 
 
 def _cause(error: RayError) -> tuple[str, bool]:
