@@ -184,32 +184,39 @@ class LearnerCore:
         A state is there once it is whole; two are kept. CheckpointError, on every rank, when the folder cannot be written: the state of
         before stays what a resume begins from.
         """
-        folder, tag = Path(folder), f"step_{self.step_count:08d}"
-        if folder / tag == self.saved:
+        folder = Path(folder)
+        state = folder / f"step_{self.step_count:08d}"
+        if state == self.saved:
             return  # never write over the state that would be resumed from
         self.encoder.flush()
-        files: dict[str, dict[str, int]] = {}
-        step, why = 0.0, ""
+        parts = self._written(state, self._write_part, state)
+        self._written(state, self._describe, state, parts)  # nobody goes on before the state is there
+        for old in folder.glob("step_*"):
+            if old not in (state, self.saved):
+                shutil.rmtree(old, ignore_errors=True)
+        self.saved = state
+
+    def _written(self, state: Path, write: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What ``write`` returned on every rank. CheckpointError on all of them when one cannot write."""
+        out, why = None, ""
         try:
-            files, step = self._write_part(folder / tag)
+            out = write(*arguments)
         except OSError as error:
             why = error.strerror or str(error)
-        instants.passes("checkpoint")
-        parts = self._exchange((files, why))
-        if failed := [why for _, why in parts if why]:
+        answers = self._exchange((out, why))
+        if failed := [why for _, why in answers if why]:
             if self.rank == 0:
-                shutil.rmtree(folder / tag, ignore_errors=True)
-            raise CheckpointError(f"learner state cannot be written to {folder / tag}: {failed[0]}; make room there and run the same "
-                                  "command again")
+                shutil.rmtree(state, ignore_errors=True)
+            raise CheckpointError(f"learner state cannot be written to {state}: {failed[0]}; make room there and run the same command "
+                                  "again")
+        return [out for out, _ in answers]
+
+    def _describe(self, state: Path, parts: list[tuple[dict[str, dict[str, int]], float]]) -> None:
+        """Make a state of what all ranks wrote."""
         if self.rank == 0:
             layout = {name: getattr(self.config, name) for name in ("world_size", "zero_stage", "precision", LAYOUT)}
-            describe(folder / tag, {"step": self.step_count, "adam_step": step, **layout},
+            describe(state, {"step": self.step_count, "adam_step": parts[0][1], **layout},
                      {name: file for files, _ in parts for name, file in files.items()})
-        self._exchange(None)  # nobody goes on before the state is there
-        for old in folder.glob("step_*"):
-            if old not in (folder / tag, self.saved):
-                shutil.rmtree(old, ignore_errors=True)
-        self.saved = folder / tag
 
     def _write_part(self, state: Path) -> tuple[dict[str, dict[str, int]], float]:
         """Write what this rank has of a state; returns the files, and the optimiser's step."""
@@ -222,7 +229,9 @@ class LearnerCore:
         own = {"source": self.source.state_dict(self.loader.snapshot() if self.loader else None),
                "generator": self.generator.get_state().tolist()}
         numbers, position = f"rank{self.rank}.safetensors", f"rank{self.rank}.json"
-        return {numbers: write_pieces(pieces, state / numbers), position: write_file([json.dumps(own).encode()], state / position)}, step
+        files = {numbers: write_pieces(pieces, state / numbers), position: write_file([json.dumps(own).encode()], state / position)}
+        instants.passes("checkpoint")
+        return files, step
 
     def load(self, folder: str | Path) -> bool:
         """Continue from the newest whole state of :meth:`save`; False when there is none yet. All ranks must call it.
