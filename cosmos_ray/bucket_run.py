@@ -18,7 +18,7 @@ from cosmos_ray.uri import below, is_uri, uri_problem
 logger = logging.getLogger(__name__)
 
 PUBLISH_S = 5.0  #: between two looks for what changed in the working copy
-SETTLED_S = 2.0  #: a file that changed later may still be written
+REST_S = 60.0  #: between two times that a large file is published
 TOKEN = ".token"  #: in the copy: the lease under which the copy was last worked with
 
 
@@ -110,7 +110,7 @@ class BucketRun:
                 return
             try:
                 with self._busy:
-                    self.copy.publish(settled_s=SETTLED_S)
+                    self.copy.publish(rest_s=REST_S)
                 self._supervisor.goes_on("the run")
             except StoreError as error:
                 self._supervisor.waits("the run", f"its bucket ({error}); work goes on in {self._local}")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import obstore
@@ -20,7 +21,7 @@ from cosmos_ray.config.stored import stored_config
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
-from cosmos_ray.replay.files import lease
+from cosmos_ray.replay.files import bucket, lease
 from cosmos_ray.replay.files.lease import Lease
 from cosmos_ray.replay.files.working_copy import WorkingCopy, fetched, published
 from cosmos_ray.uri import below
@@ -79,7 +80,9 @@ def test_another_machine_goes_on_where_this_one_closed_the_run(root, tmp_path, m
     assert not any(name.startswith("checkpoints/") for name in objects(root))
 
 
-def test_what_was_not_published_is_after_the_next_opening_on_this_machine(root, server, caplog):
+def test_what_was_not_published_is_after_the_next_opening_on_this_machine(root, server, caplog, monkeypatch):
+    monkeypatch.setattr(bucket, "_RETRY", {"max_retries": 1, "retry_timeout": timedelta(seconds=1)})
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
     folder = RunFolder(config(root))
     server.stop()
     try:
@@ -90,7 +93,7 @@ def test_what_was_not_published_is_after_the_next_opening_on_this_machine(root, 
         server.start()
     assert "the next command on this machine publishes them" in caplog.text
     caplog.clear()
-    again = RunFolder(config(root))  # its lease was not given back: the holder is this process, which closed it
+    again = RunFolder(config(root))  # its lease was not given back
     assert again.metrics("refine")[0]["step"] == 10
     again.close()
     assert "metrics.jsonl" in objects(root)
@@ -312,11 +315,25 @@ def test_a_command_that_fails_before_anything_is_made_leaves_nothing_in_the_buck
 
 def test_what_changes_is_published_without_being_asked(root, monkeypatch):
     monkeypatch.setattr("cosmos_ray.bucket_run.PUBLISH_S", 0.1)
-    monkeypatch.setattr("cosmos_ray.bucket_run.SETTLED_S", 0.0)
     folder = RunFolder(config(root))
-    folder.record("refine", step=10)
-    until = time.monotonic() + 60
-    while "metrics.jsonl" not in objects(root):
+    until, step = time.monotonic() + 120, 0
+    while "metrics.jsonl" not in objects(root):  # although it never rests
         assert time.monotonic() < until
-        time.sleep(0.1)
+        folder.record("refine", step=(step := step + 1))
     folder.close()
+
+
+def test_a_large_file_is_not_put_as_often_as_it_grows(copies, root, monkeypatch):
+    monkeypatch.setattr("cosmos_ray.replay.files.working_copy.LARGE", 10)
+    copy, file = WorkingCopy(below(root, "run"), copies[0]), copies[0] / "metrics.jsonl"
+
+    def there() -> int:
+        return obstore.head(copy.client, "metrics.jsonl")["size"]
+
+    file.write_text("0123456789\n")
+    copy.publish(rest_s=1e6)
+    file.write_text("0123456789\n" * 2)
+    copy.publish(rest_s=1e6)
+    assert there() == 11
+    copy.publish()  # as the command ends
+    assert there() == 22

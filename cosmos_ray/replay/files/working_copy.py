@@ -37,6 +37,7 @@ POINTER = "files.json"  #: of a checkpoint in the bucket
 RECORDS = ".published"
 LEFT_OUT = ("replay", "latents", "wandb")  #: the store has its own objects; the others can be made again, or lie elsewhere
 BY_ACTORS = ("learner",)  #: fetched and published by the processes that read and write it, not by the driver
+LARGE = 8 << 20  #: bytes of what is put at once, from memory, and as often as it changes
 TRIES = 5  #: to fetch a checkpoint while others replace it
 
 
@@ -65,27 +66,28 @@ class WorkingCopy:
         with explained("look into", self.name):
             return self._head(path) is not None
 
-    def publish(self, path: str = "", settled_s: float = 0.0) -> None:
+    def publish(self, path: str = "", rest_s: float = 0.0) -> None:
         """Put what changed in the file, checkpoint or folder ``path``, "" for all but learner states, since it was published or fetched.
 
-        Leaves out what changed within the last ``settled_s`` seconds. What is gone here goes there too, once two calls have missed it:
-        a checkpoint that is being replaced is gone for an instant.
+        Leaves out what is large and was put within the last ``rest_s`` seconds: metrics that grow. What is gone here goes there too, once
+        two calls have missed it: a checkpoint that is being replaced is gone for an instant.
         """
         with explained("publish the run to", self.name):
             parts = sorted(self._parts(path), key=lambda part: part.changed)
             for part in parts:
-                if self._record(part.path).get("signature") == part.signature:
+                known = self._record(part.path)
+                if known.get("signature") == part.signature:
                     continue
-                if settled_s and time.time() - part.changed / 1e9 < settled_s:
+                if sum(file[1] for file in part.signature) > LARGE and time.time() - known.get("put", 0.0) < rest_s:
                     continue
                 try:
                     state = self._put_whole(part) if part.whole else self._put(part.path, self.local / part.path)
                 except FileNotFoundError:
                     continue  # replaced or removed meanwhile: the next call sees what came of it
                 self._remember(part.path, state, part.signature)
-            gone = {known for known in self._recorded(path) if not (self.local / known).exists()}
-            for known in gone & self._gone:
-                self._remove(known)
+            gone = {name for name in self._recorded(path) if not (self.local / name).exists()}
+            for lost in gone & self._gone:
+                self._remove(lost)
             self._gone = (self._gone | gone) if path else gone
 
     def fetch(self, path: str = "") -> None:
@@ -166,7 +168,8 @@ class WorkingCopy:
 
     def _remember(self, path: str, state: str, signature: list[list[Any]]) -> None:
         make_directory(self.local / RECORDS)
-        replace(json.dumps({"state": state, "signature": signature}).encode(), self.local / RECORDS / quote(path, safe=""))
+        known = json.dumps({"state": state, "signature": signature, "put": time.time()})
+        replace(known.encode(), self.local / RECORDS / quote(path, safe=""))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -204,10 +207,9 @@ class WorkingCopy:
 
     def _put(self, path: str, file: Path) -> str:
         """Put ``file`` as the object ``path``; its new state."""
-        if not file.exists():
-            raise FileNotFoundError(file)
+        content = file if file.stat().st_size > LARGE else file.read_bytes()  # read at once: it may grow
         with answers():
-            return str(obstore.put(self.client, path, file if file.stat().st_size else b"")["e_tag"])
+            return str(obstore.put(self.client, path, content)["e_tag"])
 
     def _get(self, path: str, target: Path) -> None:
         make_directory(target.parent)
