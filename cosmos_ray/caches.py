@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from cosmos_ray.errors import StoreError
 from cosmos_ray.uri import is_uri
@@ -54,6 +54,12 @@ def cache_folder(given: str | Path | None = None) -> Path:
     if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
         raise StoreError(f"the cache folder {folder} belongs to another user: set ${CACHE_VARIABLE}")
     return folder
+
+
+def working_copy_at(path: str | Path) -> int | None:
+    """Which part of ``path`` is the URI of a bucket: what lies below is the working copy of a run there. None for any other path."""
+    parts = Path(path).parts
+    return next((i for i, part in enumerate(parts[:-1]) if "%3A%2F%2F" in part and is_uri(unquote(part))), None)
 
 
 def local_root(root: str) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cosmos_ray import released
+from cosmos_ray.caches import working_copy_at
 from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.exchange import diffusers_config, match, read_weights
 from cosmos_ray.model.exchange.diffusers_folder import CONFIG, read_diffusers
@@ -23,7 +24,6 @@ from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.model.text import T5Text
 from cosmos_ray.model.tokenizer import PatchPCA
 from cosmos_ray.model.transformer import TransformerConfig
-from cosmos_ray.replay.files.working_copy import fetched
 
 
 def save_policy(policy: CosmosPolicy, path: str | Path, version: int, info: dict | None = None,
@@ -85,7 +85,11 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32)
 
     A missing, truncated or mismatched checkpoint raises CheckpointError with the first offending key.
     """
-    spec, version, _ = read_description(fetched(path))
+    if working_copy_at(path) is not None:
+        from cosmos_ray.replay.files.working_copy import fetched  # with libraries that a policy alone does without
+
+        fetched(path)
+    spec, version, _ = read_description(path)
     file, text = Path(path) / "model.safetensors", Path(path) / "text.safetensors"
     tensors = read_safetensors(file)
     policy = build(spec, seed=None, embeddings=read_text_embeddings(text) if text.exists() else None)

@@ -26,10 +26,11 @@ from urllib.parse import quote, unquote
 
 import obstore
 
+from cosmos_ray.caches import working_copy_at
 from cosmos_ray.errors import StoreError, StoreUnavailable
 from cosmos_ray.replay.files.bucket import answers, open_bucket
 from cosmos_ray.replay.files.durable import explained, make_directory, replace
-from cosmos_ray.uri import below, is_uri
+from cosmos_ray.uri import below
 
 logger = logging.getLogger(__name__)
 
@@ -293,8 +294,7 @@ def published(path: str | Path) -> None:
 
 def _held(path: str | Path) -> tuple[WorkingCopy, str] | None:
     """The working copy that ``path`` lies in, and the path in it."""
-    parts = Path(path).parts
-    at = next((i for i, part in enumerate(parts[:-1]) if "%3A%2F%2F" in part and is_uri(unquote(part))), None)
+    parts, at = Path(path).parts, working_copy_at(path)
     if at is None:
         return None
     return _copy(below(unquote(parts[at]), parts[at + 1]), Path(*parts[: at + 2])), "/".join(parts[at + 2 :])
