@@ -19,7 +19,7 @@ SAY_EVERY_S = 30.0  #: and says so again
 
 # Deadlines, in seconds. Those that a user sets are settings: rollout.deadline_s, inference.timeout_s, replay.patience_s.
 WORKER_START_S = 240.0  #: a rollout worker's first answer: imports, model build, kernels
-SIMULATOR_START_S = 120.0  #: for a worker's simulators to start: imports, models, kernels, OpenGL
+SIMULATOR_START_S = 200.0  #: for a worker's simulators to start: imports, models, kernels, OpenGL
 POOL_START_S = 180.0  #: an inference actor's first answer: torch, checkpoint
 LEARNER_START_S = 300.0  #: DeepSpeed, the other ranks, checkpoint
 PUSH_S = 60.0  #: for an inference actor to take new weights

@@ -24,7 +24,9 @@ FILES = sorted((Path(__file__).parent / "data" / "config_before").glob("*.json")
 #: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
 NEW = ("sim.instruction", "model.fidelity", "model.resize", "model.augmentation", "learner.decay_all", "planner.ladder",
        "model.image_size", "model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens",
-       "model.loss_scale", "model.jpeg", "replay.keep_newest", "replay.keep_failures")
+       "model.loss_scale", "model.jpeg", "replay.keep_newest", "replay.keep_failures",
+       "keep_rounds", "learner.deadline_s", "inference.nodes", "learner.nodes", "rollout.nodes",
+       "rollout.chunk_deadline_s", "rollout.simulator_memory_mb", "rollout.simulator_episodes")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)

@@ -58,8 +58,8 @@ class RolloutConfig:
     chunk_deadline_s: float = option(60.0, "seconds that a simulator may take for a reset or an action chunk; then its process is "
                                      "replaced and the episode runs again. At most half of rollout.deadline_s, which a demonstration has",
                                      low=1, rare=True)
-    simulator_memory_mb: float = option(0.0, "resident MB above which a worker's simulators get a new process, 0 = no cap; one that "
-                                        "grows above it within a chunk counts as broken by that episode", low=0, rare=True)
+    simulator_memory_mb: float = option(8000.0, "resident MB above which a worker's simulators get a new process, 0 = no cap; one "
+                                        "that grows above it within a chunk counts as broken by that episode", low=0, rare=True)
     simulator_episodes: int = option(1000, "episodes after which a worker's simulators get a new process, 0 = never; running episodes go "
                                      "on in it", low=0, rare=True)
 

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from cosmos_ray.config import RolloutConfig, RunConfig
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.outbox import Outbox
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, Waiting
+from cosmos_ray.rollout.ticket import Answer, EpisodeTicket, Waiting
 from cosmos_ray.sim.child import Limits, SimulatorChild
 
 if TYPE_CHECKING:  # imported late: a worker starts fast, and the driver needs no simulator
@@ -47,7 +47,7 @@ class RolloutActor:
         self._simulators = SimulatorChild(config.sim, config.rollout.envs_per_worker, limits(config.rollout))
         self._core: RolloutCore | None = None
 
-    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished | Waiting]:
+    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Answer]:
         """Run policy episodes for about ``seconds``; see :meth:`RolloutCore.advance`."""
         from cosmos_ray.inference.client import PoolClient
         from cosmos_ray.replay.store import ReplayStore
@@ -74,7 +74,7 @@ class DemonstratorActor:
         self._simulators = SimulatorChild(config.sim, 1, limits(config.rollout, demonstrations=True))
         self._core: DemonstratorCore | None = None
 
-    def advance(self, tickets: list[EpisodeKey], seconds: float) -> list[Finished | Waiting]:
+    def advance(self, tickets: list[EpisodeKey], seconds: float) -> list[Answer]:
         """Record all of ``tickets``, which takes less than a second each; see :meth:`DemonstratorCore.advance`."""
         from cosmos_ray.replay.store import ReplayStore
         from cosmos_ray.rollout.demonstrator import DemonstratorCore

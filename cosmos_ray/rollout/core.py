@@ -17,7 +17,7 @@ from cosmos_ray.offsets import chunk_offset
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.outbox import PAUSE_S, Outbox
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, decision_noise_seed, stored_result
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, SimulatorDied, decision_noise_seed, stored_result
 from cosmos_ray.sim.child import SimulatorChild, SimulatorLost
 from cosmos_ray.sim.trajectory import Trajectory
 
@@ -83,13 +83,13 @@ class RolloutCore:
         middle = (len(slots) + 1) // 2
         self._halves = [_Half(half) for half in (slots[:middle], slots[middle:]) if half]
         self._queue: deque[EpisodeTicket] = deque()
-        self._finished: list[Finished] = []
+        self._finished: list[Finished | SimulatorDied] = []
         self._generation = simulators.generation
         self.simulators, self.store, self.client, self.steps, self.execute = simulators, store, client, steps, execute
         self.outbox = Outbox(store, patience_s)
 
-    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished]:
-        """Take on more tickets, work for about ``seconds``, and return what finished since the last call.
+    def advance(self, tickets: list[EpisodeTicket], seconds: float) -> list[Finished | SimulatorDied]:
+        """Take on more tickets, work for about ``seconds``, and return what finished and died since the last call.
 
         Returns early when nothing is left to do, and in time while the simulators start. Reports a ticket at once, and does not run it,
         when the store holds its episode.
@@ -98,7 +98,10 @@ class RolloutCore:
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
             self._store_finished()
-            if not self.simulators.ready(left) or not self._restored():
+            ready = self.simulators.ready(left)
+            self._finished += [SimulatorDied(why, "all its episodes go on in the next one") for why in self.simulators.deaths]
+            self.simulators.deaths.clear()
+            if not ready or not self._restored():
                 continue
             busy = [self._turn(half) for half in self._halves]
             self._store_finished()
@@ -127,6 +130,7 @@ class RolloutCore:
             return True, order()
         except SimulatorLost as error:
             slot.running = None
+            self._finished.append(SimulatorDied(str(error), f"{ticket.key.name} starts again, the others in it go on"))
             self._finished.append(Finished(ticket.key.name, False, 0, "", False, 0.0, -1, broken=str(error)))
             return False, None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.outbox import PAUSE_S, Outbox
-from cosmos_ray.rollout.ticket import Finished, stored_result
+from cosmos_ray.rollout.ticket import Finished, SimulatorDied, stored_result
 from cosmos_ray.sim.child import SimulatorChild, SimulatorLost
 
 if TYPE_CHECKING:  # a worker's own process needs no simulator
@@ -29,20 +29,22 @@ class DemonstratorCore:
         self.outbox = Outbox(store, patience_s)
         self._queue: deque[EpisodeKey] = deque()
 
-    def advance(self, keys: list[EpisodeKey], seconds: float) -> list[Finished]:
-        """Run and commit the demonstrations of ``keys`` (source "demo") that the store lacks; returns what finished since.
+    def advance(self, keys: list[EpisodeKey], seconds: float) -> list[Finished | SimulatorDied]:
+        """Run and commit the demonstrations of ``keys`` (source "demo") that the store lacks; returns what finished and died since.
 
         Returns after ``seconds`` while the simulators start, and while the store is unavailable: call again, for up to ``patience_s``
         seconds, then StoreUnavailable is raised. No demonstration begins while another one waits to be stored.
         """
         self._queue.extend(keys)
         until = time.perf_counter() + seconds
-        finished: list[Finished] = []
+        finished: list[Finished | SimulatorDied] = []
         while self._queue or self.outbox:
             if self._queue and not self.simulators.ready(max(0.0, until - time.perf_counter())):
                 if time.perf_counter() >= until:
                     break
                 continue
+            finished += [SimulatorDied(why, "no episode was under way") for why in self.simulators.deaths]
+            self.simulators.deaths.clear()
             if not self.outbox:
                 reached, known = self.outbox.attempt(lambda: self._known(self._queue[0]))
                 if reached:
@@ -57,21 +59,22 @@ class DemonstratorCore:
 
     def record(self, key: EpisodeKey) -> Finished:
         """:meth:`advance` with one demonstration, until it is stored."""
-        finished = self.advance([key], PAUSE_S)
-        while not finished:
-            finished = self.advance([], PAUSE_S)
+        answers = self.advance([key], PAUSE_S)
+        while not (finished := [answer for answer in answers if isinstance(answer, Finished)]):
+            answers = self.advance([], PAUSE_S)
         return finished[0]
 
     def _known(self, key: EpisodeKey) -> Finished | None:
         return next((known for k in (key, failure_key(key)) if (known := stored_result(self.store, k.name)) is not None), None)
 
-    def _run(self, key: EpisodeKey) -> list[Finished]:
+    def _run(self, key: EpisodeKey) -> list[Finished | SimulatorDied]:
         """Run a demonstration and put its episode into the outbox. Returns the result of an episode that has nothing to store."""
         began = time.perf_counter()
         try:
             trajectory = self.simulators.demonstrate(0, key.seed)
         except SimulatorLost as error:
-            return [Finished(key.name, False, 0, "", False, 0.0, -1, broken=str(error))]
+            return [SimulatorDied(str(error), f"{key.name} starts again"),
+                    Finished(key.name, False, 0, "", False, 0.0, -1, broken=str(error))]
         facts = self.simulators.facts
         seconds = time.perf_counter() - began
         actual = key if trajectory.success else failure_key(key)

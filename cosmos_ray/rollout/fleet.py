@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.rollout.ledger import Ledger
-from cosmos_ray.rollout.ticket import Waiting
+from cosmos_ray.rollout.ticket import SimulatorDied, Waiting
 from cosmos_ray.supervision import PROBE_S, WORKER_START_S, WORKER_STARTS, WORKER_STARTS_S, RestartBudget, Supervisor
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ class Fleet:
         seat.waits_for = next((answer.on for answer in answers if isinstance(answer, Waiting)), "")
         if not seat.waits_for:
             self._supervisor.goes_on(f"{self._who} {seat.index}")
-        for answer in [answer for answer in answers if not isinstance(answer, Waiting)]:
+        for answer in [answer for answer in answers if isinstance(answer, SimulatorDied)]:
+            self._supervisor.died(f"simulator of {self._who} {seat.index} on {self._crew.where(seat.index)}", answer.why, answer.then)
+        for answer in [answer for answer in answers if not isinstance(answer, (SimulatorDied, Waiting))]:
             for name in [name for name, ticket in seat.tickets.items() if answer.name in self._names(ticket)]:
                 ticket = seat.tickets.pop(name)
                 if not answer.broken:

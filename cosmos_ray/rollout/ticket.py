@@ -75,6 +75,18 @@ class Waiting:
     on: str  #: what the worker waits for
 
 
+@dataclass(frozen=True)
+class SimulatorDied:
+    """A worker's word, among its answers, that the process of its simulators died and another one starts."""
+
+    why: str
+    then: str  #: what became of the episodes in it
+
+
+#: What a worker says after a turn.
+Answer = Finished | Waiting | SimulatorDied
+
+
 def stored_result(store: ReplayStore, name: str) -> Finished | None:
     """The result of an episode that the store holds, or held before its eviction. None when the episode has to run; a damaged file
     goes to quarantine first."""

@@ -35,6 +35,7 @@ class Simulators:
         self._last: list[Trajectory | None] = [None] * len(self._environments)
         first = self._environments[0]
         self.count = len(self._environments)
+        self.deaths: list[str] = []
         self.facts = Facts(first.config.horizon, first.config.control_freq, first.moving, first.fingerprint)
 
     def ready(self, timeout: float) -> bool:

@@ -24,7 +24,7 @@ from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import asked_policy, planning_network
-from cosmos_ray.stages.evaluate import check_held_out, settings_digest
+from cosmos_ray.stages.evaluate import check_held_out, settings_digest, states
 
 TOGETHER = 3  #: episodes of a ticket: they share batches, and yet the last tickets of an arm are not long
 
@@ -51,8 +51,8 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24, number: int
         run.check_policy(network)
     digest = settings_digest(run, path, ActingPolicy(read_description(path)[1], config.planner, planning))
     answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{digest}.jsonl")
-    questions: list[_Question] = [("play", arm, i) for arm in ARMS for i in range(config.eval_episodes)]
-    questions += [("probe", "", i) for i in range(min(probes, config.eval_episodes))]
+    questions: list[_Question] = [("play", arm, i) for arm in ARMS for i in states(run)]
+    questions += [("probe", "", i) for i in states(run)[:probes]]
     _answer(run, str(path), planning, answers, [question for question in questions if question not in answers.known])
     result = shares([row for q in questions if q[0] == "play" for row in answers.known[q]],
                     [row for q in questions if q[0] == "probe" for row in answers.known[q]])
