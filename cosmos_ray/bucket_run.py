@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 PUBLISH_S = 5.0  #: between two looks for what changed in the working copy
 REST_S = 60.0  #: between two times that a large file is published
-TOKEN = ".token"  #: in the copy: the lease under which the copy was last worked with
+TOKEN = ".token"  #: in the copy: the lease under which the copy was last worked with, and of those who tried to since
 
 
 def fetch_settings(root: str, name: str) -> None:
@@ -48,10 +48,14 @@ class BucketRun:
         self._found = self.copy.exists("config.json")
         if not self._found and not create:
             raise ConfigError(f"there is no run {self.copy.name}: run `collect` or `replay import` first, or give --root and --name")
+        token = local / TOKEN
+        held = token.read_text().split() if token.exists() else []
+        if held:  # the copy stays this machine's, should this process be killed as soon as it has the lease
+            replace(" ".join([*held, self._lease.token]).encode(), token)
         before = self._lease.take()
         try:
-            token = local / TOKEN
-            if not before or not token.exists() or token.read_text() != before:
+            if before not in held:
+                token.unlink(missing_ok=True)  # first: what is left of a copy that is being deleted counts no more
                 self.copy.forget()
             self.copy.fetch()
             make_directory(local)

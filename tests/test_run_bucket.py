@@ -99,6 +99,33 @@ def test_what_was_not_published_is_after_the_next_opening_on_this_machine(root, 
     assert "metrics.jsonl" in objects(root)
 
 
+def test_a_copy_that_is_ahead_stays_although_opening_it_is_killed(root, monkeypatch):
+    folder = RunFolder(config(root))
+    folder.publish()
+    monkeypatch.setattr(WorkingCopy, "publish", lambda self, path="", rest_s=0.0: None)
+    folder.record("refine", step=10)
+    folder.close()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(WorkingCopy, "fetch", lambda self, path="": (_ for _ in ()).throw(KeyboardInterrupt))
+        RunFolder(config(root))
+    again = RunFolder(config(root))
+    assert again.metrics("refine")[0]["step"] == 10
+    again.close()
+
+
+def test_what_a_cleaner_took_from_the_copy_comes_back_and_stays_in_the_bucket(root):
+    folder = RunFolder(config(root))
+    save_policy(tiny(), folder.checkpoint("base"), 3)
+    folder.record("refine", step=10)
+    folder.close()
+    shutil.rmtree(folder.checkpoint("base"))
+    (folder.path / "metrics.jsonl").unlink()
+    again = RunFolder(config(root))
+    assert load_checkpoint(again.checkpoint("base"))[1] == 3 and again.metrics("refine")
+    again.close()
+    assert {"metrics.jsonl", "checkpoints/base/files.json"} <= objects(root)
+
+
 def test_a_run_that_another_process_works_on_is_refused(root, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_S", 0.2)
     monkeypatch.setattr(lease, "LOOK_S", 0.1)
