@@ -1,5 +1,6 @@
 """The fleet without Ray: on a clock of its own, with nodes that come and go and workers that break as a script says."""
 
+import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -8,7 +9,7 @@ import pytest
 from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.rollout.fleet import Fleet, WorkerLost, WorkerTrouble
 from cosmos_ray.rollout.ticket import Finished, Waiting
-from cosmos_ray.supervision import PROBE_S, TICKET_ATTEMPTS, WORKER_START_S, Supervisor
+from cosmos_ray.supervision import PROBE_S, TICKET_ATTEMPTS, WORKER_START_S, WORKER_STARTS_S, Supervisor
 
 START_S = 20.0
 GONE = "its node has died"
@@ -244,6 +245,18 @@ def test_a_silent_worker_is_said_then_replaced():
     assert not supervisor.waiting
 
 
+def test_a_worker_that_died_while_the_driver_was_busy_dies_once():
+    cluster = Cluster(a=1)
+    fleet, _, rows = make(cluster, count=1)
+    fleet.submit(names(4))
+    poll_until(fleet, cluster, lambda: cluster.workers[0].tickets)
+    fleet.poll(0.0)
+    cluster.workers[0].dead = "killed"
+    cluster.now += 100
+    assert fleet.poll(0.0) == [] and fleet.replaced == len([kind for kind, _ in rows if kind == "death"]) == 1
+    assert_once(run(fleet, cluster), names(4))
+
+
 def test_a_worker_says_itself_what_it_waits_for():
     cluster = Cluster(a=1)
     fleet, supervisor, rows = make(cluster, count=1)
@@ -328,8 +341,9 @@ def test_a_node_where_no_worker_starts_does_not_stop_the_others():
     fleet.submit(names(400))
     finished = poll_until(fleet, cluster, lambda: "rollout workers" in supervisor.waiting and supervisor.waiting["rollout workers"][1] > 10)
     assert supervisor.waiting["rollout workers"][0] == "a place for 1 of 2 (no simulator)" and fleet.replaced == 11
-    cluster.no_start.clear()  # mended: the seat is tried again when the budget allows
+    cluster.no_start.clear()
     assert_once(run(fleet, cluster, finished), names(400))
+    poll_until(fleet, cluster, lambda: cluster.workers[1].started, limit=WORKER_STARTS_S + 100)  # tried again when the budget allows
 
 
 def test_a_fleet_that_is_closed_waits_for_nothing():
@@ -355,6 +369,40 @@ def test_a_node_that_joins_without_what_a_worker_needs_does_not_end_the_run():
     fleet.submit(names(1))
     with pytest.raises(ConfigError, match="no OpenGL here"):
         run(fleet, cluster)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_every_ticket_finishes_once_or_is_quarantined(seed):
+    """Nodes come and go, workers are killed or fall silent, some tickets kill their workers and some break their simulators."""
+    rng = random.Random(seed)
+    cluster = Cluster(n0=3)
+    fleet, _, rows = make(cluster, count=rng.randint(1, 4), capacity=rng.randint(1, 4))
+    cluster.fatal, cluster.broken = set(rng.sample(names(150), 2)), {f"t{rng.randrange(150)}": "no contact"}
+    fleet.submit(names(150))
+    finished, at, kills = [], START_S, 0
+    while fleet.outstanding:
+        finished += fleet.poll(0.5)
+        assert cluster.now < 6000
+        if cluster.now < at:
+            continue
+        at = cluster.now + rng.uniform(5, 40)
+        node = rng.choice([*cluster.places, ""])
+        cluster.silent.clear()
+        match rng.randrange(5):
+            case 0:
+                cluster.places[f"n{len(cluster.calls)}"] = rng.randint(1, 3)
+            case 1 if len(cluster.places) > 1:
+                del cluster.places[node or next(iter(cluster.places))]
+            case 2:
+                cluster.silent.add(node)
+            case 3 if kills < 4:  # by hand: a ticket that is alone each time would be suspect
+                busy = [w for w in cluster.workers.values() if len(w.tickets) > 1]
+                for worker in busy[:1]:
+                    worker.dead, kills = "killed", kills + 1
+    bad = cluster.fatal | set(cluster.broken)
+    assert_once(finished, [name for name in names(150) if name not in bad])
+    assert set(fleet.quarantined) == bad and len([kind for kind, _ in rows if kind == "death"]) == fleet.replaced
+    assert all(w.dead or not w.tickets for w in cluster.workers.values())
 
 
 def test_an_idle_fleet_does_not_wait():
