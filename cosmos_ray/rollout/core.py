@@ -130,7 +130,7 @@ class RolloutCore:
             return True, order()
         except SimulatorLost as error:
             slot.running = None
-            self._finished.append(SimulatorDied(str(error), f"{ticket.key.name} starts again, the others in it go on"))
+            self._finished.append(SimulatorDied(str(error), f"{ticket.key.name} is broken off, its other episodes go on in the next one"))
             self._finished.append(Finished(ticket.key.name, False, 0, "", False, 0.0, -1, broken=str(error)))
             return False, None
 

@@ -73,7 +73,7 @@ class DemonstratorCore:
         try:
             trajectory = self.simulators.demonstrate(0, key.seed)
         except SimulatorLost as error:
-            return [SimulatorDied(str(error), f"{key.name} starts again"),
+            return [SimulatorDied(str(error), f"{key.name} is broken off"),
                     Finished(key.name, False, 0, "", False, 0.0, -1, broken=str(error))]
         facts = self.simulators.facts
         seconds = time.perf_counter() - began

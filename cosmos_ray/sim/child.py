@@ -6,6 +6,7 @@ episodes go on in the next child, from their last step (:meth:`Simulators.restor
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import logging
@@ -163,7 +164,8 @@ class SimulatorChild:
                                          env=environment, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         theirs.close()
         self._connection = ours
-        self._connection.send((self.config, self.count))
+        with contextlib.suppress(OSError):  # dead already: `ready` says so
+            self._connection.send((self.config, self.count))
         self._starting = time.monotonic()
         self._looked, self._episodes = 0.0, 0
 
