@@ -3,7 +3,6 @@ server in this process, the commands a user types."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,8 +16,14 @@ from ray.cluster_utils import Cluster
 
 from cosmos_ray.config import RunConfig
 from cosmos_ray.folder import RunFolder
+from cosmos_ray.replay.files.working_copy import WorkingCopy
+from cosmos_ray.uri import below
 from tests.conftest import ROOT, SMALL, environment
 from tests.s3_server import fresh_uri, running_server
+
+LESS = ["--demos", "2", "--pretrain-steps", "6", "--refine-steps", "20", "--refine-rollouts", "2", "--rollouts", "1", "--publish-every", "10",
+        "--learner.batch-size", "2", "--learner.checkpoint-every", "5", "--model.width", "64", "--model.layers", "2"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 server = pytest.fixture(scope="module")(running_server)
 
@@ -29,13 +34,13 @@ def root(server, tmp_path, monkeypatch):
 
 
 def run(stage: str, root: str, *flags: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(line(stage, root, *flags), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1100)
+    done = subprocess.run(line(stage, root, *flags), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, f"{stage}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
 
 
 def line(stage: str, root: str, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "cosmos_ray", stage, "--root", root, "--name", "small", *SMALL, *flags]
+    return [sys.executable, "-m", "cosmos_ray", stage, "--root", root, "--name", "small", *SMALL, *LESS, *flags]
 
 
 def rows(root: str, stage: str) -> list[dict]:
@@ -47,17 +52,15 @@ def rows(root: str, stage: str) -> list[dict]:
         folder.close()
 
 
-@pytest.mark.slow
 def test_a_loop_in_a_bucket_goes_on_after_sigkill_and_the_loss_of_its_machine(root, tmp_path):
-    for stage in ("collect", "pretrain", "rollout"):
-        assert run(stage, root).returncode == 0
+    for stage in ("collect", "pretrain"):
+        run(stage, root)
     cache = tmp_path / "cache" / "runs"
-    metrics = next(cache.glob("*/small/metrics.jsonl"))
-    driver = subprocess.Popen(line("refine", root, "--refine-steps", "60"), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    copy = WorkingCopy(below(root, "small"), tmp_path / "nowhere")
+    driver = subprocess.Popen(line("refine", root), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
-        until = time.monotonic() + 900
-        while not (refined := [row for row in map(json.loads, metrics.read_text().splitlines()) if row["stage"] == "refine"]
-                   ) or refined[-1]["step"] < 40:
+        until = time.monotonic() + 1800
+        while not any("/step_" in name and name.endswith("/state.json") for name in copy._below("learner/refined_from_1")):
             assert driver.poll() is None and time.monotonic() < until, driver.stderr.read()[-4000:]
             time.sleep(0.2)
         for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
@@ -66,11 +69,11 @@ def test_a_loop_in_a_bucket_goes_on_after_sigkill_and_the_loss_of_its_machine(ro
     finally:
         driver.kill()
     shutil.rmtree(cache)  # the machine and its disk are gone
-    done = run("refine", root, "--refine-steps", "60")
+    done = run("refine", root)
     assert "is taken over from process" in done.stderr and "refine goes on from step " in done.stderr
-    assert rows(root, "resume")[-1]["step"] >= 10
+    assert rows(root, "resume")[-1]["step"] >= 5
     acknowledged = [row["name"] for row in rows(root, "refine_episode")]
-    assert len(set(acknowledged)) == len(acknowledged) == 6
+    assert len(set(acknowledged)) == len(acknowledged) == 2
     folder = RunFolder(RunConfig(root=root, name="small"), create=False)
     assert folder.has_policy("refined") and set(acknowledged) <= set(folder.store().keys())
     folder.close()
@@ -101,11 +104,10 @@ def elsewhere(tmp_path):
         cluster.shutdown()
 
 
-@pytest.mark.slow
 def test_actors_on_a_node_that_shares_no_folder_work_with_a_bucket(root, elsewhere):
-    for stage in ("collect", "pretrain", "rollout", "refine"):
+    for stage in ("collect", "pretrain", "refine"):
         run(stage, root, "--address", elsewhere)
-    assert rows(root, "refine")[-1]["step"] == 40 and len(rows(root, "refine_episode")) == 6
+    assert rows(root, "refine")[-1]["step"] == 20 and len(rows(root, "refine_episode")) == 2
     folder = RunFolder(RunConfig(root=root, name="small"), create=False)
     assert folder.has_policy("refined") and folder.has_policy("base")
     folder.close()
