@@ -30,7 +30,7 @@ def missing(lock: str, text: str, store: str) -> str:
     except OSError:
         return f"does not see {Path(lock).parent}"
     try:
-        if store and not is_store(store):
+        if store and not is_store(store) and not is_uri(store):  # a store in a bucket is made when the first episode comes
             return f"does not see the replay store {store}"
     except StoreError as error:
         return f"cannot open the replay store ({error})"

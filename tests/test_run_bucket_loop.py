@@ -21,8 +21,9 @@ from cosmos_ray.uri import below
 from tests.conftest import ROOT, SMALL, environment
 from tests.s3_server import fresh_uri, running_server
 
-LESS = ["--demos", "2", "--pretrain-steps", "6", "--refine-steps", "20", "--refine-rollouts", "2", "--rollouts", "1", "--publish-every", "10",
-        "--learner.batch-size", "2", "--learner.checkpoint-every", "5", "--model.width", "64", "--model.layers", "2"]
+LESS = ["--demos", "2", "--pretrain-steps", "6", "--refine-steps", "20", "--refine-rollouts", "2", "--rollouts", "1",
+        "--publish-every", "10", "--learner.batch-size", "2", "--learner.checkpoint-every", "5",
+        "--model.width", "64", "--model.layers", "2"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 server = pytest.fixture(scope="module")(running_server)
