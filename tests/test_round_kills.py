@@ -58,6 +58,7 @@ def test_a_kill_at_any_step_leaves_a_round_or_none_and_the_same_command_goes_on(
         for networks in Rounds(again.folder).kept().values():
             for path in networks.values():
                 assert (path / "model.safetensors").exists() and read_description(path)[2]["round"] >= 1
+        assert all(set(Rounds(again.folder).networks(n)) == {"refined", "planning"} for n in Rounds(again.folder).numbers())  # whole
         assert versions(again)[1] == was[1]  # no round of before is lost
         stage.refine(again, from_round=back if status else None)
         after = versions(again)
