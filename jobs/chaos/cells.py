@@ -58,7 +58,7 @@ class Campaign:
     """
 
     def __init__(self, run: Path, work: Path, *flags: str):
-        self.run, self.flags = run, [*FLAGS, *flags]
+        self.run, self.flags = run, [*FLAGS, *ENDLESS, *flags]
         self.instants = Instants(work / "instants")
         self.nodes = TwoNodes(work / "nodes", COSMOS_RAY_INSTANTS=str(self.instants.folder))
         self.command: Command | None = None
@@ -77,7 +77,7 @@ class Campaign:
     def begin(self) -> float:
         """Start the command and wait until every part works. Seconds that this took."""
         began = time.time()
-        self.command = Command(self.nodes, self.run, "refine", *self.flags, *ENDLESS)
+        self.command = Command(self.nodes, self.run, "refine", *self.flags)
         self.wait_for_all(began)
         return time.time() - began
 
@@ -124,7 +124,7 @@ class Campaign:
         while missing := [part for part in died if part not in signs]:
             if self.command.ended():
                 cell.restarted = cell.restarted or cell.part not in ("driver", "everything")
-                self.command = Command(self.nodes, self.run, "refine", *self.flags, *ENDLESS)
+                self.command = Command(self.nodes, self.run, "refine", *self.flags)
             try:
                 self.command.until(f"sign of a new {missing[0]}", lambda: self._note(signs, missing, killed, known))
             except Stuck:

@@ -15,6 +15,8 @@ from jobs.chaos.cells import FLAGS, Campaign
 from jobs.chaos.nodes import TwoNodes
 from jobs.chaos.watch import Command, rows
 
+#: Whole episodes, several at once, and as many training samples for a control step as the demo has.
+LIKE_THE_DEMO = ["--rollout.envs-per-worker", "4", "--rollout.horizon", "0", "--replay.samples-per-insert", "5"]
 NODE_AWAY_S = 20.0  #: until the node that was killed joins again
 
 
@@ -92,7 +94,7 @@ class Throughput:
 def throughput(run: Path, work: Path, pairs: int, window_s: float = 60.0, every_s: float = 30.0) -> Throughput:
     """Of one long `refine`: windows in which a rollout worker is killed every ``every_s`` seconds, and others beside them."""
     done = Throughput()
-    with Campaign(run, work, "--rollout.envs-per-worker", "4", "--rollout.horizon", "0") as campaign:
+    with Campaign(run, work, *LIKE_THE_DEMO) as campaign:
         campaign.begin()
         for number in range(pairs):
             rates = {}
