@@ -77,8 +77,8 @@ def all_cells(run: Path, work: Path, cells: list[tuple[str, str]]) -> tuple[bool
     return len(good) == len(done) and books.right, result
 
 
-def under_kills(run: Path, work: Path, count: int) -> tuple[bool, dict]:
-    done = collect_under_kills(run, work, count)
+def under_kills(run: Path, work: Path, count: int, every_s: float) -> tuple[bool, dict]:
+    done = collect_under_kills(run, work, count, every_s)
     print(f"{done.stored} of {done.wanted} episodes stored, {done.doubled} doubled, in {done.seconds:.0f} s; {len(done.killed)} workers "
           f"and {int(bool(done.node_killed))} node killed; {len(done.deaths)} deaths recorded, {done.unnamed} of them not in the report")
     for row in done.deaths:
@@ -86,8 +86,8 @@ def under_kills(run: Path, work: Path, count: int) -> tuple[bool, dict]:
     return done.right, dataclasses.asdict(done)
 
 
-def paced(run: Path, work: Path, pairs: int) -> tuple[bool, dict]:
-    done = throughput(run, work, pairs)
+def paced(run: Path, work: Path, pairs: int, every_s: float) -> tuple[bool, dict]:
+    done = throughput(run, work, pairs, every_s)
     ratios = {name: done.ratio(name) for name in done.pairs[0]}
     for name, (median, low, high) in ratios.items():
         print(f"{name}: {median:.2f} of the throughput without kills (from {low:.2f} to {high:.2f})")
@@ -102,15 +102,17 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--episodes", type=int, default=0, help="instead of cells: collect so many under kills")
     parser.add_argument("--throughput", type=int, default=0, metavar="PAIRS", help="instead of cells: windows with and without kills")
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="between two kills (20 with --episodes, 30 with --throughput); more "
+                        "where a worker takes longer to start")
     arguments = parser.parse_args()
     cells = parse(arguments.cells)
     with contextlib.ExitStack() as stack:
         work = Path(arguments.directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-loop-"))).resolve()
         run = (arguments.run or make_run(work / "runs")).resolve()
         if arguments.episodes:
-            good, result = under_kills(run, work, arguments.episodes)
+            good, result = under_kills(run, work, arguments.episodes, arguments.every or 20.0)
         elif arguments.throughput:
-            good, result = paced(run, work, arguments.throughput)
+            good, result = paced(run, work, arguments.throughput, arguments.every or 30.0)
         else:
             good, result = all_cells(run, work, cells)
     if arguments.json:

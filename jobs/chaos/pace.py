@@ -45,12 +45,13 @@ def stored(run: Path) -> Counter[str]:
     return Counter(file.stem for file in (run / "replay" / "episodes").glob("rollout-*/**/*.arrow"))
 
 
-def collect_under_kills(run: Path, work: Path, count: int, every_s: float = 20.0, seed: int = 0) -> Collected:
+def collect_under_kills(run: Path, work: Path, count: int, every_s: float, seed: int = 0) -> Collected:
     """`rollout` until the store has ``count`` rollouts, while a worker is killed every ``every_s`` seconds and the second node once."""
     done, rng, before = Collected(count), random.Random(seed), len(rows(run, "death"))
     with TwoNodes(work / "nodes") as nodes:
         command = Command(nodes, run, "rollout", *FLAGS, "--rollouts", str(count))
-        command.until("rollout workers", lambda: command.actors("rollout worker"))
+        already = len(stored(run))
+        command.until("first episode", lambda: len(stored(run)) > already)
         next_kill, back = time.monotonic() + every_s, 0.0
         while not command.ended():
             time.sleep(0.2)
@@ -91,8 +92,9 @@ class Throughput:
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def throughput(run: Path, work: Path, pairs: int, window_s: float = 60.0, every_s: float = 30.0) -> Throughput:
-    """Of one long `refine`: windows in which a rollout worker is killed every ``every_s`` seconds, and others beside them."""
+def throughput(run: Path, work: Path, pairs: int, every_s: float) -> Throughput:
+    """Of one long `refine`: windows of ``2 * every_s`` seconds in which a rollout worker is killed every ``every_s``, and others beside
+    them."""
     done = Throughput()
     with Campaign(run, work, *LIKE_THE_DEMO) as campaign:
         campaign.begin()
@@ -100,7 +102,7 @@ def throughput(run: Path, work: Path, pairs: int, window_s: float = 60.0, every_
             rates = {}
             for killing in (False, True) if number % 2 else (True, False):
                 campaign.wait_for_all(time.time())
-                rates[killing] = _window(campaign, window_s, every_s if killing else 0.0)
+                rates[killing] = _window(campaign, 2 * every_s, every_s if killing else 0.0)
             pair = {name: rates[True][name] / max(rates[False][name], 1e-9) for name in rates[True]}
             done.pairs.append(pair)
             print("  ".join(f"{name} {rates[True][name]:.2f}/s with kills, {rates[False][name]:.2f}/s without: {pair[name]:.2f}"
