@@ -14,7 +14,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from cosmos_ray.bucket_run import fetch_settings
 from cosmos_ray.config import RunConfig
+from cosmos_ray.config.stored import stored_config
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.replay.files.working_copy import WorkingCopy
 from cosmos_ray.uri import below
@@ -44,9 +46,15 @@ def line(stage: str, root: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", "cosmos_ray", stage, "--root", root, "--name", "small", *SMALL, *LESS, *flags]
 
 
+def opened(root: str) -> RunFolder:
+    """The run as another command opens it."""
+    fetch_settings(root, "small")
+    return RunFolder(stored_config(RunConfig(root=root, name="small")), create=False)
+
+
 def rows(root: str, stage: str) -> list[dict]:
     """What the bucket's metrics say, as another machine would read them."""
-    folder = RunFolder(RunConfig(root=root, name="small"), create=False)
+    folder = opened(root)
     try:
         return folder.metrics(stage)
     finally:
@@ -75,7 +83,7 @@ def test_a_loop_in_a_bucket_goes_on_after_sigkill_and_the_loss_of_its_machine(ro
     assert rows(root, "resume")[-1]["step"] >= 5
     acknowledged = [row["name"] for row in rows(root, "refine_episode")]
     assert len(set(acknowledged)) == len(acknowledged) == 2
-    folder = RunFolder(RunConfig(root=root, name="small"), create=False)
+    folder = opened(root)
     assert folder.has_policy("refined") and set(acknowledged) <= set(folder.store().keys())
     folder.close()
 
@@ -109,6 +117,6 @@ def test_actors_on_a_node_that_shares_no_folder_work_with_a_bucket(root, elsewhe
     for stage in ("collect", "pretrain", "refine"):
         run(stage, root, "--address", elsewhere)
     assert rows(root, "refine")[-1]["step"] == 20 and len(rows(root, "refine_episode")) == 2
-    folder = RunFolder(RunConfig(root=root, name="small"), create=False)
+    folder = opened(root)
     assert folder.has_policy("refined") and folder.has_policy("base")
     folder.close()
