@@ -1,17 +1,22 @@
-"""Who gets which node, and how much of the node: tables of nodes and asks, without Ray."""
+"""Who gets which node, and how much of the node: tables of nodes and asks, without Ray but for what an autoscaler is told."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 
 import pytest
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.experimental.internal_kv import _internal_kv_get
 
 from cosmos_ray.asks import check_cluster, learner_ask, pool_ask, workers_ask
 from cosmos_ray.config.selector import selector
 from cosmos_ray.config.settings import from_values
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.placement import NODE_GROUP, Placement
 from cosmos_ray.places import LEAST_CPUS, Ask, Node, Places
+from cosmos_ray.supervision import Supervisor
 
 
 def node(name: str, cpus: float, free: float | None = None, gpus: float = 0.0, free_gpus: float | None = None, **labels: str) -> Node:
@@ -214,3 +219,22 @@ def test_gpus_on_nodes_without_the_label_do_not_count():
     config = from_values({"inference.gpus": 1.0, "inference.nodes": "zone=a"})
     with pytest.raises(ConfigError, match="asks for 1 GPUs, Ray has 0"):
         check_cluster(config, [node("1", 2, zone="a"), node("2", 2, gpus=4)], acts=True, learns=False, simulates=False, private=False)
+
+
+def test_an_autoscaler_is_asked_for_what_is_in_use_and_what_is_missing_until_it_is_there(local_ray):
+    def requested() -> list[dict[str, float]]:
+        return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "[]")
+
+    placement, ask = Placement(Supervisor()), Ask("inference actors", 2, "inference", gpus=0.5)
+    placement.places.see([node("1", 4, 1, **{"zone": "a"})])
+    placement.wants(ask, 2)
+    assert requested() == [], "nobody would hear it"
+    placement.places.see([node("1", 4, 1, **{NODE_GROUP: "workers"})])
+    placement.wants(ask, 2)
+    assert requested() == [{"CPU": 3}, {"CPU": 1, "GPU": 0.5}, {"CPU": 1, "GPU": 0.5}]
+    placement.wants(ask, 0)
+    assert requested() == []
+    placement.wants(ask, 1)
+    assert len(requested()) == 2
+    placement.close()
+    assert requested() == [], "the command's end withdraws it"
