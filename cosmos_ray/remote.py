@@ -39,7 +39,7 @@ def why_lost(error: BaseException) -> str:
     text = str(error)
     for mark in ("Worker exit detail:", "The actor died because of an error raised in its creation task,"):
         if mark in text:
-            return text.partition(mark)[2].strip().splitlines()[0][:200]
+            return text.partition(mark)[2].strip().splitlines()[0].partition(" Some common causes")[0][:200]
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)[:200]
 
 

@@ -3,55 +3,68 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 
 from cosmos_ray import instants
+from cosmos_ray.config import LearnerConfig, ModelConfig, ReplayConfig, RunConfig, SimConfig
+from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import read_description
-from tests.conftest import ROOT, command, copy_run, environment, metrics, run_command
+from tests.conftest import ROOT, environment, metrics
+from tests.test_learner import fill
 
 WAIT_S = 600.0  #: for what takes seconds on a machine that is not overloaded
-FLAGS = ["--learner.loader-threads", "1", "--learner.accumulate", "2", "--learner.latent-cache", "plain", "--learner.ema", "0.9"]
 
 
-def without_base(run: Path, root: Path) -> Path:
-    """A copy of ``run`` whose base policy is still to be trained."""
-    folder = copy_run(run, root)
-    for part in ("checkpoints/base", "learner", "latents"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    return folder
+def make_run(root: Path) -> Path:
+    """A run of synthetic demonstrations; everything that a resume has to bring back is on."""
+    learner = LearnerConfig(batch_size=8, accumulate=2, loader_threads=1, latent_cache="plain", ema=0.9, checkpoint_every=10, threads=1)
+    config = RunConfig(root=str(root), name="run", sim=SimConfig(task="", image_size=32), model=ModelConfig(
+        width=64, heads=2, layers=2, image_size=32), replay=ReplayConfig(gamma=0.98), learner=learner, pretrain_steps=30)
+    folder = RunFolder(config)
+    fill(folder.replay, demos=3, successes=0, failures=0)
+    folder.close()
+    return folder.path
 
 
-def held(folder: Path, instant: str, driver: subprocess.Popen) -> int:
-    """The process that stopped itself at ``instant``."""
+def pretrain(run: Path, **variables: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "cosmos_ray", "pretrain", "--root", str(run.parent), "--name", run.name], cwd=ROOT,
+                            env={**environment(), **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(driver: subprocess.Popen) -> None:
+    _, errors = driver.communicate(timeout=WAIT_S)
+    assert driver.returncode == 0, errors[-3000:]
+
+
+def appears(folder: Path, pattern: str, driver: subprocess.Popen) -> Path:
+    """The first file ``pattern`` below ``folder``, once it is there."""
     until = time.monotonic() + WAIT_S
-    while not (found := list(folder.glob(f"{instant}.*"))):
+    while not (found := list(folder.glob(pattern))):
         assert time.monotonic() < until and driver.poll() is None, driver.communicate()[1]
         time.sleep(0.02)
-    return int(found[0].suffix[1:])
+    return found[0]
 
 
-def test_pretraining_killed_in_mid_save_and_in_mid_step_ends_with_the_weights_of_one_that_was_not(finished_run, tmp_path):
-    (tmp_path / "calm").mkdir()
-    (tmp_path / "killed").mkdir()
-    calm, killed = without_base(finished_run, tmp_path / "calm"), without_base(finished_run, tmp_path / "killed")
-    run_command("pretrain", calm.parent, *FLAGS)
+def test_pretraining_killed_in_mid_save_and_in_mid_step_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    calm, killed = make_run(tmp_path / "calm"), make_run(tmp_path / "killed")
+    finish(pretrain(calm))
 
     folder = tmp_path / "instants"
     folder.mkdir()
     (folder / "checkpoint").touch()
-    before = len(metrics(killed, "death"))
-    driver = subprocess.Popen(command("pretrain", killed.parent, *FLAGS), cwd=ROOT, env={**environment(), instants.VARIABLE: str(folder)},
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    driver = pretrain(killed, **{instants.VARIABLE: str(folder)})
     try:
-        os.kill(held(folder, "checkpoint", driver), signal.SIGKILL)  # the loop starts the learner again
+        pid = int(appears(folder, "checkpoint.*", driver).suffix[1:])
+        os.kill(pid, signal.SIGKILL)  # the loop starts the learner again
+        appears(killed, "learner/base/*/state.json", driver)
         (folder / "step").touch()
-        held(folder, "step", driver)
+        appears(folder, "step.*", driver)
         processes = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
         for process in processes:
             process.kill()
@@ -59,9 +72,9 @@ def test_pretraining_killed_in_mid_save_and_in_mid_step_ends_with_the_weights_of
         psutil.wait_procs(processes, timeout=60)
     finally:
         driver.kill()
-    (death,) = metrics(killed, "death")[before:]
+    (death,) = metrics(killed, "death")
     assert death["who"] == "learner rank 0" and "started again" in death["then"]
-    run_command("pretrain", killed.parent, *FLAGS)
+    finish(pretrain(killed))
     ours, theirs = (run / "checkpoints" / "base" for run in (killed, calm))
     assert read_description(ours)[2]["step"] == read_description(theirs)[2]["step"] == 30
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
