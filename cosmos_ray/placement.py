@@ -20,6 +20,7 @@ from ray.util.client import ray as ray_client
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.places import Ask, Gang, Node, Place, Places
 from cosmos_ray.supervision import Supervisor
 
@@ -46,6 +47,15 @@ def cluster_nodes() -> list[Node]:
     return nodes
 
 
+class OwnNodeLost(CosmosRayError):
+    """The node through which the command is part of its cluster is gone."""
+
+
+def own_node() -> str:
+    """Id of the node through which this process is part of the cluster; "" when the process is none, but a client."""
+    return "" if ray_client.is_connected() else ray.get_runtime_context().get_node_id()
+
+
 def autoscales(nodes: Sequence[Node]) -> bool:
     """Whether an autoscaler manages the cluster, which may bring what is not there now."""
     return any(NODE_GROUP in node.labels for node in nodes)
@@ -55,14 +65,18 @@ class Placement:
     """The places of one run's processes."""
 
     def __init__(self, supervisor: Supervisor):
-        self._supervisor, self.places, self._looked = supervisor, Places(), -LOOK_S
+        self._supervisor, self.places, self._looked, self._own = supervisor, Places(), -LOOK_S, ""
         self.takes: Callable[[str, str], bool] = lambda node, address: True  #: whether a node may be used; the run says so, once it is open
         self._wanted: dict[str, list[tuple[dict[str, float], dict[str, str]]]] = {}  #: who -> bundles and labels that are missing
 
     def look(self, afresh: bool = False) -> None:
-        """Take in the state of the cluster's nodes, if the last look was :data:`LOOK_S` ago, or in any case."""
+        """Take in the state of the cluster's nodes, if the last look was :data:`LOOK_S` ago, or in any case. OwnNodeLost."""
         if afresh or time.monotonic() - self._looked >= LOOK_S:
-            self.places.see([node for node in cluster_nodes() if self.takes(node.id, node.address)])
+            self._own, nodes = self._own or own_node(), cluster_nodes()
+            if self._own and self._own not in (node.id for node in nodes):  # nobody could reach this process any more
+                raise OwnNodeLost("the Ray node of this command has died, and every process of the run with it: run the same command again "
+                                  "to continue, once the cluster is up")
+            self.places.see([node for node in nodes if self.takes(node.id, node.address)])
             self._looked = time.monotonic()
 
     def reserve(self, *asks: Ask) -> None:

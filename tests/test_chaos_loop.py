@@ -113,10 +113,9 @@ def test_refine_goes_on_when_the_head_restarts_with_gcs_fault_tolerance(finished
         second = nodes.second.raylet.pid
         nodes.kill_head()
         nodes.start_head()
-        progress = _progress(run)
-        if command.ended() or not _soon(lambda: _progress(run) > progress):
-            command.kill()
-            command = Command(nodes, run, "refine", *FLAGS, *ENDLESS)
+        command.until("the end of a command without its node", command.ended, ends=True)
+        assert command.driver.returncode == 1 and "run the same command again" in command.said()
+        command, progress = Command(nodes, run, "refine", *FLAGS, *ENDLESS), _progress(run)
         command.until("progress with another head", lambda: _progress(run) > progress + 5)
         assert nodes.second.raylet.pid == second
         assert command.interrupt() == 130
@@ -125,14 +124,6 @@ def test_refine_goes_on_when_the_head_restarts_with_gcs_fault_tolerance(finished
 
 def _progress(run) -> int:
     return len(rows(run, "refine")) + len(rows(run, "refine_episode"))
-
-
-def _soon(condition) -> bool:
-    try:
-        _wait_for(condition)
-    except AssertionError:
-        return False
-    return True
 
 
 def _wait_for(condition, seconds: float = 60.0) -> None:
