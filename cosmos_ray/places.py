@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,7 +139,7 @@ class Places:
 
     def _reserve(self, asks: Sequence[Ask], rooms: Mapping[str, float]) -> None:
         counts: Counter[str] = Counter()
-        gpus: Counter[str] = Counter()
+        gpus: defaultdict[str, float] = defaultdict(float)
         found: list[tuple[tuple[str, int], str, float]] = []
         for ask in asks:
             seats = [index for index in range(ask.count) if self.place_of(ask, index) is None]
