@@ -54,6 +54,19 @@ def test_a_worker_gets_tickets_once_it_has_answered_and_not_before():
     assert cluster.now < START_S + 10  # both started at the same time, and shared the work
 
 
+def test_tickets_that_come_one_by_one_go_round_all_workers():
+    cluster = Cluster(a=1, b=1)
+    fleet, _, _ = make(cluster)
+    poll_until(fleet, cluster, lambda: all(w.started for w in cluster.workers.values()) and len(cluster.workers) == 2)
+    worked = []
+    for name in names(6):
+        fleet.submit([name])
+        fleet.poll(0.0)
+        worked += [worker.index for worker in cluster.workers.values() if name in worker.tickets]
+        run(fleet, cluster)
+    assert Counter(worked) == {0: 3, 1: 3}
+
+
 def test_a_worker_that_never_answers_holds_nothing():
     cluster = Cluster(a=1, b=1)
     cluster.silent.add("b")

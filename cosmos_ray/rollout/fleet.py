@@ -108,7 +108,7 @@ class Fleet:
         """
         if self._clock() >= self._probe_at:
             self._probe()
-        for seat in self._seats:
+        for seat in sorted(self._seats, key=lambda seat: seat.called):  # few tickets go round all workers
             if seat.answered and seat.call is None:
                 self._go_on(seat)
         calls = {seat.call: seat for seat in self._seats if seat.call is not None}
