@@ -56,9 +56,11 @@ def _read(command: Command, defaults: RunConfig) -> tuple[dict[str, list[Setting
     shown: dict[str, list[Setting]] = {"run": [SETTINGS["name"], SETTINGS["root"]]}
     rare: dict[str, list[str]] = {"run": [SETTINGS[name].flag for name in ("address", "wandb")]}
     for name, setting in SETTINGS.items():
-        if name in command.reads or setting.section in command.reads and not setting.rare:
+        if not {name, setting.section} & set(command.reads):
+            continue
+        if not setting.rare or setting.section not in shown and name in command.reads:
             shown.setdefault(setting.section, []).append(setting)
-        elif setting.section in command.reads:
+        else:
             rare.setdefault(setting.section, []).append(setting.flag)
     return shown, rare
 

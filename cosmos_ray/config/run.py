@@ -34,8 +34,9 @@ class RunConfig:
     rollouts: int = option(80, "rollout episodes in the store after `rollout`", low=0, high=500_000)
     rounds: int = option(1, "rounds of `refine`; each round after the first collects as many rollouts with the newest policy and trains "
                          "as many steps from it", low=1, high=1000)
-    keep_rounds: str = option("all", "rounds to keep, all, last:N or best:N; the best by success in `evaluate --round all`. The newest "
-                              "round always stays, the one that it began from too, and with best:N those that were not evaluated")
+    keep_rounds: str = option("all", "rounds to keep, all, last:N or best:N; the best by success in `evaluate --round all`. The "
+                              "newest round always stays, the one that it began from too, and with best:N those that were not evaluated",
+                              rare=True)
     refine_steps: int = option(600, "learner steps of `refine`, each round", low=1)
     planning_steps: int = option(0, "steps to train a separate planning network, 0 = none; each round trains it for so many steps, the "
                                  "first round from the base policy. Without it the refined network plans. The network's world model and "
