@@ -100,8 +100,7 @@ class BucketRun:
         empty = not any(not part.name.startswith(".") for part in self._local.iterdir())
         try:
             if not self._lease.taken_by:
-                self.copy.publish()
-                self.copy.publish()  # what is gone goes once two calls have missed it
+                self.copy.publish(settled=True)
             self._lease.give_back(forget=empty)
             if empty:
                 shutil.rmtree(self._local)

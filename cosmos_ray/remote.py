@@ -35,12 +35,15 @@ def first_line(error: BaseException) -> str:
 
 
 def why_lost(error: BaseException) -> str:
-    """Why an actor or its process is gone, in one line."""
-    text = str(error)
-    for mark in ("Worker exit detail:", "The actor died because of an error raised in its creation task,"):
-        if mark in text:
-            return text.partition(mark)[2].strip().splitlines()[0].partition(" Some common causes")[0][:200]
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)[:200]
+    """Why an actor or its process is gone, in one line: what it raised as it started, or what Ray knows of its end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if getattr(error, "actor_init_failed", False):
+        return lines[-1]
+    for mark in ("Worker exit detail: ", " because "):
+        for line in lines:
+            if mark in line:
+                return line.partition(mark)[2].partition(" Some common causes")[0]
+    return lines[0]
 
 
 def answers(references: list[ray.ObjectRef], who: str, on: str, supervisor: Supervisor, timeout: float | None = None) -> list[Any]:

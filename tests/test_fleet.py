@@ -168,7 +168,7 @@ def test_a_poison_ticket_is_quarantined_and_all_others_finish(fleets, tmp_path, 
     finished = run(fleet)
     # three times alone; a time in company is half a strike
     assert list(fleet.quarantined) == [work[poison].name] and fleet.replaced in (3, 4)
-    assert "worker process has died" in fleet.quarantined[work[poison].name]
+    assert "Worker unexpectedly exits" in fleet.quarantined[work[poison].name]
     assert_each_once(finished, work[:poison] + work[poison + 1 :], tmp_path)
     assert Counter((tmp_path / "attempts.log").read_text().split())[work[poison].name] == fleet.replaced
 

@@ -102,7 +102,7 @@ def test_what_was_not_published_is_after_the_next_opening_on_this_machine(root, 
 def test_a_copy_that_is_ahead_stays_although_opening_it_is_killed(root, monkeypatch):
     folder = RunFolder(config(root))
     folder.publish()
-    monkeypatch.setattr(WorkingCopy, "publish", lambda self, path="", rest_s=0.0: None)
+    monkeypatch.setattr(WorkingCopy, "publish", lambda self, path="", **options: None)
     folder.record("refine", step=10)
     folder.close()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.weights import copies, fingerprint, pack, unpack
+from cosmos_ray.weights import check, copies, fingerprint, pack, unpack
 from tests.test_model import tiny
 
 
@@ -75,6 +75,17 @@ def test_a_damaged_buffer_is_refused_and_the_old_weights_stay():
         with pytest.raises(CheckpointError, match="damaged"):
             unpack(dataclasses.replace(weights, data=data), target)
     assert same(before, values(target))
+
+
+def test_weights_that_did_not_leave_their_node_are_not_summed_again_but_their_sizes_are_checked():
+    weights, target = dataclasses.replace(pack(noised(1).named_parameters(), 3), node="here"), noised(2)
+    other = dataclasses.replace(weights, checksum=weights.checksum ^ 1)
+    check(other, target, node="here")
+    for node in ("", "there"):
+        with pytest.raises(CheckpointError, match="damaged"):
+            check(other, target, node=node)
+    with pytest.raises(CheckpointError, match="damaged"):
+        check(dataclasses.replace(weights, data=weights.data[:-1]), target, node="here")
 
 
 def test_weights_of_another_model_are_refused_and_the_old_weights_stay():

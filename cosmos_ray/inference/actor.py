@@ -64,7 +64,7 @@ class InferenceActor:
         if weights.version <= core.version:
             return core.version
         fetched = await asyncio.to_thread(fetch, weights)
-        await asyncio.to_thread(core.check_weights, fetched)
+        await asyncio.to_thread(core.check_weights, fetched, ray.get_runtime_context().get_node_id())
         # Another checkpoint may have been loaded meanwhile.
         return await self._batcher.between(lambda: self._core.set_weights(fetched, checked=self._core is core))
 

@@ -39,9 +39,10 @@ class InferenceCore:
         if planning_network is not None:
             planning_network.serve()
 
-    def check_weights(self, weights: Weights) -> None:
-        """CheckpointError for weights that are damaged or of another model. May run beside :meth:`answer`."""
-        check(weights, self.policy.net)
+    def check_weights(self, weights: Weights, node: str = "") -> None:
+        """CheckpointError for weights that are damaged or of another model; ``node`` as in :func:`check`. May run beside
+        :meth:`answer`."""
+        check(weights, self.policy.net, node)
 
     def set_weights(self, weights: Weights, checked: bool = False) -> int:
         """Adopt newer weights and return the version now held. Older weights are ignored, so a late message does no harm.

@@ -17,7 +17,7 @@ from cosmos_ray.config import InferenceConfig
 from cosmos_ray.errors import CheckpointError, PoolUnavailable
 from cosmos_ray.inference.actor import InferenceActor, WeightsLate, WeightsLost
 from cosmos_ray.inference.messages import ActingPolicy
-from cosmos_ray.remote import ACTOR_LOST, answers, first_line, own_error
+from cosmos_ray.remote import ACTOR_LOST, answers, first_line, own_error, why_lost
 from cosmos_ray.supervision import POOL_START_S, PROBE_S, PUSH_S, SILENT_S, Supervisor
 from cosmos_ray.weights import Weights
 
@@ -104,7 +104,7 @@ class InferencePool:
             raise PoolUnavailable(f"the inference actors did not start within {POOL_START_S:g} s: are their machines "
                                   "busy?") from error
         except ACTOR_LOST as error:
-            raise CheckpointError(f"an inference actor could not start: {_root(error)}") from error
+            raise CheckpointError(f"an inference actor could not start: {why_lost(error)}") from error
         self._seats = [_Seat(actor, f"inference actor {i}", _process(status), _held(status))
                        for i, (actor, status) in enumerate(zip(self.actors, statuses, strict=True))]
 
@@ -193,10 +193,10 @@ class InferencePool:
         seat.forget()
         seat.lost = seat.lost or now
         if not isinstance(error, ActorUnavailableError):
-            self._died(seat, _root(error), "nobody can start it again")
+            self._died(seat, why_lost(error), "nobody can start it again")
         self._supervisor.waits(seat.who, f"its restart ({first_line(error)})")
         if all(seat.lost is not None and now - seat.lost > POOL_START_S for seat in self._seats):
-            raise PoolUnavailable(f"no inference actor has come back for {POOL_START_S:g} s: {_root(error)}; see what the machines lack "
+            raise PoolUnavailable(f"no inference actor has come back for {POOL_START_S:g} s: {why_lost(error)}; see what the machines lack "
                                   "(memory, GPUs), then run the same command again")
 
     def _died(self, seat: _Seat, why: str, then: str) -> None:
@@ -257,8 +257,3 @@ def _process(status: dict) -> tuple[str, int]:
 
 def _held(status: dict) -> tuple[int, str]:
     return status["version"], status["planning_checkpoint"]
-
-
-def _root(error: BaseException) -> str:
-    """Last line of an actor's start-up error, which holds the message we raised there."""
-    return str(error).strip().splitlines()[-1]

@@ -105,7 +105,8 @@ class LearnerActor:
 
     def publish(self, version: int) -> Weights | None:
         """The record of the published weights, which rank 0 puts into Ray's object store; None from the other ranks."""
-        return self.core.weights(version, lambda buffers: ray.put(buffers))
+        record = self.core.weights(version, lambda buffers: ray.put(buffers))
+        return record and dataclasses.replace(record, node=ray.get_runtime_context().get_node_id())
 
     def save(self) -> None:
         self.core.save(self.state)

@@ -9,7 +9,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from cosmos_ray.remote import own_error
+from cosmos_ray.remote import own_error, why_lost
 from cosmos_ray.rollout.fleet import WorkerLost
 
 
@@ -35,17 +35,8 @@ class RayCalls:
         except RayTaskError as error:
             raise own_error(error) from error
         except RayError as error:  # whatever else a call ends with, its actor is gone, cannot be placed, or has lost its answer
-            raise WorkerLost(*_cause(error)) from error
+            raise WorkerLost(why_lost(error), with_node="its node has died" in str(error)) from error
 
     def stop(self, handle: ActorHandle) -> None:
         """End the worker's process at once."""
         ray.kill(handle)
-
-
-def _cause(error: RayError) -> tuple[str, bool]:
-    """Why an actor is gone, out of Ray's many lines, and whether its node went with it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if getattr(error, "actor_init_failed", False):
-        return lines[-1], False
-    line = next((line for line in lines if " because " in line), lines[0])
-    return line.partition(" because ")[2].partition(" Some common causes")[0] or line, "its node has died" in line

@@ -13,6 +13,7 @@ trusted. The learner is a process with the network alone, without an optimiser; 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 import statistics
@@ -55,7 +56,8 @@ class Learner:
         self.room: list[torch.Tensor] = []
 
     def weights(self, version: int) -> Weights:
-        return pack(self.net.named_parameters(), version, put=lambda buffers: ray.put(buffers))
+        record = pack(self.net.named_parameters(), version, put=lambda buffers: ray.put(buffers))
+        return dataclasses.replace(record, node=ray.get_runtime_context().get_node_id())
 
     def memcpy(self) -> float:
         """Seconds of one copy of all parameters into memory that was written before."""

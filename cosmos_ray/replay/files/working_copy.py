@@ -67,11 +67,12 @@ class WorkingCopy:
         with explained("look into", self.name):
             return self._head(path) is not None
 
-    def publish(self, path: str = "", rest_s: float = 0.0) -> None:
+    def publish(self, path: str = "", rest_s: float = 0.0, settled: bool = False) -> None:
         """Put what changed in the file, checkpoint or folder ``path``, "" for all but learner states, since it was published or fetched.
 
         Leaves out what is large and was put within the last ``rest_s`` seconds: metrics that grow. What is gone here goes there too, once
-        two calls have missed it: a checkpoint that is being replaced is gone for an instant.
+        two calls have missed it: a checkpoint that is being replaced is gone for an instant. ``settled``: nobody
+        writes any more, and what is gone goes at once.
         """
         with explained("publish the run to", self.name):
             parts = sorted(self._parts(path), key=lambda part: part.changed)
@@ -87,7 +88,7 @@ class WorkingCopy:
                     continue  # replaced or removed meanwhile: the next call sees what came of it
                 self._remember(part.path, state, part.signature)
             gone = {name for name in self._recorded(path) if not (self.local / name).exists()}
-            for lost in gone & self._gone:
+            for lost in gone if settled else gone & self._gone:
                 self._remove(lost)
             self._gone = (self._gone | gone) if path else gone
 
