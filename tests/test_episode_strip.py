@@ -16,7 +16,8 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.replay import Episode, EpisodeKey
 from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.report.episode_strip import MOST_COLUMNS, draw_episode, outcome_text, save_episode
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.simulation import start
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from cosmos_ray.model.spec import make_spec
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.run import Run, open_run
 from cosmos_ray.sim.embodiment import simulated
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.simulation import start
 from cosmos_ray.stages.pretrain import pretrain
 from cosmos_ray.stages.training import make_initial_policy
 from cosmos_ray.use import Use

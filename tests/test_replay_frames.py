@@ -15,7 +15,8 @@ from cosmos_ray.replay.sampling.loader import PrefetchLoader
 from cosmos_ray.replay.sampling.sampler import WindowSampler, WindowStream
 from cosmos_ray.replay.sampling.windows import Selection
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.simulation import start
 from cosmos_ray.sim.state_render import StateRenderer
 from tests.test_replay_episode import make_episode
 from tests.test_replay_sampler import assert_batches_equal

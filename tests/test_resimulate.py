@@ -14,8 +14,9 @@ from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore
 from cosmos_ray.sim.demonstration import CLEAN, demonstrate
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import Divergence, config_from_fingerprint, make_seed_of, resimulate
+from cosmos_ray.sim.simulation import start
 
 SEED = 5
 

@@ -12,7 +12,8 @@ from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.embodiment import simulated
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.simulation import start
 
 ONE, TWO = ("Panda",), ("Panda", "Panda")
 HAND, ARM = (0, 1, 2), tuple(range(7))

@@ -12,7 +12,8 @@ from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import SimulationError, StoreError
 from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_jpeg
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.simulation import start
 from cosmos_ray.sim.state_render import StateRenderer
 
 CONFIGS = {

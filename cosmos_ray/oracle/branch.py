@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosmos_ray.errors import SimulationError
-from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.simulation import Simulation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Simulator:
         execute: actions of a chunk that are executed; 0 runs the whole chunk.
     """
 
-    def __init__(self, env: Environment, execute: int = 0):
+    def __init__(self, env: Simulation, execute: int = 0):
         self.env, self.execute = env, execute
 
     @property

@@ -12,7 +12,7 @@ from cosmos_ray.inference.core import load_core
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.oracle.chooser import Chooser
 from cosmos_ray.rollout.ticket import evaluation_noise_seed, state_seed
-from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.make import make
 
 PROBED = 0.25  #: share of the policy's decisions at which every candidate gets every score
 
@@ -30,7 +30,7 @@ class OracleCore:
     def __init__(self, config: RunConfig, checkpoint: str, planning_checkpoint: str = ""):
         self.config = config
         core = load_core(checkpoint, config.inference, "cuda" if config.inference.gpus else "cpu", planning_checkpoint)
-        simulator = Simulator(Environment(config.sim), config.rollout.execute)
+        simulator = Simulator(make(config.sim), config.rollout.execute)
         self.chooser = Chooser(core.policy, simulator, config.planner, steps=config.inference.steps, gamma=config.replay.gamma,
                                planning_network=core.planning_network)
 

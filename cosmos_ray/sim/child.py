@@ -265,10 +265,10 @@ def serve(descriptor: int, trace: int, parent: int) -> None:
 
 def _build(config: SimConfig, count: int) -> Simulators:
     """The environments, with the kernels compiled and the OpenGL context made."""
-    from cosmos_ray.sim.environment import Environment
+    from cosmos_ray.sim.make import make
     from cosmos_ray.sim.simulators import Simulators
 
-    environments = [Environment(config) for _ in range(count)]
+    environments = [make(config) for _ in range(count)]
     environments[0].render()
     environments[0].step(np.zeros(environments[0].action_dim))
     return Simulators(environments)

@@ -6,8 +6,8 @@ import numpy as np
 
 from cosmos_ray.config.tasks import NoiseMix
 from cosmos_ray.sim import tasks
-from cosmos_ray.sim.environment import Environment, start
 from cosmos_ray.sim.experts import expert
+from cosmos_ray.sim.simulation import Simulation, start
 from cosmos_ray.sim.trajectory import Trajectory
 
 CLEAN = NoiseMix(level=0.0, kick_share=0.0)
@@ -17,7 +17,7 @@ _STREAM = 0xDA27
 """Keeps the noise of a seed independent of what the environment draws from the same seed."""
 
 
-def demonstrate(env: Environment, seed: int, noise: NoiseMix | None = None, render_every: int = 1) -> Trajectory:
+def demonstrate(env: Simulation, seed: int, noise: NoiseMix | None = None, render_every: int = 1) -> Trajectory:
     """Run one expert episode. The episode depends on the seed alone.
 
     ``actions`` are the executed actions (expert plus noise). ``labels`` are the clean expert actions in the same states. Some
@@ -42,13 +42,13 @@ def demonstrate(env: Environment, seed: int, noise: NoiseMix | None = None, rend
         action[:-1] += disturbance[trajectory.length]
         env.advance(action, trajectory, label)
         if render_every and trajectory.length % render_every == 0 and trajectory.length not in trajectory.frames:
-            trajectory.frames[trajectory.length] = env.render_state(trajectory.states[-1])
+            trajectory.frames[trajectory.length] = env.render()
     if trajectory.length not in trajectory.frames:
-        trajectory.frames[trajectory.length] = env.render_state(trajectory.states[-1])
+        trajectory.frames[trajectory.length] = env.render()
     return trajectory
 
 
-def _disturbance(env: Environment, seed: int, noise: NoiseMix) -> np.ndarray:
+def _disturbance(env: Simulation, seed: int, noise: NoiseMix) -> np.ndarray:
     """Noise of a whole episode, for every action entry but the gripper: (horizon, d-1) float32."""
     rng = np.random.default_rng([_STREAM, seed])
     width = env.action_dim - 1

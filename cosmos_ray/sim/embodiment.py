@@ -7,7 +7,7 @@ import functools
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.embodiment import Embodiment
-from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.make import make
 
 
 def simulated(config: SimConfig) -> Embodiment:
@@ -25,7 +25,7 @@ def simulated(config: SimConfig) -> Embodiment:
 
 @functools.cache
 def _built(config: SimConfig) -> Embodiment:
-    environment = Environment(config)
+    environment = make(config)
     try:
         return Embodiment(config.cameras, environment.action_dim, environment.proprio_dim, moving=environment.moving)
     finally:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import platform
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 
-from cosmos_ray import instants
 from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim import gl, tasks
 from cosmos_ray.sim.renderer import shared_renderer
+from cosmos_ray.sim.simulation import Simulation, StepResult
 from cosmos_ray.sim.slimming import full_xml, slim
 from cosmos_ray.sim.snapshot import Snapshot
 from cosmos_ray.sim.stepping import stepper
-from cosmos_ray.sim.trajectory import Trajectory
-
-log = logging.getLogger(__name__)
 
 SUCCESS_HOLD = 3
 """The task's success check must hold on this many consecutive control steps before the episode counts as a success."""
@@ -31,16 +26,7 @@ SIMD = ("avx", "fma", "avx2", "avx512f", "avx512dq", "avx512vl", "asimd", "sve")
 """Vector instruction sets, as /proc/cpuinfo names them. Math libraries choose their code by these."""
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Result of one control step. ``reward`` is 1.0 on the step that completes the task, else 0.0."""
-
-    reward: float
-    success: bool
-    done: bool
-
-
-class Environment:
+class Environment(Simulation):
     """One robosuite environment, stepped in the calling thread.
 
     The environments of one process share a renderer, so step them one after another. The environment renders only on request.
@@ -64,6 +50,7 @@ class Environment:
         self.horizon = config.horizon
         self.actions = config.actions
         self.cameras = config.cameras
+        self.control_freq = config.control_freq
         self.sim_env = robosuite.make(
             config.task, robots=list(config.robots), controller_configs=_controllers(config), has_renderer=False,
             has_offscreen_renderer=False, use_camera_obs=False, control_freq=config.control_freq, horizon=10**6,
@@ -187,48 +174,6 @@ class Environment:
         self.done = self.success or self.step_index >= self.horizon
         return StepResult(float(self.success), self.success, self.done)
 
-    def execute(self, chunk: np.ndarray, trajectory: Trajectory, render_at: tuple[int, ...] | None = None,
-                labels: np.ndarray | None = None) -> None:
-        """Run an action chunk (K, d) and append its steps to ``trajectory``; ``labels`` (K, d) as in :meth:`advance`.
-
-        Stops early when the episode succeeds, times out or breaks. Renders after the last executed step, and after the
-        steps (1..K) of the chunk in ``render_at``. When the simulation breaks, the episode ends with ``trajectory.invalid``
-        set, without the faulty step.
-        """
-        instants.passes("chunk")
-        for offset, action in enumerate(np.asarray(chunk, np.float32), start=1):
-            self.advance(action, trajectory, None if labels is None else labels[offset - 1])
-            if trajectory.invalid:
-                break
-            if render_at is not None and offset in render_at:
-                trajectory.frames[trajectory.length] = self.render_state(trajectory.states[-1])
-            if self.done:
-                break
-        if trajectory.length not in trajectory.frames:
-            trajectory.frames[trajectory.length] = self.render_state(trajectory.states[-1])
-
-    def advance(self, action: np.ndarray, trajectory: Trajectory, label: np.ndarray | None = None) -> None:
-        """Run one control step and append it to ``trajectory``, without rendering.
-
-        ``label`` (d,) is the action that a policy should imitate, by default the executed action. When the simulation breaks,
-        ``trajectory.invalid`` says why, and the faulty step is not appended.
-        """
-        try:
-            result = self.step(action)
-        except SimulationError as error:
-            log.warning("episode of %s with seed %d ended as invalid: %s", self.task, trajectory.seed, error)
-            trajectory.invalid = str(error)
-            self.done = True
-            return
-        executed = np.clip(action, -1.0, 1.0).astype(np.float32)
-        trajectory.actions.append(executed)
-        trajectory.labels.append(executed.copy() if label is None else np.clip(label, -1.0, 1.0).astype(np.float32))
-        trajectory.rewards.append(result.reward)
-        trajectory.proprio.append(self.proprio())
-        trajectory.states.append(self.state())
-        trajectory.success = result.success
-        trajectory.timed_out = result.done and not result.success
-
     def close(self) -> None:
         """Release the simulator and the shared renderer."""
         self._renderer = None
@@ -295,16 +240,6 @@ class Environment:
             "gl": gl.choose_backend(),
             **_machine(),
         }
-
-
-def start(env: Environment, seed: int) -> Trajectory:
-    """Reset ``env`` and begin the record of its episode: proprioception, state and frame of step 0."""
-    env.reset(seed)
-    trajectory = Trajectory(env.task, env.instruction, seed, env.cameras)
-    trajectory.proprio.append(env.proprio())
-    trajectory.states.append(env.state())
-    trajectory.frames[0] = env.render_state(trajectory.states[0])
-    return trajectory
 
 
 def _machine() -> dict[str, str]:

@@ -6,7 +6,8 @@ expert never ends: after its last move it holds still.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -17,6 +18,7 @@ from cosmos_ray.sim.servo import CLOSE, OPEN, Actions, Servo, downward, nearest,
 
 if TYPE_CHECKING:
     from cosmos_ray.sim.environment import Environment
+    from cosmos_ray.sim.simulation import Simulation
 
 GRASPED = 0.04
 """An object this close (metres) to the grip site while the gripper is closed counts as held."""
@@ -48,7 +50,7 @@ def check_expert(config: SimConfig) -> None:
                           f"{config.actions}, not {', '.join(config.robots)} (sim.robots); import demonstrations instead (`replay import`)")
 
 
-def expert(env: Environment) -> Actions:
+def expert(env: Simulation) -> Actions:
     """The expert of the environment's task. Make a new one after every reset.
 
     Raises:
@@ -237,7 +239,7 @@ def _grasp_yaw(servo: Servo, body: int, beside: int | None, period: float) -> fl
     return float(yaw)
 
 
-EXPERTS = {
+EXPERTS: dict[str, Callable[[Any], Actions]] = {
     "Lift": _lift,
     "Stack": _stack,
     "PickPlaceCan": _pick_place_can,

@@ -12,7 +12,8 @@ import numpy as np
 from cosmos_ray.config import SimConfig, check_ranges
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.replay.format.episode import Episode
-from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.make import make
+from cosmos_ray.sim.simulation import Simulation
 
 NOT_RECORDED = "not recorded"
 
@@ -90,7 +91,7 @@ class Resimulation:
         return "\n".join(self.lines)
 
 
-def resimulate(episode: Episode, env: Environment | None = None) -> Resimulation:
+def resimulate(episode: Episode, env: Simulation | None = None) -> Resimulation:
     """Simulate ``episode`` again from its first stored state and compare every state with the stored one.
 
     Continues after a difference, to learn whether the outcome differs too. Uses ``env`` if given (and leaves it at the end of the
@@ -103,7 +104,7 @@ def resimulate(episode: Episode, env: Environment | None = None) -> Resimulation
     if env is not None:
         return _resimulate(episode, env)
     fingerprint = stored_fingerprint(episode.info, episode.key.name)
-    made = Environment(config_from_fingerprint(fingerprint, episode.key.name), make_seed_of(fingerprint, episode.key.name))
+    made = make(config_from_fingerprint(fingerprint, episode.key.name), make_seed_of(fingerprint, episode.key.name))
     try:
         return _resimulate(episode, made)
     finally:
@@ -177,7 +178,7 @@ def _number(text: str, entry: str, name: str) -> float:
         ) from error
 
 
-def _resimulate(episode: Episode, env: Environment) -> Resimulation:
+def _resimulate(episode: Episode, env: Simulation) -> Resimulation:
     _check_sizes(episode, env)
     seeded = not getattr(episode.key, "initial_state", "")
     env.horizon = _horizon(episode)
@@ -213,7 +214,7 @@ def _resimulate(episode: Episode, env: Environment) -> Resimulation:
     )
 
 
-def _check_sizes(episode: Episode, env: Environment) -> None:
+def _check_sizes(episode: Episode, env: Simulation) -> None:
     sizes = (("state", episode.states.shape[1], env.state_dim), ("action", episode.actions.shape[1], env.action_dim))
     for what, theirs, ours in sizes:
         if theirs != ours:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.simulation import Simulation, start
 from cosmos_ray.sim.trajectory import Trajectory
 
 
@@ -18,7 +18,7 @@ class Facts:
     horizon: int  #: control steps before an episode times out
     control_freq: int  #: control steps per simulated second
     moving: tuple[int, ...]  #: numbers of an action (d,) that move a hand
-    fingerprint: dict[str, str]  #: :attr:`Environment.fingerprint`
+    fingerprint: dict[str, str]  #: :attr:`Simulation.fingerprint`
 
 
 class Simulators:
@@ -30,13 +30,13 @@ class Simulators:
 
     generation = 0  #: rises when the simulators have lost all episodes; see :class:`cosmos_ray.sim.child.SimulatorChild`
 
-    def __init__(self, environments: Sequence[Environment]):
+    def __init__(self, environments: Sequence[Simulation]):
         self._environments = list(environments)
         self._last: list[Trajectory | None] = [None] * len(self._environments)
         first = self._environments[0]
         self.count = len(self._environments)
         self.deaths: list[str] = []
-        self.facts = Facts(first.config.horizon, first.config.control_freq, first.moving, first.fingerprint)
+        self.facts = Facts(first.config.horizon, first.control_freq, first.moving, first.fingerprint)
 
     def ready(self, timeout: float) -> bool:
         """Whether orders can be given, within ``timeout`` seconds."""
@@ -58,7 +58,7 @@ class Simulators:
 
     def execute(self, place: int, chunk: np.ndarray, render_at: tuple[int, ...] | None = None,
                 labels: np.ndarray | None = None) -> Trajectory:
-        """Run an action chunk (K, d), as :meth:`Environment.execute` does. Returns a record that begins at the last step before it."""
+        """Run an action chunk (K, d), as :meth:`Simulation.execute` does. Returns a record that begins at the last step before it."""
         last = self._last[place]
         if last is None:
             raise RuntimeError(f"no episode runs at place {place}")

@@ -12,8 +12,9 @@ from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.replay.format.codec import decode_jpeg, encode_cameras
 from cosmos_ray.replay.format.episode import Episode
-from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.make import make
 from cosmos_ray.sim.resimulate import compare_fingerprints, config_from_fingerprint, make_seed_of, stored_fingerprint
+from cosmos_ray.sim.simulation import Simulation
 
 if TYPE_CHECKING:
     from cosmos_ray.replay.format.view import EpisodeView
@@ -38,7 +39,7 @@ class StateRenderer:
         if environments < 1:
             raise ConfigError(f"environments = {environments}: a state renderer needs at least 1")
         self.strict, self.limit = strict, environments
-        self._environments: OrderedDict[tuple[SimConfig, int], Environment] = OrderedDict()
+        self._environments: OrderedDict[tuple[SimConfig, int], Simulation] = OrderedDict()
         self._proven: set[tuple] = set()  # fingerprints of which a stored frame came out the same
 
     def __call__(self, view: EpisodeView | Episode, steps: Iterable[int]) -> dict[int, list[bytes]]:
@@ -74,17 +75,17 @@ class StateRenderer:
             self._environments.popitem()[1].close()
         self._proven.clear()
 
-    def _environment(self, config: SimConfig, make_seed: int) -> Environment:
+    def _environment(self, config: SimConfig, make_seed: int) -> Simulation:
         key = config, make_seed
         env = self._environments.get(key)
         if env is None:
-            env = self._environments[key] = Environment(config, make_seed)
+            env = self._environments[key] = make(config, make_seed)
         self._environments.move_to_end(key)
         while len(self._environments) > self.limit:
             self._environments.popitem(last=False)[1].close()
         return env
 
-    def _check(self, name: str, cameras: tuple[str, ...], states: np.ndarray, env: Environment) -> None:
+    def _check(self, name: str, cameras: tuple[str, ...], states: np.ndarray, env: Simulation) -> None:
         """StoreError when the episode cannot be rendered by ``env``, strictly or not."""
         if cameras != env.cameras:
             raise StoreError(
@@ -97,7 +98,7 @@ class StateRenderer:
                 "recorded with another task, robot or version, and cannot be rendered"
             )
 
-    def _compare(self, view: EpisodeView | Episode, name: str, fingerprint: dict[str, str], states: np.ndarray, env: Environment) -> None:
+    def _compare(self, view: EpisodeView | Episode, name: str, fingerprint: dict[str, str], states: np.ndarray, env: Simulation) -> None:
         """StoreError when the fingerprint, or a stored frame of the first episode that has it, says that pictures differ here."""
         simulated = env.config, *(fingerprint.get(entry) for entry in (*DECISIVE, "make_seed"))
         if simulated in self._proven:

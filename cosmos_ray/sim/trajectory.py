@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class Trajectory:
-    """The record of one episode of T control steps. :meth:`Environment.execute` appends to it.
+    """The record of one episode of T control steps. :meth:`Simulation.execute` appends to it.
 
     Step 0 is the state after the reset; step t is the state after t control steps. ``actions`` are the executed actions,
     clipped to [-1, 1]. ``labels`` are the actions that a policy should imitate: the clean expert action in a demonstration,

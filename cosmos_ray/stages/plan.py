@@ -13,7 +13,8 @@ from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest
 from cosmos_ray.report.trace import EpisodeTrace
 from cosmos_ray.rollout.ticket import decision_noise_seed, evaluation_noise_seed, state_seed
 from cosmos_ray.run import Run
-from cosmos_ray.sim.environment import Environment, start
+from cosmos_ray.sim.make import make
+from cosmos_ray.sim.simulation import start
 from cosmos_ray.stages.acting import asked_policy, planning_checkpoint
 
 
@@ -32,7 +33,7 @@ def plan_episode(run: Run, checkpoint: str | None = None, number: int | None = N
         run.check_policy(network)
     torch.set_num_threads(config.inference.threads)
     client = LocalClient(load_core(path, config.inference, "cuda" if config.inference.gpus else "cpu", judge))
-    env = Environment(config.sim)
+    env = make(config.sim)
     seed = state_seed("eval", config.seed, config.plan_seed)
     trajectory = start(env, seed)
     trace = EpisodeTrace(env.task, seed, env.cameras, config.planner.candidates)
