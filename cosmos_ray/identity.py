@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cosmos_ray.config import PlannerConfig, RunConfig
-from cosmos_ray.config.tasks import task_spec
+from cosmos_ray.config.tasks import task_instruction
 
 DIGEST_VERSION = 2  #: of :func:`evaluation_digest`, for new runs
 
@@ -92,6 +92,6 @@ def _planner_before(planner: PlannerConfig | None) -> dict[str, Any] | None:
 def _sim_values(config: RunConfig) -> list[Any]:
     """The simulator's values that act, for digest version 2."""
     sim = config.sim
-    later = [] if sim.instruction == task_spec(sim.task).instruction else [["instruction", sim.instruction]]
+    later = [] if sim.instruction == task_instruction(sim.task) else [["instruction", sim.instruction]]
     return [sim.task, list(sim.robots), sim.controller, list(sim.wrist_cameras), list(sim.third_cameras), sim.image_size, sim.actions,
             sim.horizon, sim.control_freq, sim.placement, sim.mesh_cell, sim.fast_step, *later]

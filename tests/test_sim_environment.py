@@ -12,7 +12,8 @@ import pytest
 from cosmos_ray.config import SimConfig
 from cosmos_ray.config.tasks import SPECS
 from cosmos_ray.errors import SimulationError
-from cosmos_ray.sim.environment import SUCCESS_HOLD, Environment
+from cosmos_ray.sim.environment import Environment
+from cosmos_ray.sim.robosuite_task import SUCCESS_HOLD
 from cosmos_ray.sim.simulation import start
 
 TASKS = tuple(SPECS)

@@ -10,7 +10,7 @@ from cosmos_ray.commands.configure import configure
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.settings import SETTINGS, with_absolute_paths
 from cosmos_ray.config.stored import store_of, stored_config
-from cosmos_ray.config.tasks import task_spec
+from cosmos_ray.config.tasks import task_instruction
 from cosmos_ray.embodiment import third_person
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.fit import check_chunk, check_fits, check_suite
@@ -95,6 +95,6 @@ class DataRun:
 
 def _told(config: RunConfig, instruction: str) -> RunConfig:
     """``config`` with the instruction of the data where it has the task's own."""
-    if config.sim.instruction != task_spec(config.sim.task).instruction:
+    if config.sim.instruction != task_instruction(config.sim.task):
         return config
     return dataclasses.replace(config, sim=dataclasses.replace(config.sim, instruction=instruction))

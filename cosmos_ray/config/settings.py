@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_ray import released
+from cosmos_ray.config.libero import libero_task
 from cosmos_ray.config.meaning import meant
 from cosmos_ray.config.option import choices
 from cosmos_ray.config.presets import preset_settings
@@ -77,6 +78,8 @@ def new_config(values: dict[str, Any]) -> RunConfig:
     """The config of a new run that is given ``values`` by name; the rest is the preset's, the suite's, or what it follows."""
     chosen = [str(values.get(name, value_of(RunConfig(), name))) for name in CHOSEN] + [str(values.get("model.fidelity", ""))]
     decided = {name: value for name, value in preset_settings(*chosen).items() if not name.startswith("model.")}  # ModelConfig has them
+    if libero_task(str(values.get("sim.task", ""))):
+        decided.pop("sim.horizon", None)  # a suite of released weights has one for all, LIBERO's tasks have their own
     seen = preset_settings(*chosen)["model.image_size"]
     return from_values({"sim.image_size": values.get("model.image_size", seen), **decided, **values})
 

@@ -1,10 +1,12 @@
-"""What the project knows about five robosuite tasks, as plain data. A line of :data:`SPECS` needs an expert in ``sim.experts``."""
+"""What the project knows about tasks, as plain data. A line of :data:`SPECS`, robosuite tasks, needs an expert in ``sim.experts``."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 from typing import Literal
+
+from cosmos_ray.config.libero import LIBERO_SUITES, libero_instruction, libero_task
 
 ActionSpace = Literal["position", "pose"]
 """Numbers of an action: ``position`` (dx, dy, dz, gripper), or ``pose``, which also has a rotation."""
@@ -33,10 +35,10 @@ class NoiseMix:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the project knows about a task beyond what robosuite says. The defaults serve a task that has no entry."""
+    """What the project knows about a task beyond what its simulator says. The defaults serve a task that has no entry."""
 
     name: str
-    instruction: str
+    instruction: str  #: empty for a task of LIBERO, whose packages have the texts: :func:`task_instruction` finds it
     horizon: int = 200
     """Control steps before an episode times out."""
     actions: ActionSpace = "pose"
@@ -58,5 +60,14 @@ SPECS = {
 
 
 def task_spec(name: str) -> TaskSpec:
-    """The entry of a task in :data:`SPECS`. A task without an entry gets the defaults, and the words of its name as instruction."""
+    """The entry of a task in :data:`SPECS`, or what LIBERO's suite says. Any other task gets the defaults, and the words of its name as
+    instruction. ConfigError for a name of LIBERO's without a task."""
+    if found := libero_task(name):
+        return TaskSpec(name, "", LIBERO_SUITES[found[0]].horizon)
     return SPECS.get(name) or TaskSpec(name, " ".join(re.findall(r"[A-Z][a-z]*|\d+", name)).lower() or name)
+
+
+def task_instruction(name: str) -> str:
+    """The instruction of a task. ConfigError where it is LIBERO's and LIBERO is not installed."""
+    found = libero_task(name)
+    return libero_instruction(*found) if found else task_spec(name).instruction

@@ -7,22 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cosmos_ray.errors import ConfigError, StoreError, StoreUnavailable
+from cosmos_ray.errors import StoreError, StoreUnavailable
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.replay.format.episode import EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.seeds import PURPOSES as PURPOSES
+from cosmos_ray.seeds import SPAN as SPAN
 from cosmos_ray.seeds import mix_seed
-
-SPAN = 1_000_000  #: initial-state seeds per purpose and run seed
-PURPOSES = {"demo": 0, "rollout": 1, "eval": 2}
-
-
-def state_seed(purpose: str, run_seed: int, index: int) -> int:
-    """Seed of initial state ``index``. ``purpose`` is a key of :data:`PURPOSES`; two purposes never share a seed, so evaluation is held
-    out by construction. ConfigError for an index outside [0, SPAN)."""
-    if not 0 <= index < SPAN:
-        raise ConfigError(f"episode index {index} is out of range: a run has at most {SPAN} {purpose} episodes")
-    return (run_seed * len(PURPOSES) + PURPOSES[purpose]) * SPAN + index
+from cosmos_ray.seeds import state_seed as state_seed
 
 
 def rollout_noise_seed(seed: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cosmos_ray.config.tasks import NoiseMix
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.seeds import purpose_of
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.experts import expert
 from cosmos_ray.sim.simulation import Simulation, start
@@ -31,8 +33,10 @@ def demonstrate(env: Simulation, seed: int, noise: NoiseMix | None = None, rende
             and the last.
 
     Raises:
-        ConfigError: the task has no expert.
+        ConfigError: the task has no expert, or the seed is one of evaluations, whose initial states no demonstration may begin in.
     """
+    if purpose_of(seed)[0] == "eval":
+        raise ConfigError(f"seed {seed} is of an evaluation's initial state, which is held out: demonstrate from another seed")
     policy = expert(env)  # a generator: it reads nothing before the first `next`, after the reset
     trajectory = start(env, seed)
     disturbance = _disturbance(env, seed, tasks.spec(env.task).noise if noise is None else noise)

@@ -1,4 +1,4 @@
-"""A robosuite task as a deterministic, restorable, lazily rendered environment."""
+"""A task of robosuite or LIBERO as a deterministic, restorable, lazily rendered environment."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numba
 import numpy as np
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.libero import libero_task
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim import gl, tasks
+from cosmos_ray.sim.libero.task import LiberoTask
 from cosmos_ray.sim.renderer import shared_renderer
+from cosmos_ray.sim.robosuite_task import RobosuiteTask
 from cosmos_ray.sim.simulation import Simulation, StepResult
 from cosmos_ray.sim.slimming import full_xml, slim
 from cosmos_ray.sim.snapshot import Snapshot
 from cosmos_ray.sim.stepping import stepper
-
-SUCCESS_HOLD = 3
-"""The task's success check must hold on this many consecutive control steps before the episode counts as a success."""
 
 SIMD = ("avx", "fma", "avx2", "avx512f", "avx512dq", "avx512vl", "asimd", "sve")
 """Vector instruction sets, as /proc/cpuinfo names them. Math libraries choose their code by these."""
@@ -51,16 +51,11 @@ class Environment(Simulation):
         self.actions = config.actions
         self.cameras = config.cameras
         self.control_freq = config.control_freq
-        self.sim_env = robosuite.make(
-            config.task, robots=list(config.robots), controller_configs=_controllers(config), has_renderer=False,
-            has_offscreen_renderer=False, use_camera_obs=False, control_freq=config.control_freq, horizon=10**6,
-            ignore_done=True, hard_reset=False, seed=make_seed,
-        )  # fmt: skip
+        self._task = LiberoTask(config, make_seed) if libero_task(config.task) else RobosuiteTask(config, make_seed)
+        self.sim_env = self._task.env
         for observable in self.sim_env._observables.values():
             observable.set_enabled(False)
         slim(self.sim_env)
-        if config.placement > 0:
-            _widen(self.sim_env.placement_initializer, config.placement, bool(getattr(self.sim_env, "single_object_mode", 0)))
         self.model, self.data = self.sim_env.sim.model._model, self.sim_env.sim.data._data
         tasks.check_cameras(config, self.sim_env.sim.model.camera_names)
         self._camera_ids = [self.sim_env.sim.model.camera_name2id(name) for name in self.cameras]
@@ -70,7 +65,7 @@ class Environment(Simulation):
         self.done = False
         self._held = 0
         self._warnings = 0
-        self.sim_env.reset()
+        self._task.reset(0)
         self._stepper = stepper(self.sim_env, config.fast_step)
         self._entries, self.moving = self._action_entries()
         self.action_dim = len(self._entries)
@@ -83,9 +78,8 @@ class Environment(Simulation):
 
     def reset(self, seed: int) -> None:
         """Start a new episode. The same seed gives a bit-identical initial state in every process."""
-        # In place, because the placement samplers hold this very generator.
-        self.sim_env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-        self.sim_env.reset()
+        self._task.reset(seed)
+        self._task.settle(self._stepper)
         # robosuite's controllers were filled before the objects were placed; make the first step read the final state,
         # so that an episode does not differ from one restored at step 0.
         for robot in self.sim_env.robots:
@@ -164,13 +158,9 @@ class Environment(Simulation):
         self.step_index += 1
         self.sim_env.timestep += 1
         self.sim_env.cur_time += self.sim_env.control_timestep
-        # Integration leaves positions of bodies one substep behind the joints; bring them up, as a restored state has them.
-        self.mujoco.mj_kinematics(self.model, self.data)
         self._check_physics()
-        self.sim_env._post_action(full)  # some tasks keep their books in the reward function
-
-        self._held = self._held + 1 if self.sim_env._check_success() else 0
-        self.success = self._held >= SUCCESS_HOLD
+        self._held = self._held + 1 if self._task.judge(full) else 0
+        self.success = self._held >= self._task.hold
         self.done = self.success or self.step_index >= self.horizon
         return StepResult(float(self.success), self.success, self.done)
 
@@ -238,6 +228,7 @@ class Environment(Simulation):
             "cameras": ",".join(self.cameras),
             "render": f"{self.config.image_size}px cell {self.config.mesh_cell} no-shadow no-reflection no-msaa",
             "gl": gl.choose_backend(),
+            **self._task.fingerprint,
             **_machine(),
         }
 
@@ -258,36 +249,3 @@ def _machine() -> dict[str, str]:
         "simd": ",".join(name for name in SIMD if name in found) or "unknown",
         "platform": " ".join(part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part),
     }
-
-
-def _controllers(config: SimConfig) -> list[dict]:
-    """robosuite's default controller of each robot, with the arms' part controller exchanged where configured."""
-    from robosuite.controllers import load_composite_controller_config, load_part_controller_config
-
-    loaded = []
-    for robot in config.robots:
-        composite = load_composite_controller_config(robot=robot)
-        for part in ("right", "left"):
-            arm = composite["body_parts"].get(part)
-            if arm is not None and arm["type"] != config.controller:
-                chosen = load_part_controller_config(default_controller=config.controller)
-                composite["body_parts"][part] = {**chosen, "gripper": arm["gripper"]}
-        loaded.append(composite)
-    return loaded
-
-
-def _widen(sampler: Any, half_width: float, alone: bool) -> None:
-    """Set the half-width of every range that ``sampler`` draws from, keeping its centre.
-
-    ``alone``: only one of the objects stays in the scene once all are placed, so that they need not fit beside each other.
-    """
-    for part in getattr(sampler, "samplers", {}).values():
-        _widen(part, half_width, alone)
-    if alone:
-        sampler.ensure_valid_placement = False
-    for name in ("x_range", "y_range"):
-        low, high = getattr(sampler, name, (0.0, 0.0))
-        if high > low:
-            centre = (low + high) / 2
-            setattr(sampler, name, [centre - half_width, centre + half_width])
-            sampler.ensure_object_boundary_in_range = False  # the range is of the object's middle

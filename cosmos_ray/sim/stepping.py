@@ -58,6 +58,7 @@ class FusedStepper(StockStepper):
         self.site = robot.eef_site_id[robot.arms[0]]
         self.actuators = np.array(robot._ref_actuators_indexes_dict[robot.arms[0]])
         self.limits = self.model.actuator_ctrlrange[self.actuators].copy()
+        self.ramps = getattr(robot, "gripper_each_substep", False)
 
     def advance(self, action: np.ndarray) -> None:
         """Run one control step with the full robosuite action (float64), without task bookkeeping."""
@@ -69,8 +70,11 @@ class FusedStepper(StockStepper):
         rows, angles = np.array(arm.qvel_index), np.array(arm.qpos_index)
         mujoco, model, data = self.mujoco, self.model, self.data
         position, rotation = data.site_xpos[self.site], data.site_xmat[self.site]
-        for _ in range(self.substeps - 1):
+        fingers, ramp = self._ramp(action) if self.ramps else (None, None)
+        for substep in range(self.substeps - 1):
             mujoco.mj_step1(model, data)
+            if ramp is not None:
+                data.ctrl[fingers] = ramp[substep]
             mujoco.mj_fullM(model, self.mass, data.qM)
             mujoco.mj_jacSite(model, data, self.jacobian_position, self.jacobian_rotation, self.site)
             data.ctrl[self.actuators] = arm_torques(
@@ -82,6 +86,18 @@ class FusedStepper(StockStepper):
         # robosuite caches kinematics per substep; the next control step must not reuse those of the first substep.
         for controller in robot.part_controllers.values():
             controller.new_update = True
+
+    def _ramp(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The gripper's actuators (m,), and what they are told in each substep but the first, (substeps - 1, m)."""
+        robot = self.env.robots[0]
+        arm = robot.arms[0]
+        part, gripper = robot.get_gripper_name(arm), robot.gripper[arm]
+        first, last = robot._action_split_indexes[part]
+        fingers = np.array(robot._ref_actuators_indexes_dict[part])
+        goals = np.array([robot.part_controllers[part].scale_action(gripper.format_action(action[first:last]))
+                          for _ in range(self.substeps - 1)])
+        low, high = self.model.actuator_ctrlrange[fingers].T
+        return fingers, np.clip((high + low) / 2 + (high - low) / 2 * goals, low, high)
 
 
 def stepper(env: Any, fast: bool) -> StockStepper:
@@ -98,12 +114,14 @@ def fused_valid(env: Any) -> bool:
     from robosuite.controllers.parts.arm.osc import OperationalSpaceController
     from robosuite.robots.fixed_base_robot import FixedBaseRobot
 
-    if len(env.robots) != 1 or type(env.robots[0]) is not FixedBaseRobot or len(env.robots[0].arms) != 1:
-        return False
     robot = env.robots[0]
+    known = type(robot) is FixedBaseRobot or getattr(robot, "gripper_each_substep", False)
+    if len(env.robots) != 1 or not known or len(robot.arms) != 1:
+        return False
     arm = robot.part_controllers[robot.arms[0]]
     return (
-        type(arm) is OperationalSpaceController
+        isinstance(arm, OperationalSpaceController)
+        and type(arm).run_controller is OperationalSpaceController.run_controller
         and robot.composite_controller.name == "BASIC"
         and env.lite_physics
         and arm.use_ori

@@ -1,4 +1,4 @@
-"""The robosuite tasks: checks that a configuration can run.
+"""The tasks: checks that a configuration can run.
 
 What the project knows about five of them is in :mod:`cosmos_ray.config.tasks`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.libero import libero_folder, libero_task
 from cosmos_ray.config.tasks import SPECS, TaskSpec, task_spec
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.sim import gl
@@ -27,12 +28,19 @@ ARENA_CAMERAS_BY_TASK = {
 """Cameras of robosuite 1.5.2's arenas, for tasks whose name starts with the key; the robots add their own."""
 
 
+LIBERO_CAMERAS = (*ARENA_CAMERAS, "robot0_robotview", "robot0_eye_in_hand")
+"""Cameras that every scene of LIBERO has."""
+
+
 def spec(name: str) -> TaskSpec:
-    """The :class:`TaskSpec` of a robosuite task; tasks without an entry get generic defaults.
+    """The :class:`TaskSpec` of a task; tasks without an entry get generic defaults.
 
     Raises:
-        ConfigError: robosuite has no such task.
+        ConfigError: neither robosuite nor LIBERO has such a task, or LIBERO is not installed.
     """
+    if libero_task(name):
+        libero_folder()
+        return task_spec(name)
     if name in SPECS:
         return SPECS[name]
     known = task_names()
@@ -46,7 +54,7 @@ def task_names() -> tuple[str, ...]:
     gl.load()
     from robosuite.environments.base import REGISTERED_ENVS
 
-    return tuple(REGISTERED_ENVS)
+    return tuple(name for name, made in REGISTERED_ENVS.items() if made.__module__.startswith("robosuite."))
 
 
 def robot_names() -> tuple[str, ...]:
@@ -65,6 +73,10 @@ def validate(config: SimConfig) -> TaskSpec:
         ConfigError: one line that names the bad setting and what would work.
     """
     task = spec(config.task)
+    if libero_task(config.task):
+        config.check()
+        check_cameras(config, LIBERO_CAMERAS)
+        return task
     _check_robots(config)
     _check_controller(config)
     if not config.cameras:

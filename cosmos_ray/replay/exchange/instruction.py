@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 
+from cosmos_ray.config.libero import words_of_name
 from cosmos_ray.config.tasks import SPECS
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.exchange import hdf5
@@ -31,12 +32,12 @@ def instruction_of(path: Path, data: h5py.Group, demo: h5py.Group) -> tuple[str,
             return text, f"{of} {where}"
     for table in (*_tables(data), {name: hdf5.attribute(data, name) for name in _BDDL}):
         for name in _BDDL:
-            if isinstance(table.get(name), str) and (text := _of_file_name(table[name].rpartition("/")[2].removesuffix(".bddl"))):
+            if isinstance(table.get(name), str) and (text := words_of_name(table[name].rpartition("/")[2].removesuffix(".bddl"))):
                 return text, f"the name in {name}"
     task = environment_of(data)
     if task in SPECS:
         return SPECS[task].instruction, f"the task {task}"
-    if path.stem.endswith("_demo") and (text := _of_file_name(path.stem.removesuffix("_demo"))):
+    if path.stem.endswith("_demo") and (text := words_of_name(path.stem.removesuffix("_demo"))):
         return text, "the file's name, as the public loader takes it"
     raise StoreError(f"neither {path.name} nor {demo.name} says what the robot was asked to do: give --instruction TEXT")
 
@@ -84,11 +85,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(piece, str) for piece in value):
         value = "".join(value)
     return " ".join(value.split()).strip('"')[:_LONGEST] if isinstance(value, str) else ""
-
-
-def _of_file_name(stem: str) -> str:
-    """Words of a name; a word with SCENE in it ends the place's name, and the instruction follows."""
-    words: list[str] = []
-    for word in stem.split("_"):
-        words = [] if "SCENE" in word else [*words, word]
-    return " ".join(words)
