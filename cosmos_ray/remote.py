@@ -39,10 +39,11 @@ def why_lost(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if getattr(error, "actor_init_failed", False):
         return lines[-1]
-    for mark in ("Worker exit detail: ", " because "):
+    for mark, end in (("Worker exit detail: ", " Some common causes"), (" because ", " Some common causes"),
+                      (" is unavailable: ", " The task may or may not")):
         for line in lines:
             if mark in line:
-                return line.partition(mark)[2].partition(" Some common causes")[0]
+                return line.partition(mark)[2].partition(end)[0]
     return lines[0]
 
 
