@@ -16,7 +16,7 @@ from jobs.chaos.nodes import TwoNodes
 from jobs.chaos.watch import Command, rows
 
 #: Whole episodes, several at once, and as many training samples for a control step as the demo has.
-LIKE_THE_DEMO = ["--rollout.envs-per-worker", "4", "--rollout.horizon", "0", "--replay.samples-per-insert", "5"]
+LIKE_THE_DEMO = ["--rollout.envs-per-worker", "4", "--rollout.horizon", "160", "--replay.samples-per-insert", "5"]
 NODE_AWAY_S = 20.0  #: until the node that was killed joins again
 
 
