@@ -9,7 +9,7 @@ demo: setup
 	$(PYTHON_BIN) -m cosmos_ray demo $(ARGS)
 
 test: setup-dev lint
-	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow $(ARGS)

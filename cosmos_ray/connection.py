@@ -21,6 +21,8 @@ from cosmos_ray.sim import gl
 logger = logging.getLogger(__name__)
 
 STARTS = 3  #: attempts to start a private Ray
+#: Ray would start a process per CPU for tasks; a run has actors alone, which get processes of their own.
+SYSTEM = {"prestart_worker_first_driver": False}
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -31,6 +33,7 @@ def connect(address: str = "", simulates: bool = True) -> bool:
     ``simulates`` says whether processes on this machine will draw pictures, for which a private Ray needs an OpenGL backend.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES alone in CPU workers
+    ray._private.worker._worker_logs_enabled = False  # Ray would print on standard output which node died; the supervisor says so
     address = address or os.environ.get("RAY_ADDRESS", "")
     private = address in ("", "local")
     if private and simulates:
@@ -70,7 +73,7 @@ def start_private(**options: Any) -> None:
     for attempt in range(1, STARTS + 1):
         before = set(me.children(recursive=True))
         try:
-            ray.init(address="local", include_dashboard=False, **QUIET, **options)
+            ray.init(address="local", include_dashboard=False, _system_config=SYSTEM, **QUIET, **options)
             return
         except Exception as error:
             if type(error) is not Exception or "timed out during startup" not in str(error):

@@ -97,7 +97,7 @@ class Run:
         check_acts(checkpoint, self.config)
 
     def pool(self, checkpoint: str | Path) -> InferencePool:
-        """Start the inference pool from a checkpoint. ConfigError as for :meth:`check_policy`."""
+        """An inference pool, which starts from a checkpoint. ConfigError as for :meth:`check_policy`."""
         self.check_policy(checkpoint)
         self.folder.publish()  # actors on other machines read it
         return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)), self.supervisor)
@@ -170,13 +170,15 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
     folder = RunFolder(config, fresh=fresh, create=use.creates, only_reads=use.only_reads, check=check_store)
     tracker, made = None, use.creates and before is None
     try:
+        if folder.writable:
+            for place in ("checkpoints", "checkpoints/rounds"):
+                recover(folder.path / place)
+        if use.acts and use.needs_ray and not use.creates and not any(map(folder.has_policy, ("base", "refined"))):
+            raise ConfigError(f"there is no base policy in {folder.shown(folder.path / 'checkpoints')}: run `pretrain` first")
         if use.needs_ray:
             private = connect(config.address, simulates=bool(config.sim.task) and (use.acts or not use.learns))
             if not autoscales(nodes := cluster_nodes()):
                 check_cluster(config, nodes, use.acts, use.learns, use.demonstrates or simulates, private)
-        if folder.writable:
-            for place in ("checkpoints", "checkpoints/rounds"):
-                recover(folder.path / place)
         tracker = Tracker(config, folder)
         run = Run(config, folder, tracker, quiet)
         if use.needs_ray:

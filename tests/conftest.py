@@ -1,6 +1,7 @@
 """Shared by the system tests: one small run, made once by the commands a user types."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -129,10 +130,16 @@ def alone(local_ray):
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """Folder of a run on which `demo` went through every stage, one episode of each arm twice. Do not change it: copy it with
-    :func:`copy_run`."""
-    root = tmp_path_factory.mktemp("runs")
-    run_command("demo", root, "--repeat", "1", *PLANNING)
-    return root / "small"
+    :func:`copy_run`. Test processes that run side by side share it: the first that needs it makes it, and the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with open(root / "finished_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "finished_run").exists():
+            run_command("demo", root / "begun", "--repeat", "1", *PLANNING)
+            (root / "begun").rename(root / "finished_run")
+    return root / "finished_run" / "small"
 
 
 def copy_run(run: Path, root: Path) -> Path:

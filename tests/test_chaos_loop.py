@@ -75,6 +75,7 @@ def test_after_the_kills_refine_ends_with_every_episode_once_and_a_report_that_n
     deaths = rows(chaos.run, "death")
     page = (chaos.run / "report.html").read_text()
     assert len(deaths) >= 8 and not [row for row in deaths if row["who"] not in page]
+    assert not [line for log in chaos.nodes.folder.glob("refine*.log") for line in log.read_text().splitlines() if "(raylet)" in line]
 
 
 def test_the_cells_are_those_of_the_page():

@@ -89,7 +89,7 @@ def test_the_pool_gives_the_same_actions_bit_for_bit(local_ray, run, planned):
     folder, observation = run / "checkpoints", observed()
     mine = load_policy(folder / "refined", **({"candidates": 3, "planning": folder / "planning"} if planned else {}))
     assert mine.steps == 3 and mine.planner == (PLANNER if planned else None)
-    pool = InferencePool(folder / "refined", InferenceConfig(steps=3), options=[{"num_cpus": 0.5}])
+    pool = InferencePool(folder / "refined", InferenceConfig(steps=3), options=[{"num_cpus": 0.5}]).start()
     try:
         acting = ActingPolicy(1, PLANNER, str(folder / "planning")) if planned else ActingPolicy(1)
         pool.load(folder / "refined", acting)

@@ -173,7 +173,8 @@ def test_a_poison_ticket_is_quarantined_and_all_others_finish(fleets, tmp_path, 
     assert Counter((tmp_path / "attempts.log").read_text().split())[work[poison].name] == fleet.replaced
 
 
-def test_workers_that_cannot_start_are_reported_not_respawned_for_ever(fleets):
+def test_workers_that_cannot_start_are_reported_not_respawned_for_ever(fleets, monkeypatch):
+    monkeypatch.setattr("cosmos_ray.rollout.fleet.WORKER_STARTS", 1)  # test_fleet_core has the number
     fleet = fleets(1, 1, breaks=True)
     fleet.submit(jobs(12))
     with pytest.raises(WorkerTrouble, match="none of the present ones has answered") as caught:

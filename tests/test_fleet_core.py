@@ -238,21 +238,13 @@ def test_when_most_tickets_break_the_fleet_gives_up():
         run(fleet, cluster)
 
 
-def test_workers_that_die_at_their_start_are_reported_not_respawned_for_ever():
-    cluster = Cluster(a=2)
-    cluster.no_start.add("a")
-    fleet, _, _ = make(cluster)
+@pytest.mark.parametrize("count, trouble, died, why", [(2, "no_start", 12, "no simulator"), (1, "silent", 6, "no answer for 240 s")])
+def test_workers_that_never_start_are_reported_not_respawned_for_ever(count, trouble, died, why):
+    cluster = Cluster(a=count)
+    getattr(cluster, trouble).add("a")
+    fleet, _, _ = make(cluster, count)
     fleet.submit(names(3))
-    with pytest.raises(WorkerTrouble, match="died 12 times and none of the present ones has answered: no simulator"):
-        run(fleet, cluster)
-
-
-def test_workers_that_never_answer_are_reported_too():
-    cluster = Cluster(a=1)
-    cluster.silent.add("a")
-    fleet, _, _ = make(cluster, count=1)
-    fleet.submit(names(3))
-    with pytest.raises(WorkerTrouble, match="died 6 times and none of the present ones has answered: no answer for 240 s"):
+    with pytest.raises(WorkerTrouble, match=f"died {died} times and none of the present ones has answered: {why}"):
         run(fleet, cluster)
 
 

@@ -9,8 +9,12 @@ import textwrap
 import pytest
 import torch
 
+from cosmos_ray.asks import check_cluster
 from cosmos_ray.commands.cli import main
 from cosmos_ray.commands.command import COMMANDS
+from cosmos_ray.config.settings import from_values, parse_values
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.placement import cluster_nodes
 from tests.conftest import ROOT, environment
 from tests.test_command_line import make_run
 
@@ -57,7 +61,6 @@ def test_a_cluster_with_fewer_gpus_than_asked_for_is_refused_with_both_numbers()
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("command, flags, complaint", [
     ("pretrain", ["--learner.gpus", "1"], "learner.gpus = 1 for 1 learner ranks asks for 1 GPUs, Ray has 0: set learner.gpus to 0"),
-    ("pretrain", ["--learner.accelerate", "graphs"], "'graphs' needs a GPU for every learner rank, and Ray has no GPU"),
     ("plan", ["--inference.gpus", "0.3"], "inference.gpus = 0.3 asks for a GPU, and torch can use none here: set inference.gpus to 0"),
     ("report", ["--inference.gpus", "1", "--inference.accelerate", "both"], "and inference.accelerate to 'none'"),
 ])
@@ -67,6 +70,14 @@ def test_a_machine_without_a_gpu_refuses_what_needs_one(command, flags, complain
                           capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT)
     assert done.returncode == 2 and complaint in done.stderr, done.stderr[-2000:]
     assert not (tmp_path / "door" / "checkpoints").exists()
+
+
+def test_graphs_without_a_gpu_are_refused(local_ray):
+    if any(node.gpus for node in cluster_nodes()):
+        pytest.skip("needs a machine without a GPU")
+    config = from_values(parse_values({"learner.accelerate": "graphs"}))
+    with pytest.raises(ConfigError, match="'graphs' needs a GPU for every learner rank, and Ray has no GPU"):
+        check_cluster(config, cluster_nodes(), acts=False, learns=True, simulates=False, private=True)
 
 
 def test_which_commands_act_and_which_learn():

@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared_pool(local_ray, checkpoint):
     """One pool for the tests that only raise its version."""
-    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), options=[{"num_cpus": 0.5}])
+    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), options=[{"num_cpus": 0.5}]).start()
     yield pool
     pool.close()
 
@@ -129,7 +129,7 @@ def test_an_actor_restarted_by_sigkill_gets_back_its_planning_network(local_ray,
     torch.nn.init.normal_(network.net.final_layer.linear.weight, std=0.2, generator=torch.Generator().manual_seed(5))
     save_policy(network, tmp_path / "planning", version=2)
     planner = PlannerConfig(candidates=3)
-    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), options=[{"num_cpus": 0.5}])
+    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0), options=[{"num_cpus": 0.5}]).start()
     try:
         client = PoolClient(pool.actors, LONG)
         ask = lambda: client.result(client.submit(request(2, seed=3, planner=planner)))  # noqa: E731
@@ -151,7 +151,7 @@ def test_an_actor_restarted_by_sigkill_gets_back_its_planning_network(local_ray,
 
 def test_a_request_survives_sigkill_of_the_only_inference_actor(local_ray, checkpoint):
     # A batch is held back for a second, so the request is waiting in the actor when it is killed.
-    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1000.0), options=[{"num_cpus": 0.5}])
+    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1000.0), options=[{"num_cpus": 0.5}]).start()
     try:
         pool.push(newer_weights(checkpoint, 7))
         settle(pool)
@@ -199,5 +199,5 @@ def test_a_damaged_checkpoint_is_reported_when_the_pool_starts(local_ray, checkp
     file = tmp_path / "torn" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="is truncated") as caught:
-        InferencePool(tmp_path / "torn", InferenceConfig(), options=[{"num_cpus": 0.5}])
+        InferencePool(tmp_path / "torn", InferenceConfig(), options=[{"num_cpus": 0.5}]).start()
     assert len(str(caught.value).splitlines()) == 1

@@ -35,7 +35,7 @@ def said() -> list[dict]:
 @pytest.fixture(scope="module")
 def pool(local_ray, checkpoint, said):  # noqa: F811 - a fixture
     pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1.0, actors=2), [{"num_cpus": 0.5}] * 2,
-                         Supervisor(lambda kind, **values: said.append({"kind": kind, **values})))
+                         Supervisor(lambda kind, **values: said.append({"kind": kind, **values}))).start()
     yield pool
     pool.close()
 
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line_from_poll_and_the_old_poli
 
 def test_a_pool_whose_actors_do_not_come_back_is_one_clear_error(local_ray, tmp_path, monkeypatch):
     save_policy(demo_policy(), tmp_path / "policy", version=1)
-    pool = InferencePool(tmp_path / "policy", InferenceConfig(), [{"num_cpus": 0.5}])
+    pool = InferencePool(tmp_path / "policy", InferenceConfig(), [{"num_cpus": 0.5}]).start()
     try:
         os.rename(tmp_path / "policy", tmp_path / "elsewhere")
         monkeypatch.setattr(pool_module, "POOL_START_S", 3.0)

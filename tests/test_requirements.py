@@ -14,6 +14,7 @@ from tests.imports import ROOT, TREES, Import, imports
 #: Declared, and imported by none of our files.
 NOT_IMPORTED = {
     "pytest-timeout": "a plugin that pytest loads by itself",
+    "pytest-xdist": "a plugin that pytest loads by itself",
     "ruff": "a command: make lint",
     "mypy": "a command: make lint",
     "pandas": "Ray Data imports it",

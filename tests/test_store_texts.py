@@ -61,7 +61,7 @@ def test_pretrain_on_official_demonstrations_with_the_official_pickle(files, tmp
     assert "base policy after 2 steps" in run(tmp_path, "pretrain", "--pretrain-steps", "2", "--learner.batch-size", "2")
 
 
-def test_a_missing_instruction_is_named_before_training(files, tmp_path, handlers):
+def test_a_missing_instruction_is_named_before_training(files, tmp_path, handlers, capfd):
     demonstrations(files, tmp_path, pickled(tmp_path / "t5.pkl", OPEN))
     with run_of(tmp_path) as opened, pytest.raises(ConfigError) as caught:
         make_initial_policy(opened)
@@ -70,7 +70,8 @@ def test_a_missing_instruction_is_named_before_training(files, tmp_path, handler
     assert "replay embed --name lift --t5 FOLDER --to FILE" in line
     # The advice works: other embeddings may be given until the policy is made.
     more = pickled(tmp_path / "more.pkl", OPEN, CLOSE)
-    assert "there is no base policy" in run(tmp_path, "refine", "--refine-rollouts", "0", "--model.text-path", str(more), code=2)
+    refine = ["refine", "--root", str(tmp_path), "--name", "lift", "--refine-rollouts", "0", "--model.text-path", str(more)]
+    assert "there is no base policy" in line_of(capfd, refine)
     with run_of(tmp_path) as opened:
         make_initial_policy(opened)
         assert len(read_text_embeddings(opened.folder.checkpoint("initial") / "text.safetensors")) == 2

@@ -87,11 +87,15 @@ def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path):
     assert started.returncode == 130 and "Traceback" not in err and "interrupted" in err, err[-1000:]
 
 
-@pytest.mark.parametrize("name, value", [("OMP_NUM_THREADS", "many"), ("CUDA_VISIBLE_DEVICES", "garbage"),
-                                         ("HTTP_PROXY", "http://192.0.2.1:9"), ("RAY_ADDRESS", "127.0.0.1:1")])
-def test_odd_variables_start_ray_or_are_named(name, value):
-    said = python("-c", CONNECT, **{name: value}).stdout.splitlines()
-    assert said[-1:] == ["started"] or name in said[-1], said
+def test_a_private_ray_starts_with_odd_variables():
+    odd = {"OMP_NUM_THREADS": "many", "CUDA_VISIBLE_DEVICES": "garbage", "HTTP_PROXY": "http://192.0.2.1:9"}
+    said = python("-c", CONNECT, **odd).stdout.splitlines()
+    assert said[-1:] == ["started"], said
+
+
+def test_an_address_where_no_ray_is_is_named():
+    said = python("-c", CONNECT, RAY_ADDRESS="127.0.0.1:1").stdout.splitlines()
+    assert "RAY_ADDRESS" in said[-1], said
 
 
 @pytest.mark.parametrize("variables, complaint", [

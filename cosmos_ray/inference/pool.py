@@ -83,13 +83,14 @@ class _Seat:
 class InferencePool:
     """Handles of the inference actors, and what these actors should hold.
 
-    Nothing here waits but the start: :meth:`push` and :meth:`load` say what is wanted, and :meth:`poll`, called again and again, has every
-    actor get it, those included that are late, restarted or silent now. Actors serve what they hold until then.
+    The actors start when the pool is made. Nothing here waits but :meth:`start`, which comes first: :meth:`push` and :meth:`load` say what
+    is wanted, and :meth:`poll`, called again and again, has every actor get it, those included that are late, restarted or silent now.
+    Actors serve what they hold until then.
     """
 
     def __init__(self, checkpoint: str | Path, config: InferenceConfig, options: Sequence[dict[str, Any]],
                  supervisor: Supervisor | None = None):
-        """``options`` are Ray's options of each actor."""
+        """Have the actors start; ``options`` are Ray's options of each."""
         environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
         actor_class: Any = InferenceActor  # ray.remote adds `options`, which its type stubs do not declare
         self.actors: list[ActorHandle] = [
@@ -97,9 +98,15 @@ class InferencePool:
         self.restarts = 0
         self._supervisor = supervisor or Supervisor()
         self._wanted: PushedWeights | LoadedCheckpoint | None = None  #: None: what the actors hold, whatever it is
+        self._seats: list[_Seat] = []
+        self._first: list[ray.ObjectRef] = [actor.status.remote() for actor in self.actors]
+        self._awaited = f"torch and {Path(checkpoint).name}"
+
+    def start(self) -> InferencePool:
+        """Wait until every actor has answered once, and return the pool. CheckpointError, PoolUnavailable."""
         try:
-            statuses = answers([a.status.remote() for a in self.actors], "inference pool", "the first answer of its "
-                               f"{len(self.actors)} actors (torch and {Path(checkpoint).name})", self._supervisor, POOL_START_S)
+            statuses = answers(self._first, "inference pool", f"the first answer of its {len(self.actors)} actors ({self._awaited})",
+                               self._supervisor, POOL_START_S)
         except GetTimeoutError as error:
             raise PoolUnavailable(f"the inference actors did not start within {POOL_START_S:g} s: are their machines "
                                   "busy?") from error
@@ -107,6 +114,7 @@ class InferencePool:
             raise CheckpointError(f"an inference actor could not start: {why_lost(error)}") from error
         self._seats = [_Seat(actor, f"inference actor {i}", _process(status), _held(status))
                        for i, (actor, status) in enumerate(zip(self.actors, statuses, strict=True))]
+        return self
 
     def push(self, weights: Weights) -> None:
         """Have every actor take newer weights, which are in Ray's object store, while the actors keep serving."""

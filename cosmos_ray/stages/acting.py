@@ -40,6 +40,7 @@ def acting_fleet(run: Run, checkpoint: Path, *beside: Ask) -> Iterator[tuple[Inf
         fleet = Fleet(crew, RayCalls(), config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,),
                       config.rollout.deadline_s, run.supervisor)
         try:
+            pool.start()  # while the workers start, too
             yield pool, fleet
         finally:
             fleet.close()

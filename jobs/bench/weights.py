@@ -117,7 +117,7 @@ def bench_push(options: argparse.Namespace, report: Report, folder: Path) -> Non
     width = 64 * max(1, round((options.megabytes / 2000) ** 0.5 * WIDTH_OF_2_GB / 64))
     checkpoint = checkpoint_of(folder / "large", width=width, layers=8, heads=width // 64)
     learner = ray.remote(Learner).options(num_cpus=0, runtime_env=ONE_THREAD).remote(str(checkpoint))
-    pool = InferencePool(checkpoint, InferenceConfig(actors=2, precision="fp32"), [{"num_cpus": 0}] * 2)
+    pool = InferencePool(checkpoint, InferenceConfig(actors=2, precision="fp32"), [{"num_cpus": 0}] * 2).start()
     try:
         ray.get(learner.memcpy.remote(), timeout=WAIT_S)
         shutil.rmtree(checkpoint)
@@ -141,7 +141,7 @@ def bench_inference(options: argparse.Namespace, report: Report, folder: Path) -
     """The pool's rate with a push a second and without."""
     checkpoint = checkpoint_of(folder / "tiny")
     learner = ray.remote(Learner).options(num_cpus=0, runtime_env=ONE_THREAD).remote(str(checkpoint))
-    pool = InferencePool(checkpoint, InferenceConfig(), [{"num_cpus": 0}])
+    pool = InferencePool(checkpoint, InferenceConfig(), [{"num_cpus": 0}]).start()
     client = ray.remote(Client).options(num_cpus=0, runtime_env=ONE_THREAD).remote(pool.actors, 3, 4)
     try:
         version, rates = 1, {False: [], True: []}
