@@ -20,9 +20,10 @@ from cosmos_ray.sim.embodiment import simulated
 
 def check_simulates(config: RunConfig) -> None:
     """ConfigError for a run without a simulation."""
-    if not config.sim.task:
+    if not config.sim.names:
         raise ConfigError(f"run {config.name!r} has no simulation, for neither its settings nor its demonstrations name a robosuite "
-                          "task that fits: give --sim.task, and --sim.robots, --sim.controller, --sim.actions, --sim.wrist-cameras and "
+                          "task that fits: give --sim.task or --sim.suite, and --sim.robots, --sim.controller, --sim.actions, "
+                          "--sim.wrist-cameras and "
                           "--sim.third-cameras where they are not the task's")
 
 
@@ -32,7 +33,7 @@ def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> Embodiment:
     ConfigError, which names both sizes, when ``whose`` (the policy, the demonstrations) embodiment differs.
     """
     ours = simulated(sim)
-    arms = f"({sim.task} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions})"
+    arms = f"({sim.title} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions})"
     refuse_misfit(whose, theirs, "cannot be used in a simulation of", ours, f"{arms}: change sim.* to the robot, controller, action space, "
                   f"cameras and rate of {whose}, or take other ones")
     return dataclasses.replace(ours, cameras=theirs.cameras)
@@ -76,11 +77,11 @@ def check_acts(checkpoint: str | Path, config: RunConfig) -> None:
     check_simulates(config)
     spec = read_description(checkpoint)[0]
     check_fits("the policy", spec.embodiment, config.sim)
-    instruction, file = config.sim.instruction, Path(checkpoint) / "text.safetensors"
+    file = Path(checkpoint) / "text.safetensors"
     if file.exists() and not os.path.isdir(spec.text_path):
         known = list(read_text_embeddings(file))
-        if instruction not in known:
-            raise ConfigError(f"the policy has no text embedding of {instruction!r}, only of {len(known)}, such as {known[0]!r}: "
+        if missing := [sim.instruction for sim in config.sim.each() if sim.instruction not in known]:
+            raise ConfigError(f"the policy has no text embedding of {missing[0]!r}, only of {len(known)}, such as {known[0]!r}: "
                               "import or pretrain it with a T5 directory as model.text_path, or take another task or sim.instruction")
 
 

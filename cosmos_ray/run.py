@@ -31,7 +31,7 @@ from cosmos_ray.progress import Progress, say
 from cosmos_ray.quarantine import Quarantine
 from cosmos_ray.reach import Reach
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
-from cosmos_ray.rollout.ticket import SPAN
+from cosmos_ray.rollout.ticket import SPAN, demonstrations
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.experts import check_expert
@@ -106,8 +106,8 @@ class Run:
 def validate(config: RunConfig) -> None:
     """Everything that can be wrong with a config, found before any process starts. Raises ConfigError."""
     check(config)
-    if config.sim.task:
-        tasks.validate(config.sim)
+    for sim in config.sim.each():
+        tasks.validate(sim)
     rollouts = config.rounds * (config.rollouts + config.refine_rollouts)
     if rollouts > SPAN:
         raise ConfigError(f"rounds = {config.rounds} of rollouts = {config.rollouts} and refine_rollouts = {config.refine_rollouts} are "
@@ -151,19 +151,19 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
     if use.creates and before is None:  # a run keeps sim.* and model.*, so its later commands need not look again
         check_plain(config.name)
         if use.demonstrates:
-            check_expert(config.sim)
+            _check_experts(config)
             check_suite(config, config.sim.cameras, simulated=True)
-        if config.sim.task:
+        if config.sim.names:
             check_chunk(config, simulated(config.sim))
 
     def check_store(folder: RunFolder) -> None:
-        if before is not None and config.sim.task and config.sim != before.sim:  # a run of imported demonstrations gets a simulation
+        if before is not None and config.sim.names and config.sim != before.sim:  # a run of imported demonstrations gets a simulation
             check_fits("the demonstrations", demonstrated(folder.store()).embodiment, config.sim)
         for name in ("base", "refined", "planning") if simulates else ():
             if folder.has_policy(name):
                 check_acts(folder.checkpoint(name), config)
         if use.demonstrates and _lacks_demonstrations(config, folder):
-            check_expert(config.sim)
+            _check_experts(config)
 
     if use.acts and not use.needs_ray:
         check_own_gpu(config)
@@ -176,7 +176,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
         if use.acts and use.needs_ray and not use.creates and not any(map(folder.has_policy, ("base", "refined"))):
             raise ConfigError(f"there is no base policy in {folder.shown(folder.path / 'checkpoints')}: run `pretrain` first")
         if use.needs_ray:
-            private = connect(config.address, simulates=bool(config.sim.task) and (use.acts or not use.learns))
+            private = connect(config.address, simulates=bool(config.sim.names) and (use.acts or not use.learns))
             if not autoscales(nodes := cluster_nodes()):
                 check_cluster(config, nodes, use.acts, use.learns, use.demonstrates or simulates, private)
         tracker = Tracker(config, folder)
@@ -203,5 +203,9 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
 
 def _lacks_demonstrations(config: RunConfig, folder: RunFolder) -> bool:
     """Whether `collect` has anything to record."""
-    have = sum(s.episode_class == "demo" and s.task == config.sim.task for s in folder.store().summaries())
-    return have < config.demos
+    return any(demonstrations(folder.store(), config.sim.names, config.demos)[1].values())
+
+
+def _check_experts(config: RunConfig) -> None:
+    for sim in config.sim.each():
+        check_expert(sim)

@@ -151,28 +151,28 @@ def test_rollouts_have_a_horizon_of_their_own_and_evaluation_does_not(run):
     ({"rollout": dataclasses.replace(RunConfig().rollout, workers=9), "eval_episodes": 9}, ["base", "refined", "refined + planning"]),
 ])  # fmt: skip
 def test_what_decides_an_outcome_is_part_of_the_key(run, change, kept):
-    before = {arm.name: arm.run_key for arm in arms(run)}
-    after = {arm.name: arm.run_key for arm in arms(changed(run, **change))}
+    before = {arm.name: arm.run_keys for arm in arms(run)}
+    after = {arm.name: arm.run_keys for arm in arms(changed(run, **change))}
     assert [name for name in before if before[name] == after[name]] == kept
 
 
 def test_other_weights_are_another_arm(run):
-    before = {arm.name: arm.run_key for arm in arms(run)}
+    before = {arm.name: arm.run_keys for arm in arms(run)}
     policy = tiny()
     policy.action_low -= 2
     save_policy(policy, run.folder.checkpoint("refined"), 3)
-    after = {arm.name: arm.run_key for arm in arms(run)}
+    after = {arm.name: arm.run_keys for arm in arms(run)}
     assert [name for name in before if before[name] == after[name]] == ["base"]
 
 
 def test_a_planning_network_plans_where_the_settings_have_one(run):
-    before = {arm.name: arm.run_key for arm in arms(run)}
+    before = {arm.name: arm.run_keys for arm in arms(run)}
     assert all(not arm.acting.planning_checkpoint for arm in arms(changed(run, planning_steps=10)))  # it is not trained yet
     save_policy(tiny(), run.folder.checkpoint("planning"), 2)
-    assert {arm.name: arm.run_key for arm in arms(run)} == before
+    assert {arm.name: arm.run_keys for arm in arms(run)} == before
     after = arms(changed(run, planning_steps=10))
     assert [arm.acting.planning_checkpoint for arm in after] == ["", "", str(run.folder.checkpoint("planning"))]
-    assert [arm.name for arm in after if arm.run_key != before[arm.name]] == ["refined + planning"]
+    assert [arm.name for arm in after if arm.run_keys != before[arm.name]] == ["refined + planning"]
 
 
 def test_only_arms_with_a_checkpoint_are_evaluated(tmp_path):

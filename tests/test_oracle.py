@@ -187,7 +187,7 @@ def test_a_probe_has_every_part(run):
     core = OracleCore(run.config, str(run.folder.checkpoint("base")))
     found = [row for index in range(2) for row in core.probe([index])]
     core.close()
-    assert found and all(list(row["parts"]) == ["proprioception", *core.chooser.planning_network.layout.cameras] for row in found)
+    assert found and all(list(row["parts"]) == ["proprioception", *core.chooser(0).planning_network.layout.cameras] for row in found)
     assert all(len(values) == 2 for row in found for values in row["parts"].values())
 
 

@@ -262,15 +262,15 @@ def test_a_retention_that_is_none_is_refused(text):
 def test_an_evaluation_of_the_newest_round_counts_when_it_is_an_earlier_one(run):
     """Its episodes have the same keys: nothing is played again, here without Ray."""
     run = refined(run, 2)
-    keys = {arm.kind: arm.run_key for arm in arms(run)}
+    keys = {arm.kind: arm.run_keys for arm in arms(run)}
     for arm in arms(run):
         for i in range(2):
             put(run, ticket(run, arm, i).key, True)
     assert evaluate(run)["new"] == 0
     run = refined(run, 3)
-    assert {arm.kind: arm.run_key for arm in arms(run)} != keys
+    assert {arm.kind: arm.run_keys for arm in arms(run)} != keys
     again = arms(run, (), [2])
-    assert {arm.kind: arm.run_key for arm in again} == keys
+    assert {arm.kind: arm.run_keys for arm in again} == keys
     assert [arm.name for arm in again] == ["base", "refined, round 2", "refined + planning, round 2"]
     assert again[2].acting == ActingPolicy(5, run.config.planner, str(run.folder.checkpoint("rounds/2/planning")))
     before = run.folder.read_json("evaluation.json")
@@ -330,7 +330,7 @@ def test_rollouts_and_evaluations_are_told_apart_by_round_and_those_that_were_le
     put(run, EpisodeKey(run.folder.identity.key, "Lift", "rollout", 1_000_000), True)  # of the base policy
 
     def table() -> list[tuple]:
-        rows = by_round(run.folder, own_rollouts(run.folder.store(), run.folder.identity.key, "Lift"))
+        rows = by_round(run.folder, own_rollouts(run.folder.store(), run.folder.identity.key, ["Lift"]))
         return [(row["round"], *[f"{c['successes']}/{c['episodes']}" if c else None for c in (row["arms"].get("refined"), row["rollouts"])])
                 for row in rows]
 

@@ -166,10 +166,10 @@ def test_a_demonstration_that_breaks_its_simulator_is_reported_and_the_next_one_
     core, demonstrate = DemonstratorCore(child, ReplayStore(tmp_path)), child.demonstrate
     keys = [EpisodeKey("run", "Lift", "demo", state_seed("demo", 0, index)) for index in range(2)]
 
-    def broken(place, seed):
+    def broken(place, seed, task):
         if seed == keys[0].seed:
             os.kill(child.pid, signal.SIGSEGV)
-        return demonstrate(place, seed)
+        return demonstrate(place, seed, task)
 
     child.demonstrate = broken
     first, second = finish(core, keys)

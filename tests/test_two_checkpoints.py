@@ -138,17 +138,17 @@ def asked(run: Run, planner: PlannerConfig) -> Run:
 
 
 def test_each_policy_has_an_arm_that_each_network_judges(run):
-    before = {arm.name: arm.run_key for arm in arms(run)}
+    before = {arm.name: arm.run_keys for arm in arms(run)}
     assert list(before) == ["base", "refined", "refined + planning"]
     judge(run)
     after = {arm.name: arm for arm in arms(run)}
     assert list(after) == BASE_ARMS + REFINED_ARMS
-    assert {name: after[name].run_key for name in before} == before  # what was evaluated before the import stays evaluated
+    assert {name: after[name].run_keys for name in before} == before  # what was evaluated before the import stays evaluated
     judges = {name: arm.acting.planning_checkpoint for name, arm in after.items()}
     assert [name for name, path in judges.items() if path] == [BASE_ARMS[2], REFINED_ARMS[2]]
     assert {load_checkpoint(path)[1] for path in judges.values() if path} == {2}
     assert [bool(arm.acting.planner) for arm in after.values()] == 2 * [False, True, True]
-    assert len({arm.run_key for arm in after.values()}) == 6
+    assert len({str(arm.run_keys) for arm in after.values()}) == 6
     assert list({arm.name for arm in arms(run, ["base + planning checkpoint"])}) == ["base + planning checkpoint"]
 
 

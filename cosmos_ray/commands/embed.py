@@ -17,8 +17,7 @@ def embed(store: ReplayStore, options: argparse.Namespace, progress: Callable[[i
     """Write them; what to print and the exit code."""
     instructions = list(demonstrated(store).instructions)
     run = stored_config(RunConfig(root=options.root, name=options.name)) if options.name and not options.store else None
-    if run is not None and run.sim.task:
-        instructions.append(run.sim.instruction)
+    instructions += [sim.instruction for sim in run.sim.each()] if run is not None else []
     target = Path(options.to).expanduser()
     count, new = embed_to_file(instructions, Path(options.t5).expanduser(), target, progress)
     return f"{target} has the embeddings of {count} instructions, {new} of them new: give it as --model.text-path", 0

@@ -94,12 +94,16 @@ def table(evaluation: dict) -> str:
     gains = {p["arm"]: f"{p['gain_points']:+.1f} points against {p['against']} (won {p['won']}, lost {p['lost']}, p = {p['p']:.2f})"
              for p in evaluation["pairs"]}
     lines = []
-    width = max(19, *map(len, evaluation["arms"]))
+    width = max(19, *map(len, evaluation["arms"]), *(2 + len(task) for arm in evaluation["arms"].values() for task in arm.get("tasks", ())))
     for name, arm in evaluation["arms"].items():
         lines.append(f"{name:<{width}} {arm['successes']:3d}/{arm['episodes']:<3d} = {100 * arm['rate']:5.1f} %  "
                      f"[{100 * arm['low']:.1f}, {100 * arm['high']:.1f}]  {gains.get(name, '')}".rstrip())
+        for task, row in arm.get("tasks", {}).items():
+            lines.append(f"  {task:<{width - 2}} {row['successes']:3d}/{row['episodes']:<3d} = {100 * row['rate']:5.1f} %  "
+                         f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]")
     for row in evaluation.get("quarantined", []):
-        lines.append(f"initial state {row['seed']} is quarantined and counts in no arm: {row['reason']}")
+        whose = f" of {row['task']}" if "task" in row else ""
+        lines.append(f"initial state {row['seed']}{whose} is quarantined and counts in no arm: {row['reason']}")
     if "verified" in evaluation:
         check = evaluation["verified"]
         lines.append(f"compared {check['repeated']} repeated episodes with the stored ones: {check['identical']} bit-identical"

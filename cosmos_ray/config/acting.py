@@ -50,7 +50,7 @@ class RolloutConfig:
     chunk_noise: float = option(0.0, "standard deviation of an offset on whole chunks; exploration: half of the chunks get an offset, "
                                 "which moves the hand and stays the same for the chunk. For end-effector actions", low=0, high=1)
     horizon: int = option(None, "control steps before a rollout times out; evaluation uses sim.horizon. A longer rollout also sees how a "
-                          "policy that went astray comes back", low=1, follows="sim.horizon")
+                          "policy that went astray comes back; 0 with sim.suite = each task's own", low=0, follows="sim.horizon")
     planned: bool = option(False, "plan the rollouts from the second round on; best-of-N then chooses every chunk of the rollouts that "
                            "come before training, and the policy learns from what planning found")
     deadline_s: float = option(180.0, "seconds without an answer before a worker is replaced", low=5, rare=True)

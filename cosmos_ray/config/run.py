@@ -71,8 +71,11 @@ class RunConfig:
         if learner.advantage_temperature and not self.planning_steps:
             raise ConfigError("learner.advantage_temperature weighs by the value of the planning network: set planning_steps, as many as "
                               "refine_steps, or learner.advantage_temperature to 0")
-        own = [SimConfig(task=self.sim.task).horizon, *(suite.horizon for name, suite in SUITES.items() if name == self.model.suite)]
-        if self.rollout.horizon < self.sim.horizon and self.sim.horizon not in own:  # a horizon that was asked for
+        if not self.rollout.horizon and not self.sim.suite:
+            raise ConfigError("rollout.horizon = 0 is out of range: it must be at least 1")
+        own = [*(SimConfig(task=name).horizon for name in self.sim.names or ("",)),
+               *(suite.horizon for name, suite in SUITES.items() if name == self.model.suite)]
+        if 0 < self.rollout.horizon < self.sim.horizon and self.sim.horizon not in own:  # a horizon that was asked for
             raise ConfigError(f"rollout.horizon = {self.rollout.horizon} is shorter than sim.horizon = {self.sim.horizon}: rollouts would "
                               f"never see the end of an episode; set it to {self.sim.horizon} or more")
         if self.rollout.execute > self.model.chunk:

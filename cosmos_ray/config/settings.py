@@ -78,7 +78,7 @@ def new_config(values: dict[str, Any]) -> RunConfig:
     """The config of a new run that is given ``values`` by name; the rest is the preset's, the suite's, or what it follows."""
     chosen = [str(values.get(name, value_of(RunConfig(), name))) for name in CHOSEN] + [str(values.get("model.fidelity", ""))]
     decided = {name: value for name, value in preset_settings(*chosen).items() if not name.startswith("model.")}  # ModelConfig has them
-    if libero_task(str(values.get("sim.task", ""))):
+    if values.get("sim.suite") or libero_task(str(values.get("sim.task", ""))):
         decided.pop("sim.horizon", None)  # a suite of released weights has one for all, LIBERO's tasks have their own
     seen = preset_settings(*chosen)["model.image_size"]
     return from_values({"sim.image_size": values.get("model.image_size", seen), **decided, **values})
@@ -97,23 +97,26 @@ def from_values(values: dict[str, Any]) -> RunConfig:
 
 def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """The config of an existing run with other ``values`` by name. A setting that follows one of them, and has its value, follows on."""
-    if values.get("sim.task", config.sim.task) != config.sim.task:
-        values = {**_of_another_task(config.sim, str(values["sim.task"])), **values}
+    if values.get("sim.suite"):
+        values = {"sim.task": "", **values}
+    tasks = {name: values.get(f"sim.{name}", getattr(config.sim, name)) for name in ("task", "suite", "tasks")}
+    if any(getattr(config.sim, name) != value for name, value in tasks.items()):
+        values = {**_of_other_tasks(config.sim, tasks), **values}
     values = {**{name: values[setting.follows] for name, setting in SETTINGS.items()
                  if setting.follows in values and value_of(config, name) == value_of(config, setting.follows)}, **values}
-    changes: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, field = name.rpartition(".")
-        if section:
-            changes[section] = dataclasses.replace(changes.get(section, getattr(config, section)), **{field: value})
-        else:
-            changes[field] = value
-    return dataclasses.replace(config, **changes)
+        sections.setdefault(section, {})[field] = value
+    own = sections.pop("", {})
+    return dataclasses.replace(config, **own, **{section: dataclasses.replace(getattr(config, section), **fields)
+                                                 for section, fields in sections.items()})
 
 
-def _of_another_task(sim: SimConfig, task: str) -> dict[str, Any]:
-    """What follows ``task`` among the settings that the task of ``sim`` decided, by name."""
-    own, other = (SimConfig(task=name, controller=sim.controller) for name in (sim.task, task))
+def _of_other_tasks(sim: SimConfig, tasks: dict[str, Any]) -> dict[str, Any]:
+    """What follows ``tasks`` (task, suite, tasks) among the settings that the tasks of ``sim`` decided, by name."""
+    own = SimConfig(task=sim.task, suite=sim.suite, tasks=sim.tasks, controller=sim.controller)
+    other = SimConfig(**tasks, controller=sim.controller)
     follow = [name.removeprefix("sim.") for name, setting in SETTINGS.items() if setting.follows == "sim.task"]
     return {f"sim.{name}": getattr(other, name) for name in follow if getattr(sim, name) == getattr(own, name)}
 

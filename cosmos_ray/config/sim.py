@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, fields
 
 from cosmos_ray.config.libero import LIBERO_IMAGE_SIZE, libero_task
 from cosmos_ray.config.option import fill, option
-from cosmos_ray.config.tasks import ActionSpace, task_instruction, task_spec
+from cosmos_ray.config.tasks import ActionSpace, TaskSuite, suite_tasks, task_instruction, task_spec
 from cosmos_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class SimConfig:
-    """Which environment of robosuite or LIBERO runs, and what is seen of it.
+    """Which environments of robosuite or LIBERO run, and what is seen of them: one ``task``, or the ``tasks`` of a ``suite``.
 
     ``horizon``, ``actions`` and ``instruction`` are the task's own unless they are given. ``dataclasses.replace`` keeps them when it
-    changes the task: make a new object instead.
+    changes the task: make a new object instead. With a suite, ``task`` is empty, ``horizon`` 0 and ``instruction`` empty, which stand for
+    each task's own. What builds an environment takes a config of one task: :meth:`each`.
     """
 
     task: str = option("Lift", "task of robosuite, or of LIBERO as libero_spatial/3; Lift, Stack, PickPlaceCan, NutAssemblySquare and Door "
                        "have a scripted expert. Empty = no simulation, as in a run of imported demonstrations that name no task")
+    suite: TaskSuite = option("", "suite of tasks that the run holds instead of one sim.task; 'robosuite' has the five tasks with a "
+                              "scripted expert")
+    tasks: tuple[str, ...] = option((), "tasks of sim.suite, empty = all; names for robosuite, numbers for LIBERO")
     robots: tuple[str, ...] = option(("Panda",), "robot arms by robosuite name; two-arm tasks need two", rare=True)
     controller: str = option("OSC_POSE", "robosuite part controller of the arms: OSC_POSE, OSC_POSITION, IK_POSE, JOINT_POSITION or "
                              "JOINT_TORQUE", rare=True)
@@ -29,7 +34,8 @@ class SimConfig:
                              low=16, high=1024, follows="model.image_size")
     actions: ActionSpace = option(None, "action space, 'position' or 'pose'; 'position' is (dx, dy, dz, gripper), 'pose' adds the "
                                   "rotation", follows="sim.task")
-    horizon: int = option(None, "control steps before an episode times out", low=1, follows="sim.task")
+    horizon: int = option(None, "control steps before an episode times out; 0 with sim.suite = each task's own", low=0,
+                          follows="sim.task")
     control_freq: int = option(20, "control steps per simulated second", low=1, high=500, rare=True)
     instruction: str = option(None, "instruction that the policy is given", follows="sim.task", rare=True)
     placement: float = option(0.0, "half-width of object placement in m, 0 = robosuite's; the initial place of an object is drawn "
@@ -40,31 +46,65 @@ class SimConfig:
                              "valid", rare=True)
 
     def __post_init__(self):
-        own = task_spec(self.task)
-        actions = "pose" if self.controller.startswith("JOINT_") else own.actions
-        image_size = LIBERO_IMAGE_SIZE if libero_task(self.task) else 64
-        fill(self, {"horizon": own.horizon, "actions": actions, "image_size": image_size})
+        if self.suite and self.task not in ("", SimConfig.task):
+            raise ConfigError(f"sim.suite = {self.suite!r} and sim.task = {self.task!r} both name tasks: leave one of them out")
+        if self.suite:
+            object.__setattr__(self, "task", "")
+        first, *others = self.names or ("",)
+        own = task_spec(first)
+        turns = any(task_spec(name).actions == "pose" for name in (first, *others))
+        actions = "pose" if turns or self.controller.startswith("JOINT_") else "position"
+        image_size = LIBERO_IMAGE_SIZE if libero_task(first) else 64
+        fill(self, {"horizon": 0 if self.suite else own.horizon, "actions": actions, "image_size": image_size})
         if self.instruction is None:
-            fill(self, {"instruction": task_instruction(self.task)})
+            fill(self, {"instruction": "" if self.suite else task_instruction(first)})
 
     @property
     def cameras(self) -> tuple[str, ...]:
         """Every camera in latent-frame order: wrist cameras, then third-person cameras."""
         return tuple(self.wrist_cameras) + tuple(self.third_cameras)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every task by its name, in order; none without a simulation. ConfigError for a task that the suite has not."""
+        return suite_tasks(self.suite, self.tasks) if self.suite else (self.task,) if self.task else ()
+
+    @property
+    def title(self) -> str:
+        """The tasks in a word or two, for messages and pages; empty without a simulation."""
+        return f"{self.suite} ({len(self.names)} task{'s' * (len(self.names) > 1)})" if self.suite else self.task
+
+    def each(self) -> tuple[SimConfig, ...]:
+        """A config of one task for every task, in the order of :attr:`names`; a run without a suite is its own."""
+        return _each(self)
+
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of the simulator that do not go together."""
+        if self.tasks and not self.suite:
+            raise ConfigError(f"sim.tasks = {','.join(self.tasks)} are tasks of a suite: give sim.suite, or sim.task for one task")
+        if self.suite and self.instruction:
+            raise ConfigError(f"sim.instruction = {self.instruction!r} would be that of every task of sim.suite: leave it out")
+        if not self.suite and not self.horizon:
+            raise ConfigError("sim.horizon = 0 is out of range: it must be at least 1")
         if not self.cameras:
             raise ConfigError("sim.wrist_cameras and sim.third_cameras are both empty: the policy needs at least one camera")
         if len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"sim.wrist_cameras and sim.third_cameras name a camera twice: {', '.join(self.cameras)}")
-        if libero_task(self.task):
+        if libero_task(next(iter(self.names), "")):
             for name, value, only in (("robots", self.robots, ("Panda",)), ("controller", self.controller, "OSC_POSE"),
                                       ("control_freq", self.control_freq, 20), ("placement", self.placement, 0.0)):
                 if value != only:
-                    raise ConfigError(f"sim.{name} = {_text(value)} does not go with {self.task}: LIBERO's tasks are made for "
+                    raise ConfigError(f"sim.{name} = {_text(value)} does not go with {self.title}: LIBERO's tasks are made for "
                                       f"{_text(only)}")
 
 
 def _text(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+@functools.cache
+def _each(sim: SimConfig) -> tuple[SimConfig, ...]:
+    if not sim.suite:
+        return (sim,) if sim.task else ()
+    shared = {item.name: getattr(sim, item.name) for item in fields(sim) if item.name not in ("task", "suite", "tasks", "instruction")}
+    return tuple(SimConfig(**{**shared, "task": name, "horizon": sim.horizon or None}) for name in sim.names)

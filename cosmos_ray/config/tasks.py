@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cosmos_ray.config.libero import LIBERO_SUITES, libero_instruction, libero_task
+from cosmos_ray.errors import ConfigError
 
 ActionSpace = Literal["position", "pose"]
 """Numbers of an action: ``position`` (dx, dy, dz, gripper), or ``pose``, which also has a rotation."""
+
+TaskSuite = Literal["", "robosuite", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+"""Tasks that a run may hold together. A LIBERO task is called by its suite and its number there, such as ``libero_spatial/3``."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,19 @@ def task_instruction(name: str) -> str:
     """The instruction of a task. ConfigError where it is LIBERO's and LIBERO is not installed."""
     found = libero_task(name)
     return libero_instruction(*found) if found else task_spec(name).instruction
+
+
+def suite_tasks(suite: str, chosen: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of the tasks of a :data:`TaskSuite`: of those that are ``chosen``, in their order, or of all. ConfigError, which names what
+    there is, for another task, and for a task that is chosen twice. Another suite, which the check refuses, has none."""
+    if suite == "robosuite":
+        known = {name: name for name in SPECS}
+    else:
+        known = {str(number): f"{suite}/{number}" for number in range(LIBERO_SUITES[suite].tasks if suite in LIBERO_SUITES else 0)}
+    for task in chosen:
+        if task not in known:
+            there = ", ".join(known) if suite == "robosuite" else f"0 to {len(known) - 1}"
+            raise ConfigError(f"sim.tasks has {task!r}, which suite {suite} has not: it has {there}")
+        if chosen.count(task) > 1:
+            raise ConfigError(f"sim.tasks has {task!r} twice")
+    return tuple(known[task] for task in chosen or known)

@@ -10,7 +10,9 @@ import numpy as np
 from cosmos_ray.config import LearnerConfig, ReplayConfig
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.training_batch import TrainingBatch
+from cosmos_ray.replay.format.episode import EpisodeClass
 from cosmos_ray.replay.sampling.sampler import Empty, Picks, Unusable, WindowSampler, draw_from
+from cosmos_ray.replay.sampling.windows import Selection
 
 #: The sample types of each value mode.
 VALUE_TYPES = {"full": (SampleType.VALUE_FULL,), "future": (SampleType.VALUE_FUTURE,), "action": (SampleType.VALUE_ACTION,),
@@ -29,6 +31,7 @@ class Mixture:
     demos_as_success: bool  #: demonstrations stand in for successes: base training has no rollouts yet (method section 3)
     self_imitation: float = 0.0  #: share of the policy samples from rollouts
     weighted: bool = False  #: policy samples from rollouts include failures, imitate the executed actions and are weighted by advantage
+    by_task: bool = False  #: each class of episodes is drawn from all tasks in equal parts, else every window is as likely as any other
 
     @classmethod
     def base(cls, learner: LearnerConfig, replay: ReplayConfig) -> Mixture:
@@ -51,6 +54,11 @@ class Mixture:
         return cls(policy, world, value, VALUE_TYPES[learner.value_mode], replay.success_share, False)
 
 
+def evenly(sampler: WindowSampler, episode_class: EpisodeClass) -> Selection:
+    """Windows of a class, of all tasks of the store in equal parts. The share of a task without windows goes to the others."""
+    return Selection({episode_class: 1.0}, {task: 1.0 for task in sampler.store.index.tables["task"].values if task})
+
+
 class BatchPicks(NamedTuple):
     """The windows of a batch and the type of each sample, decided on but not read yet."""
 
@@ -69,8 +77,8 @@ class BatchSource:
     def __init__(self, sampler: WindowSampler, mixture: Mixture, batch_size: int):
         self.sampler, self.mixture, self.batch_size = sampler, mixture, batch_size
         m = mixture
-        success = "demo" if m.demos_as_success else "success"
-        self._cells = [("demo", SampleType.POLICY, m.policy * (1 - m.self_imitation))]
+        success: EpisodeClass = "demo" if m.demos_as_success else "success"
+        self._cells: list[tuple[EpisodeClass, SampleType, float]] = [("demo", SampleType.POLICY, m.policy * (1 - m.self_imitation))]
         if m.self_imitation:
             own, failed = m.policy * m.self_imitation, 1 - m.success_share if m.weighted else 0.0
             self._cells.append(("success", SampleType.POLICY, own * (1 - failed)))
@@ -90,7 +98,7 @@ class BatchSource:
         picks, sample_types = [], []
         for (name, sample_type, _), count in zip(self._cells, self._counts(), strict=True):
             if count:
-                picks.append(self.sampler.pick(int(count), self._filled(name, sample_type)))
+                picks.append(self.sampler.pick(int(count), self._what(self._filled(name, sample_type))))
                 sample_types += [int(sample_type)] * int(count)
         return BatchPicks(Picks(*(np.concatenate(parts) for parts in zip(*picks, strict=True))), np.array(sample_types))
 
@@ -121,7 +129,10 @@ class BatchSource:
             counts[cell] += 1
         return counts
 
-    def _filled(self, name: str, sample_type: SampleType) -> str:
+    def _what(self, episode_class: EpisodeClass) -> EpisodeClass | Selection:
+        return evenly(self.sampler, episode_class) if self.mixture.by_task else episode_class
+
+    def _filled(self, name: EpisodeClass, sample_type: SampleType) -> EpisodeClass:
         """The class ``name``, or its replacement while it is empty."""
         if name == "demo":
             return "demo"

@@ -34,13 +34,13 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
         ConfigError: nothing was evaluated yet, in a run that has a simulation.
         StoreError: ``evaluation.json`` is damaged.
     """
-    evaluation = read_evaluation(folder) if config.sim.task else {"task": "", "arms": {}, "pairs": [], "seeds": []}
+    evaluation = read_evaluation(folder) if config.sim.names else {"task": "", "arms": {}, "pairs": [], "seeds": []}
     trace = trace if trace is not None and trace.steps else None
     store = folder.store()
     arms = _arms(evaluation)
     comparisons = _comparisons(arms, evaluation["pairs"])
     episodes = {arm["name"]: diagnostics.outcomes(store, arm["episode_names"]) for arm in arms}
-    rollouts = own_rollouts(store, folder.identity.key, evaluation["task"])
+    rollouts = own_rollouts(store, folder.identity.key, config.sim.names)
     planners = [arm for arm in arms if arm["candidates"]]
     planned = episodes[planners[-1]["name"]] if planners else []  # of one network that plans: scores of two are not comparable
     unplanned = [e for e in diagnostics.outcomes(store, [s.name for s in rollouts]) if e.info.get("candidates", 1) == 1]
@@ -56,6 +56,7 @@ def write_report(folder: RunFolder, config: RunConfig, trace: EpisodeTrace | Non
         "store": contents.store_contents(store), "supervision": contents.supervision(folder),
         "planning": diagnostics.planning(planned), "planner": planners[-1]["planner"] if planners else None,
         "values": diagnostics.values(acted, config.replay.gamma, config.model.chunk),
+        "tasks": contents.by_task(arms, rollouts, diagnostics.values_by_task(store, acted, config.replay.gamma, config.model.chunk)),
         "imagination": diagnostics.imagination(trace) if trace else None, "assessment": assessment,
         "fingerprints": _fingerprints([e for group in episodes.values() for e in group]),
         "settings": settings_table(config), "versions": versions(), "commands": commands(config)})

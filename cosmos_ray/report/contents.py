@@ -52,6 +52,18 @@ def by_version(rollouts: list[EpisodeSummary]) -> list[dict]:
     return rows
 
 
+def by_task(arms: list[dict], rollouts: list[EpisodeSummary], values: dict[str, dict]) -> list[dict]:
+    """Success and value by task, where the arms were evaluated on several: {task, arms, rollouts, value}.
+
+    ``arms`` are {arm: {successes, episodes, low, high, rate}}, ``rollouts`` the same of the run's rollouts, None where there are none,
+    and ``value`` is a row of ``values`` (:func:`cosmos_ray.report.diagnostics.values_by_task`) or None.
+    """
+    tasks = dict.fromkeys(task for arm in arms for task in arm.get("tasks", {}))
+    played = {task: [s.success for s in rollouts if s.task == task and not s.invalid] for task in tasks}
+    return [{"task": task, "arms": {arm["name"]: arm["tasks"][task] for arm in arms if task in arm.get("tasks", {})},
+             "rollouts": _counted(played[task]) if played[task] else None, "value": values.get(task)} for task in tasks]
+
+
 def by_round(folder: RunFolder, rollouts: list[EpisodeSummary]) -> list[dict]:
     """Success by round of refinement, ascending, 0 for the base policy: {round, version, arms, rollouts}.
 

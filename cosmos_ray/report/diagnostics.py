@@ -107,6 +107,15 @@ def values(groups: dict[str, list[Outcome]], gamma: float, chunk: int) -> dict |
     return out or None
 
 
+def values_by_task(store: ReplayStore, groups: dict[str, list[Outcome]], gamma: float, chunk: int) -> dict[str, dict]:
+    """:func:`values` of all groups together by task; tasks without a decision are left out."""
+    task_of = {summary.name: summary.task for summary in store.summaries()}
+    by_task: dict[str, list[Outcome]] = {}
+    for episode in (episode for group in groups.values() for episode in group):
+        by_task.setdefault(task_of.get(episode.name, ""), []).append(episode)
+    return {task: found["episodes"] for task, episodes in by_task.items() if (found := values({"episodes": episodes}, gamma, chunk))}
+
+
 def imagination(trace: EpisodeTrace) -> dict:
     """Mean absolute error of the imagined frames of a planned episode, in grey levels of 255, decision by decision.
 

@@ -33,7 +33,7 @@ def commands(config: RunConfig) -> list[dict]:
     lines = (("Count again from the stored episodes, running what is missing", "evaluate", ""),
              ("Repeat 5 stored episodes per arm and compare them bit by bit", "evaluate", " --repeat 5"),
              ("Draw the filmstrip of another initial state", "plan", f" --plan-seed {config.plan_seed + 1}"),
-             ("Write this page again", "report", ""))[0 if config.sim.task else -1 :]
+             ("Write this page again", "report", ""))[0 if config.sim.names else -1 :]
     return [{"what": what, "command": f"python -m cosmos_ray {command} {tail}{more}"} for what, command, more in lines]
 
 

@@ -168,7 +168,8 @@ class RolloutCore:
             self._finished.append(known)
         elif reached:
             began = time.perf_counter()
-            started, trajectory = self._attempt(slot, ticket, partial(self.simulators.begin, slot.place, ticket.key.seed, ticket.horizon))
+            begin = partial(self.simulators.begin, slot.place, ticket.key.seed, ticket.horizon, ticket.key.task)
+            started, trajectory = self._attempt(slot, ticket, begin)
             if started:
                 slot.running = _Running(ticket, trajectory, began)
         return reached
@@ -186,7 +187,7 @@ class RolloutCore:
         """Execute one answered chunk; commit the episode if the chunk ends it."""
         ticket, trajectory = episode.ticket, episode.trajectory
         chunk = intended = np.clip(reply.actions[row][: self.execute or None], -1, 1)
-        if noise := _exploration(ticket, trajectory.length, chunk.shape, self.simulators.facts.moving):
+        if noise := _exploration(ticket, trajectory.length, chunk.shape, self.simulators.facts[ticket.key.task].moving):
             chunk = np.clip(chunk + sum(noise), -1, 1).astype(np.float32)
         before = trajectory.length
         render_at = frame_offsets(before, len(chunk), len(reply.actions[row]), ticket.frame_stride)
@@ -204,7 +205,7 @@ class RolloutCore:
             self._commit(episode)
 
     def _commit(self, episode: _Running) -> None:
-        ticket, trajectory, facts = episode.ticket, episode.trajectory, self.simulators.facts
+        ticket, trajectory, facts = episode.ticket, episode.trajectory, self.simulators.facts[episode.ticket.key.task]
         seconds = time.perf_counter() - episode.began
         version = episode.versions[0] if episode.versions else -1
         finished = Finished(ticket.key.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, version)

@@ -71,11 +71,11 @@ class DemonstratorCore:
         """Run a demonstration and put its episode into the outbox. Returns the result of an episode that has nothing to store."""
         began = time.perf_counter()
         try:
-            trajectory = self.simulators.demonstrate(0, key.seed)
+            trajectory = self.simulators.demonstrate(0, key.seed, key.task)
         except SimulatorLost as error:
             return [SimulatorDied(str(error), f"{key.name} is broken off"),
                     Finished(key.name, False, 0, "", False, 0.0, -1, broken=str(error))]
-        facts = self.simulators.facts
+        facts = self.simulators.facts[key.task]
         seconds = time.perf_counter() - began
         actual = key if trajectory.success else failure_key(key)
         finished = Finished(actual.name, trajectory.success, trajectory.length, trajectory.invalid, False, seconds, -1)

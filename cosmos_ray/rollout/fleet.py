@@ -57,6 +57,7 @@ class _Seat:
     called: float = 0.0
     answered: bool = False  #: whether the worker ever answered; it gets no ticket before
     tickets: dict[str, Any] = field(default_factory=dict)  #: name -> ticket, given out and not finished
+    kinds: set[str] = field(default_factory=set)  #: of the tickets that it was given
     moving: bool = False  #: gets no more tickets, and starts elsewhere once it holds none
     waits_for: str = ""  #: in the worker's own words
     resting: str = ""  #: why no worker is started here for now
@@ -69,15 +70,19 @@ class Fleet:
         count: number of workers; the fleet goes on with those that find a place.
         capacity: tickets a worker holds at once.
         name_of: the names that a ticket may finish under, such as those of its episode in the store.
+        kind_of: what a ticket needs that a worker keeps, such as its task: a worker gets tickets of a kind that it has had, then of one
+            that no other worker has had, then the oldest.
         deadline_s: seconds without an answer after which a worker is replaced.
         who: what a worker is called in messages.
         turn_s: seconds that a worker works before it answers.
     """
 
     def __init__(self, crew: Crew, calls: RayCalls, count: int, capacity: int, name_of: Callable[[Any], tuple[str, ...]], deadline_s: float,
-                 supervisor: Supervisor, who: str = "rollout worker", turn_s: float = 1.0, clock: Callable[[], float] = time.monotonic):
+                 supervisor: Supervisor, who: str = "rollout worker", turn_s: float = 1.0, clock: Callable[[], float] = time.monotonic,
+                 kind_of: Callable[[Any], str] = lambda ticket: ""):
         self._crew, self._calls, self._supervisor, self._clock = crew, calls, supervisor, clock
         self._capacity, self._names, self._deadline, self._who, self._turn = capacity, name_of, deadline_s, who, turn_s
+        self._kind = kind_of
         self._seats = [_Seat(i) for i in range(count)]
         self._queue: deque[Any] = deque()
         self._starts = RestartBudget(WORKER_STARTS * count, WORKER_STARTS_S, clock)  #: workers that died before their first answer
@@ -157,13 +162,23 @@ class Fleet:
         room = 0 if seat.moving else min(self._capacity, -(-self.outstanding // working)) - len(seat.tickets)
         while len(fresh) < room and self._queue:
             # A suspect runs alone: whatever takes the worker down then, it was not its neighbour.
-            held = [*seat.tickets.values(), *fresh]
-            if held and any(self._ledger.suspect(self._names(ticket)[0]) for ticket in [*held, self._queue[0]]):
+            held, place = [*seat.tickets.values(), *fresh], self._place(seat)
+            if held and any(self._ledger.suspect(self._names(ticket)[0]) for ticket in [*held, self._queue[place]]):
                 break
-            fresh.append(self._queue.popleft())
+            fresh.append(self._queue[place])
+            seat.kinds.add(self._kind(fresh[-1]))
+            del self._queue[place]
         seat.tickets.update({self._names(ticket)[0]: ticket for ticket in fresh})
         if seat.tickets:
             seat.call, seat.called = self._calls.advance(seat.handle, fresh, self._turn), self._clock()
+
+    def _place(self, seat: _Seat) -> int:
+        """Where in the queue the ticket stands that a worker gets next."""
+        others = {kind for other in self._seats if other is not seat for kind in other.kinds}
+        for wanted in (lambda kind: kind in seat.kinds, lambda kind: kind not in others):
+            if (place := next((i for i, ticket in enumerate(self._queue) if wanted(self._kind(ticket))), None)) is not None:
+                return place
+        return 0
 
     def _collect(self, seat: _Seat) -> list[Any]:
         """The results that an ended call brought."""

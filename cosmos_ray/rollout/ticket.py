@@ -5,6 +5,8 @@ A ticket is idempotent: its key decides the episode's name in the store.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cosmos_ray.errors import StoreError, StoreUnavailable
@@ -15,6 +17,11 @@ from cosmos_ray.seeds import PURPOSES as PURPOSES
 from cosmos_ray.seeds import SPAN as SPAN
 from cosmos_ray.seeds import mix_seed
 from cosmos_ray.seeds import state_seed as state_seed
+
+
+def task_and_state(tasks: Sequence[str], number: int) -> tuple[str, int]:
+    """Task, and number of its initial state, of episode ``number`` of a run with these tasks, which take turns."""
+    return tasks[number % len(tasks)], number // len(tasks)
 
 
 def rollout_noise_seed(seed: int) -> int:
@@ -95,6 +102,12 @@ def stored_result(store: ReplayStore, name: str) -> Finished | None:
     return Finished(name, episode.success, episode.length, episode.invalid, False, 0.0, episode.policy_version)
 
 
-def own_rollouts(store: ReplayStore, run: str, task: str) -> list[EpisodeSummary]:
-    """Summaries of the policy's rollouts of a task in the store, without failed demonstrations. ``run`` is the run's identity."""
-    return [s for s in store.summaries() if s.of_policy and s.key.run == run and s.task == task]
+def demonstrations(store: ReplayStore, tasks: Sequence[str], count: int) -> tuple[int, dict[str, int]]:
+    """How many demonstrations of ``tasks`` the store holds, and how many each task lacks of its even share of ``count``."""
+    held = Counter(s.task for s in store.summaries() if s.episode_class == "demo" and s.task in tasks)
+    return held.total(), {task: max(0, len(range(place, count, len(tasks))) - held[task]) for place, task in enumerate(tasks)}
+
+
+def own_rollouts(store: ReplayStore, run: str, tasks: Collection[str]) -> list[EpisodeSummary]:
+    """Summaries of the policy's rollouts of ``tasks`` in the store, without failed demonstrations. ``run`` is the run's identity."""
+    return [s for s in store.summaries() if s.of_policy and s.key.run == run and s.task in tasks]

@@ -56,7 +56,7 @@ class Limits:
 
 
 class SimulatorChild:
-    """``count`` environments of ``config`` in a child process, which dies with this one.
+    """Environments of the tasks of ``config`` at ``count`` places in a child process, which dies with this one.
 
     Has the methods of :class:`cosmos_ray.sim.simulators.Simulators`. An order raises SimulatorLost when it breaks the child. Then, and
     whenever the child is replaced, :attr:`generation` rises, and :meth:`ready` waits for the next child; restore the episodes there.
@@ -66,17 +66,10 @@ class SimulatorChild:
         self.config, self.count, self.limits = config, count, limits
         self.generation = 0
         self.deaths: list[str] = []  #: why children died while no order was under way, for the caller to take
-        self._facts: Facts | None = None
+        self.facts: dict[str, Facts] = {}  #: by task, of those that a child has built
         self._failed = 0  #: starts in a row that failed
         self._starting: float | None = None  #: since when, by time.monotonic(), while the child has not answered
         self._start()
-
-    @property
-    def facts(self) -> Facts:
-        """Of the environments; once :meth:`ready` was true."""
-        if self._facts is None:
-            raise RuntimeError("the simulators have not started yet")
-        return self._facts
 
     @property
     def starting(self) -> bool:
@@ -107,7 +100,7 @@ class SimulatorChild:
                 if time.monotonic() < self._starting + SIMULATOR_START_S:
                     return False
                 raise _Gone(f"not started after {SIMULATOR_START_S:g} s")
-            self._facts = self._receive()
+            self._receive()
         except _Gone as gone:
             self._failed += 1
             reason = self._why(str(gone))
@@ -129,9 +122,9 @@ class SimulatorChild:
         except psutil.Error:
             return 0.0
 
-    def begin(self, place: int, seed: int, horizon: int = 0) -> Trajectory:
+    def begin(self, place: int, seed: int, horizon: int = 0, task: str = "") -> Trajectory:
         self._episodes += 1
-        return self._order("begin", place, seed, horizon)
+        return self._order("begin", place, seed, horizon, task)
 
     def restore(self, place: int, last: Trajectory, horizon: int = 0) -> None:
         self._order("restore", place, last, horizon)
@@ -140,9 +133,9 @@ class SimulatorChild:
                 labels: np.ndarray | None = None) -> Trajectory:
         return self._order("execute", place, chunk, render_at, labels)
 
-    def demonstrate(self, place: int, seed: int) -> Trajectory:
+    def demonstrate(self, place: int, seed: int, task: str = "") -> Trajectory:
         self._episodes += 1
-        return self._order("demonstrate", place, seed)
+        return self._order("demonstrate", place, seed, task)
 
     def close(self) -> None:
         """End the child."""
@@ -155,17 +148,17 @@ class SimulatorChild:
         ours, theirs = Pipe()
         self._trace = tempfile.TemporaryFile()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        if self._facts is not None:  # found by the child before: spares the probe
+        for facts in [*self.facts.values()][:1]:  # found by the child before: spares the probe
             from cosmos_ray.sim.gl import RENDERED
 
-            environment |= {"MUJOCO_GL": self._facts.fingerprint["gl"], RENDERED: self._facts.fingerprint["gl"]}
+            environment |= {"MUJOCO_GL": facts.fingerprint["gl"], RENDERED: facts.fingerprint["gl"]}
         descriptors = (theirs.fileno(), self._trace.fileno())
         self._process = subprocess.Popen([sys.executable, "-m", "cosmos_ray.sim.child", *map(str, descriptors), str(os.getpid())],
                                          env=environment, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         theirs.close()
         self._connection = ours
         with contextlib.suppress(OSError):  # dead already: `ready` says so
-            self._connection.send((self.config, self.count))
+            self._connection.send((self.config, self.count, self.limits.memory_mb))
         self._starting = time.monotonic()
         self._looked, self._episodes = 0.0, 0
 
@@ -210,9 +203,10 @@ class SimulatorChild:
 
     def _receive(self) -> Any:
         try:
-            done, value = self._connection.recv()
+            done, value, facts = self._connection.recv()
         except (EOFError, OSError):
             raise _Gone() from None
+        self.facts.update(facts)
         if not done:
             raise value
         return value
@@ -242,12 +236,12 @@ def serve(descriptor: int, trace: int, parent: int) -> None:
     faulthandler.enable(trace, all_threads=False)
     die_with(parent)
     connection = Connection(descriptor)
-    config, count = connection.recv()
+    config, count, memory_mb = connection.recv()
     held: list[Simulators] = []
+    told: set[str] = set()  #: tasks whose facts the parent knows
 
-    def build() -> Facts:
-        held.append(_build(config, count))
-        return held[0].facts
+    def build() -> None:
+        held.append(_build(config, count, memory_mb))
 
     order: Callable[..., Any] = build
     arguments: tuple = ()
@@ -258,20 +252,24 @@ def serve(descriptor: int, trace: int, parent: int) -> None:
             answer = False, error
         except Exception as error:  # a bug: the parent raises it
             answer = False, RuntimeError(f"{type(error).__name__} in the simulators' process: {error}\n{traceback.format_exc()}")
-        connection.send(answer)
+        fresh = {task: facts for task, facts in held[0].facts.items() if task not in told} if held else {}
+        connection.send((*answer, fresh))
+        told |= fresh.keys()
         name, arguments = connection.recv()
         order = getattr(held[0], name)
 
 
-def _build(config: SimConfig, count: int) -> Simulators:
-    """The environments, with the kernels compiled and the OpenGL context made."""
+def _build(config: SimConfig, count: int, memory_mb: float) -> Simulators:
+    """The environments of a single task, or the first one of the first of several tasks, with the kernels compiled and the OpenGL context
+    made."""
     from cosmos_ray.sim.make import make
     from cosmos_ray.sim.simulators import Simulators
 
-    environments = [make(config) for _ in range(count)]
+    each = config.each()
+    environments = [make(each[0]) for _ in range(count if len(each) == 1 else 1)]
     environments[0].render()
     environments[0].step(np.zeros(environments[0].action_dim))
-    return Simulators(environments)
+    return Simulators(environments, each, count, memory_mb)
 
 
 def die_with(parent: int) -> None:

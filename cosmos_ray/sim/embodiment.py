@@ -12,7 +12,7 @@ from cosmos_ray.sim.make import make
 
 
 def simulated(config: SimConfig) -> Embodiment:
-    """What a policy sees and moves in the simulation of ``config``.
+    """What a policy sees and moves in the simulation of ``config``, in the first task of several: a suite's tasks have one robot.
 
     Robots, grippers, task and controller decide the sizes together (a task may exchange the gripper), so they are read from an environment
     that is built once per process and never rendered: one to two seconds, later calls nothing.
@@ -20,6 +20,7 @@ def simulated(config: SimConfig) -> Embodiment:
     Raises:
         ConfigError: the configuration cannot work.
     """
+    config = config.each()[0]
     if libero_task(config.task):  # one robot and one controller, so that no environment need be built
         return Embodiment(config.cameras, 4 if config.actions == "position" else 7, 9, config.control_freq, moving=(0, 1, 2))
     decisive = dataclasses.replace(config, instruction="", image_size=64, horizon=1, control_freq=20, placement=0.0, fast_step=False)

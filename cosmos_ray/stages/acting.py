@@ -16,7 +16,7 @@ from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
 from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed, task_and_state
 from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
 
@@ -38,7 +38,7 @@ def acting_fleet(run: Run, checkpoint: Path, *beside: Ask) -> Iterator[tuple[Inf
         crew = run.placement.crew(workers, lambda i, options: RolloutActor.options(**options, **one_thread).remote(
             config, str(run.folder.replay), pool.actors, i))
         fleet = Fleet(crew, RayCalls(), config.rollout.workers, config.rollout.envs_per_worker, lambda ticket: (ticket.key.name,),
-                      config.rollout.deadline_s, run.supervisor)
+                      config.rollout.deadline_s, run.supervisor, kind_of=lambda ticket: ticket.key.task)
         try:
             pool.start()  # while the workers start, too
             yield pool, fleet
@@ -118,8 +118,9 @@ def planning_checkpoint(run: Run, policy: str, number: int | None = None) -> str
 def rollout_ticket(run: Run, index: int, attempt: int = 0) -> EpisodeTicket:
     """The run's rollout episode number ``index``; ``attempt`` tells policies apart that meet the same initial state."""
     config = run.config
-    seed = state_seed("rollout", config.seed, index)
-    key = EpisodeKey(run.folder.identity.key, config.sim.task, "rollout", seed, attempt)
+    task, state = task_and_state(config.sim.names, index)
+    seed = state_seed("rollout", config.seed, state)
+    key = EpisodeKey(run.folder.identity.key, task, "rollout", seed, attempt)
     return EpisodeTicket(key, noise_seed=rollout_noise_seed(seed), action_noise=config.rollout.action_noise,
                          chunk_noise=config.rollout.chunk_noise, horizon=config.rollout.horizon,
                          frame_stride=config.replay.rollout_frame_stride, arm="rollout")

@@ -6,6 +6,7 @@ interrupted audit goes on where it stopped, and a changed policy or planner begi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -49,7 +50,9 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24, number: int
     planning = str(planning_network(run, checkpoint, number) or "")
     for network in filter(None, (path, planning)):
         run.check_policy(network)
-    digest = settings_digest(run, path, ActingPolicy(read_description(path)[1], config.planner, planning))
+    acting = ActingPolicy(read_description(path)[1], config.planner, planning)
+    digests = [settings_digest(run, path, acting, sim) for sim in config.sim.each()]
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()[:10] if config.sim.suite else digests[0]
     answers = _Answers(run.folder.path / "audit" / f"{checkpoint}-{digest}.jsonl")
     questions: list[_Question] = [("play", arm, i) for arm in ARMS for i in states(run)]
     questions += [("probe", "", i) for i in states(run)[:probes]]
@@ -57,7 +60,7 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24, number: int
     result = shares([row for q in questions if q[0] == "play" for row in answers.known[q]],
                     [row for q in questions if q[0] == "probe" for row in answers.known[q]])
     shown = checkpoint if number is None else f"{checkpoint}, round {number}"
-    result |= {"task": config.sim.task, "checkpoint": shown, "candidates": config.planner.candidates, "gamma": config.replay.gamma}
+    result |= {"task": config.sim.title, "checkpoint": shown, "candidates": config.planner.candidates, "gamma": config.replay.gamma}
     file = f"audit_{checkpoint}" if number is None else f"audit_round_{number}"
     run.folder.write_json(f"{file}.json", result)
     page = run.folder.path / f"{file}.html"
@@ -88,17 +91,18 @@ class _Answers:
 
 def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answers, todo: list[_Question]) -> None:
     """Have actors answer ``todo``, a few episodes of one arm at a time."""
-    tickets = _tickets(todo)
+    config = run.config
+    tickets = _tickets(todo, len(config.sim.names))
     if not tickets:
         return
-    config = run.config
     ask = workers_ask(config, min(len(tickets), config.rollout.workers), "oracles", config.inference.gpus)
     run.placement.reserve(ask)
     environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.inference.threads)}}}
     crew = run.placement.crew(ask, lambda _, options: OracleActor.options(**options, **environment).remote(
         config, checkpoint, planning_checkpoint))
     fleet = Fleet(crew, RayCalls(), ask.count, capacity=1, name_of=lambda ticket: (ticket.name,),
-                  deadline_s=math.inf, supervisor=run.supervisor, who="oracle")  # how long an oracle's answer takes cannot be told
+                  deadline_s=math.inf, supervisor=run.supervisor, who="oracle",
+                  kind_of=lambda ticket: str(ticket.indices[0] % len(config.sim.names)))  # how long an oracle's answer takes cannot be told
     progress, done = run.progress("audit", len(todo), unit="episodes"), 0
 
     def take(found: list[AuditAnswer]) -> None:
@@ -122,10 +126,10 @@ def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answe
     progress.finish(done, "")
 
 
-def _tickets(todo: list[_Question]) -> list[AuditTicket]:
-    """Questions of one task and arm together, :data:`TOGETHER` of them to a ticket."""
+def _tickets(todo: list[_Question], tasks: int) -> list[AuditTicket]:
+    """Questions of one kind, arm and task of the simulation together, :data:`TOGETHER` of them to a ticket."""
     groups: dict[tuple, list[int]] = {}
     for task, arm, index in todo:
-        groups.setdefault((task, arm), []).append(index)
+        groups.setdefault((task, arm, index % tasks), []).append(index)
     return [AuditTicket(task, arm, tuple(indices[i : i + TOGETHER]))
-            for (task, arm), indices in groups.items() for i in range(0, len(indices), TOGETHER)]
+            for (task, arm, _), indices in groups.items() for i in range(0, len(indices), TOGETHER)]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from cosmos_ray.config import SimConfig
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.evidence import paired, wilson
 from cosmos_ray.identity import evaluation_digest
@@ -24,7 +25,7 @@ from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.progress import Progress
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed, task_and_state
 from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import IMPORTED_PLANNING, acting_fleet, asked_policy, planning_checkpoint, run_episodes
@@ -37,7 +38,7 @@ class Arm:
     name: str
     checkpoint: Path
     acting: ActingPolicy
-    run_key: str  #: the ``run`` part of its episode keys: identity of the run, arm and digest
+    run_keys: Mapping[str, str] = field(hash=False)  #: by task, the ``run`` part of its episode keys: identity of the run, arm and digest
     kind: str  #: its name without the round, one of :data:`ARMS`
     round: int  #: that trained its policy, 0 for the base policy
 
@@ -82,22 +83,28 @@ def _arm(run: Run, kind: str, policy: str, plans: str, number: int | None) -> Ar
     judge = planning_checkpoint(run, policy, number) if plans == "planning" else ""
     _, version, info = read_description(path)
     acting = ActingPolicy(version, run.config.planner if plans else None, judge)
-    key = f"{run.folder.identity.key}:{kind}:{settings_digest(run, path, acting)}"
+    keys = {sim.task: f"{run.folder.identity.key}:{kind}:{settings_digest(run, path, acting, sim)}" for sim in run.config.sim.each()}
     name = kind if number is None else f"{kind}, round {number}"
-    return Arm(name, path, acting, key, kind, 0 if policy == "base" else number or info.get("round", 1))
+    return Arm(name, path, acting, keys, kind, 0 if policy == "base" else number or info.get("round", 1))
 
 
 def ticket(run: Run, arm: Arm, index: int, attempt: int = 0) -> EpisodeTicket:
     """Evaluation episode ``index`` of an arm. Its noise depends on the initial state alone, so all arms draw the same."""
-    seed = state_seed("eval", run.config.seed, index)
-    key = EpisodeKey(arm.run_key, run.config.sim.task, "eval", seed, attempt)
+    task, seed = held_out(run, index)
+    key = EpisodeKey(arm.run_keys[task], task, "eval", seed, attempt)
     return EpisodeTicket(key, noise_seed=evaluation_noise_seed(seed), acting=arm.acting, arm=arm.name)
+
+
+def held_out(run: Run, index: int) -> tuple[str, int]:
+    """Task and seed of held-out initial state ``index``."""
+    task, state = task_and_state(run.config.sim.names, index)
+    return task, state_seed("eval", run.config.seed, state)
 
 
 def states(run: Run) -> list[int]:
     """Numbers of the held-out initial states that all arms begin in: of ``config.eval_episodes``, without the quarantined ones."""
-    out = {entry.seed for entry in run.quarantine.entries if entry.task == run.config.sim.task}
-    return [i for i in range(run.config.eval_episodes) if state_seed("eval", run.config.seed, i) not in out]
+    out = {(entry.task, entry.seed) for entry in run.quarantine.entries}
+    return [i for i in range(run.config.eval_episodes) if held_out(run, i) not in out]
 
 
 def evaluate(run: Run, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> dict:
@@ -167,19 +174,27 @@ def results(run: Run, store: ReplayStore, only: Sequence[str] = (), rounds: Sequ
             raise StoreError(f"{len(missing)} of {len(names)} evaluation episodes of arm {arm.name!r} are not in the store, "
                              f"{missing[0]} first: run `evaluate` again")
         outcomes = [known[n].success for n in names]
-        low, high = wilson(sum(outcomes), len(outcomes))
         planner = arm.acting.planner
         lengths = [known[n].length for n in names if known[n].success]
-        table[arm.name] = {"successes": sum(outcomes), "episodes": len(outcomes), "rate": sum(outcomes) / len(outcomes), "low": low,
-                           "high": high, "mean_steps_of_successes": float(np.mean(lengths)) if lengths else None,
+        table[arm.name] = {**counted(outcomes), "mean_steps_of_successes": float(np.mean(lengths)) if lengths else None,
                            "policy_version": arm.acting.version, "round": arm.round,
                            "planner": dataclasses.asdict(planner) if planner else None,
                            "invalid": sum(bool(known[n].invalid) for n in names), "outcomes": [int(o) for o in outcomes],
                            "episode_names": names}
-    seeds = [state_seed("eval", config.seed, i) for i in range(config.eval_episodes)]
-    out = {"task": config.sim.task, "seeds": [seeds[i] for i in indices], "arms": table, "pairs": _pairs(table)}
-    left_out = {entry.seed: entry.reason for entry in run.quarantine.entries if entry.task == config.sim.task and entry.seed in seeds}
-    return {**out, "quarantined": [{"seed": seed, "reason": reason} for seed, reason in left_out.items()]} if left_out else out
+        if config.sim.suite:
+            table[arm.name]["tasks"] = {task: counted([known[n].success for n in names if known[n].task == task])
+                                        for task in dict.fromkeys(known[n].task for n in names)}
+    chosen = [held_out(run, i) for i in range(config.eval_episodes)]
+    out = {"task": config.sim.title, "seeds": [chosen[i][1] for i in indices], "arms": table, "pairs": _pairs(table)}
+    left_out = {(entry.task, entry.seed): entry.reason for entry in run.quarantine.entries if (entry.task, entry.seed) in chosen}
+    rows = [{"seed": seed, "reason": reason, **({"task": task} if config.sim.suite else {})} for (task, seed), reason in left_out.items()]
+    return {**out, "quarantined": rows} if left_out else out
+
+
+def counted(outcomes: Sequence[bool]) -> dict:
+    """{successes, episodes, rate, low, high} of episodes that succeeded or not."""
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return {"successes": sum(outcomes), "episodes": len(outcomes), "rate": sum(outcomes) / len(outcomes), "low": low, "high": high}
 
 
 def compare_repeats(run: Run, store: ReplayStore, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> dict:
@@ -200,10 +215,10 @@ def _pairs(table: dict) -> list[dict]:
     return [{"arm": other, "against": first, **paired(table[other]["outcomes"], table[first]["outcomes"])} for other in others]
 
 
-def settings_digest(run: Run, checkpoint: Path, acting: ActingPolicy) -> str:
-    """:func:`evaluation_digest` of the policy ``checkpoint`` with the planner and the planning network of ``acting``."""
-    planning = acting.planning_checkpoint
-    return evaluation_digest(run.folder.identity, run.config, acting.planner, _hash(checkpoint), _hash(Path(planning)) if planning else "")
+def settings_digest(run: Run, checkpoint: Path, acting: ActingPolicy, sim: SimConfig) -> str:
+    """:func:`evaluation_digest` of the policy ``checkpoint`` with the planner and the planning network of ``acting`` in a simulation."""
+    planning, config = acting.planning_checkpoint, dataclasses.replace(run.config, sim=sim)
+    return evaluation_digest(run.folder.identity, config, acting.planner, _hash(checkpoint), _hash(Path(planning)) if planning else "")
 
 
 def _hash(checkpoint: Path) -> str:
@@ -220,8 +235,8 @@ def _hash_file(file: Path, changed: int) -> str:
 
 def check_held_out(run: Run, store: ReplayStore) -> None:
     """Refuse to evaluate on an initial state that anything in the store was collected from."""
-    held_out = {state_seed("eval", run.config.seed, i) for i in range(run.config.eval_episodes)}
+    seeds = {held_out(run, i)[1] for i in range(run.config.eval_episodes)}
     seen = {s.key.seed for s in store.summaries() if s.episode_class != "evaluation"}
-    if held_out & seen:
-        raise StoreError(f"initial state {min(held_out & seen)} is held out for evaluation but the store has a training episode of it: "
+    if seeds & seen:
+        raise StoreError(f"initial state {min(seeds & seen)} is held out for evaluation but the store has a training episode of it: "
                          "evaluate with another --seed, or remove that episode")

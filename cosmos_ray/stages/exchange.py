@@ -48,8 +48,8 @@ def import_policy(run: Run, weights: str, statistics: str, role: str = "base") -
         policy = load_released(spec, weights, ranges)
     except CheckpointError as error:  # of the files that were given, so the command line leaves with code 2
         raise ConfigError(str(error)) from error
-    if config.sim.task and os.path.isdir(spec.text_path):
-        policy.text(config.sim.instruction)  # embedded here once, the checkpoint carries it to every actor
+    for sim in config.sim.each() if os.path.isdir(spec.text_path) else ():
+        policy.text(sim.instruction)  # embedded here once, the checkpoint carries it to every actor
     for other_kept, _, other in IMPORTED.values():
         if other_kept != kept and folder.has_policy(other_kept):
             _check_partner(policy, folder.checkpoint(other_kept), f"the run's {other}", str(weights))

@@ -11,11 +11,12 @@ from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest
 from cosmos_ray.report.trace import EpisodeTrace
-from cosmos_ray.rollout.ticket import decision_noise_seed, evaluation_noise_seed, state_seed
+from cosmos_ray.rollout.ticket import decision_noise_seed, evaluation_noise_seed
 from cosmos_ray.run import Run
 from cosmos_ray.sim.make import make
 from cosmos_ray.sim.simulation import start
 from cosmos_ray.stages.acting import asked_policy, planning_checkpoint
+from cosmos_ray.stages.evaluate import held_out
 
 
 def plan_episode(run: Run, checkpoint: str | None = None, number: int | None = None) -> EpisodeTrace:
@@ -33,8 +34,8 @@ def plan_episode(run: Run, checkpoint: str | None = None, number: int | None = N
         run.check_policy(network)
     torch.set_num_threads(config.inference.threads)
     client = LocalClient(load_core(path, config.inference, "cuda" if config.inference.gpus else "cpu", judge))
-    env = make(config.sim)
-    seed = state_seed("eval", config.seed, config.plan_seed)
+    task, seed = held_out(run, config.plan_seed)
+    env = make(next(sim for sim in config.sim.each() if sim.task == task))
     trajectory = start(env, seed)
     trace = EpisodeTrace(env.task, seed, env.cameras, config.planner.candidates)
     try:

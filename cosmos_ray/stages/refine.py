@@ -81,13 +81,13 @@ def _refine_round(round: Round) -> dict:
         act(run, run.of_round("rollout", round.number), start, before)
     train_planning_network(round)
     store = run.folder.store()
-    stored = own_rollouts(store, run.folder.identity.key, config.sim.task)
+    stored = own_rollouts(store, run.folder.identity.key, config.sim.names)
     if not acted(run) and not config.refine_rollouts:
-        raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts" if config.sim.task else
+        raise ConfigError("there is no rollout to refine on: run `rollout` first, or set --refine-rollouts" if config.sim.names else
                           "there is no rollout to refine on, and no simulation to collect one in: `replay import` rollouts first")
     mixture = Mixture.refinement(config.learner, config.replay)
     planning = "planning" if config.learner.advantage_temperature else ""
-    if not config.sim.task:  # nobody acts: on the stored rollouts alone
+    if not config.sim.names:  # nobody acts: on the stored rollouts alone
         learner = start_learner(run, schedule(config.learner), round.state("refined"), round.start("refined"), mixture,
                                 config.learner.refine_lr, config.refine_steps, planning=planning)
         done = train_alone(run, "refine", learner, config.refine_steps, "refined", round.description())
@@ -135,9 +135,9 @@ def schedule(learner: LearnerConfig) -> LearnerConfig:
 
 
 def acted(run: Run) -> bool:
-    """Whether the store holds a policy's rollout on the run's task, on any task where the run has no simulation."""
-    task = run.config.sim.task
-    return any(s.of_policy and task in ("", s.task) for s in run.folder.store().summaries())
+    """Whether the store holds a policy's rollout on the run's tasks, on any task where the run has no simulation."""
+    tasks = run.config.sim.names
+    return any(s.of_policy and (not tasks or s.task in tasks) for s in run.folder.store().summaries())
 
 
 class _RefineLoop:

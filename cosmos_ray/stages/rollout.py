@@ -49,5 +49,5 @@ def forget_old_rollouts(run: Run, store: ReplayStore) -> int:
     replay = run.config.replay
     if not replay.keep_newest:
         return 0
-    own = own_rollouts(store, run.folder.identity.key, run.config.sim.task)
+    own = own_rollouts(store, run.folder.identity.key, run.config.sim.names)
     return keep_newest(store, own, replay.keep_newest, replay.keep_failures)

@@ -15,16 +15,15 @@ from cosmos_ray.run import Run
 def embed_instructions(run: Run, text: HashText | T5Text, instructions: Iterable[str]) -> None:
     """Have ``text`` know all ``instructions``, so that the checkpoint carries them to every actor and none computes one again.
 
-    ConfigError when ``text`` comes from a file that lacks some. The run's own instruction is embedded too where that can be done.
+    ConfigError when ``text`` comes from a file that lacks some. The run's own instructions are embedded too where that can be done.
     """
     config, wanted = run.config, list(instructions)
     if isinstance(text, T5Text) and (missing := text.missing(wanted)):
         raise ConfigError(f"{config.model.text_path} has no embedding of {len(missing)} of the {len(wanted)} instructions of the "
                           f"demonstrations, such as {missing[0]!r}: `replay embed --name {config.name} --t5 FOLDER --to FILE` computes "
                           "them; then give FILE, or the T5 FOLDER itself, as --model.text-path")
-    own = config.sim.instruction
-    if config.sim.task and not (isinstance(text, T5Text) and text.missing([own])):
-        wanted = list(dict.fromkeys([*wanted, own]))
+    own = [sim.instruction for sim in config.sim.each()]
+    wanted = list(dict.fromkeys([*wanted, *(told for told in own if not (isinstance(text, T5Text) and text.missing([told])))]))
     progress = run.counter("embed", "instructions")
     for number, instruction in enumerate(wanted):
         text(instruction)

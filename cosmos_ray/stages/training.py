@@ -13,7 +13,7 @@ from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.fit import check_chunk, check_fits, check_suite, refuse_misfit
 from cosmos_ray.learner.actor import LearnerTask, learner_group
 from cosmos_ray.learner.group import TURN_S, LearnerGroup
-from cosmos_ray.learner.mixture import Mixture
+from cosmos_ray.learner.mixture import Mixture, evenly
 from cosmos_ray.model.checkpoint import load_net, read_description, save_policy
 from cosmos_ray.model.images import prepare
 from cosmos_ray.model.policy import build
@@ -36,7 +36,7 @@ def make_initial_policy(run: Run) -> None:
     config, store = run.config, run.folder.store()
     known = demonstrated(store, run.counter("read", "episodes"))
     body = known.embodiment
-    if config.sim.task:
+    if config.sim.names:
         body = check_fits("the demonstrations", body, config.sim)
     check_suite(config, body.cameras)
     check_chunk(config, body)
@@ -52,7 +52,7 @@ def make_initial_policy(run: Run) -> None:
     info = {"init": config.init}
     if hasattr(policy.tokenizer, "fit"):
         sampler = WindowSampler(store, chunk=config.model.chunk, gamma=config.replay.gamma, seed=config.seed)
-        drawn = sampler.draw(FIT_FRAMES // len(body.cameras), "demo").images
+        drawn = sampler.draw(FIT_FRAMES // len(body.cameras), evenly(sampler, "demo") if config.sim.suite else "demo").images
         frames = prepare(drawn, spec.image_size, jpeg=False, centre_crop=False, resize=spec.resize)
         info["tokenizer_variance_kept"] = policy.tokenizer.fit(torch.from_numpy(frames.reshape(-1, *frames.shape[2:])))
     save_policy(policy, run.folder.checkpoint("initial"), 0, info)
@@ -122,6 +122,7 @@ def start_learner(run: Run, learner: LearnerConfig, name: str, policy: str, mixt
     """
     config = run.config
     _check_episodes(run, read_description(run.folder.checkpoint(policy))[0].embodiment)
+    mixture = dataclasses.replace(mixture, by_task=bool(config.sim.suite))
     task = LearnerTask(policy=str(run.folder.checkpoint(policy)), store=str(run.folder.replay), state=str(run.folder.learner_state(name)),
                        mixture=mixture, chunk=config.model.chunk, gamma=config.replay.gamma, peak_lr=peak_lr, total_steps=total_steps,
                        seed=config.seed, latents=str(run.folder.latents), world_weight=world_weight,
