@@ -24,9 +24,10 @@ class Embodiment:
     proprio_dim: int  #: numbers of proprioception p
     control_freq: float = 0.0  #: control steps per second, 0 where it is not known
     moving: tuple[int, ...] = ()  #: places in an action that move a hand (not its rotation, not a gripper); empty where not known
+    quality: str = ""  #: how simulated frames are rendered, "fast" or "full"; "" where it is not known
 
     def misfit(self, other: Embodiment) -> list[tuple[str, str, str]]:
-        """What differs, as (what, here, in ``other``), most basic first; a control rate or ``moving`` that is not known fits every other.
+        """What differs, as (what, here, in ``other``), most basic first; what is not known (rate, ``moving``, quality) fits every other.
 
         Cameras are compared by name and in order: a picture in the slot of another camera is as wrong as one too few. A suite's name for a
         camera is that of :data:`SUITE_CAMERAS` too.
@@ -39,6 +40,8 @@ class Embodiment:
         if self.moving and other.moving and self.action_dim == other.action_dim:
             mine, theirs = (f"motion in the action's numbers {','.join(map(str, body.moving))}" for body in (self, other))
             pairs.append(("(counted from 0)", mine, theirs))
+        if self.quality and other.quality:
+            pairs.append(("render quality", self.quality, other.quality))
         differing = [(what, _text(mine), _text(theirs)) for what, mine, theirs in pairs if mine != theirs]
         if len(self.cameras) != len(other.cameras) or not all(map(same_camera, self.cameras, other.cameras)):
             here, there = (", ".join(cameras) or "none" for cameras in (self.cameras, other.cameras))

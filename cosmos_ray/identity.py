@@ -93,5 +93,6 @@ def _sim_values(config: RunConfig) -> list[Any]:
     """The simulator's values that act, for digest version 2."""
     sim = config.sim
     later = [] if sim.instruction == task_instruction(sim.task) else [["instruction", sim.instruction]]
+    later += [] if sim.quality == "fast" else [["quality", sim.quality]]
     return [sim.task, list(sim.robots), sim.controller, list(sim.wrist_cameras), list(sim.third_cameras), sim.image_size, sim.actions,
             sim.horizon, sim.control_freq, sim.placement, sim.mesh_cell, sim.fast_step, *later]

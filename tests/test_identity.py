@@ -157,7 +157,7 @@ def test_every_value_that_acts_changes_the_digest(digest_version, section, chang
 def test_every_setting_of_the_simulator_changes_the_digest(change):
     other = {"task": "Door", "robots": ("Sawyer",), "controller": "JOINT_POSITION", "wrist_cameras": (), "third_cameras": ("frontview",),
              "image_size": 128, "actions": "pose", "horizon": 7, "control_freq": 10, "placement": 0.2, "mesh_cell": 0.0,
-             "fast_step": False, "instruction": "lift it"}[change]
+             "fast_step": False, "instruction": "lift it", "quality": "full"}[change]
     config, identity = RunConfig(), RunIdentity("run")
     assert digest(identity, dataclasses.replace(config, sim=dataclasses.replace(config.sim, **{change: other}))) != digest(identity, config)
 

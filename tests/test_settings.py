@@ -186,8 +186,9 @@ def test_what_is_not_given_follows_another_setting():
 
 def test_every_setting_that_follows_can_be_given():
     told = {"sim.image_size": 72, "sim.horizon": 50, "sim.actions": "pose", "sim.instruction": "lift it", "rollout.horizon": 60,
-            "rollout.execute": 3, "learner.refine_warmup": 0, "learner.refine_cycle": 5, "learner.base_value_mode": "full",
-            "learner.planning_world_weight": 2.0, "learner.decay_all": True, "planner.ladder": "truncated"}
+            "rollout.execute": 3, "sim.quality": "full", "sim.mesh_cell": 0.001, "learner.refine_warmup": 0, "learner.refine_cycle": 5,
+            "learner.base_value_mode": "full", "learner.planning_world_weight": 2.0, "learner.decay_all": True,
+            "planner.ladder": "truncated"}
     config = new_config(told)
     assert {name: value_of(config, name) for name in told} == told
     assert told.keys() | {name for name in SETTINGS if name.startswith("model.")} >= {n for n, s in SETTINGS.items() if s.follows}

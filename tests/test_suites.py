@@ -66,6 +66,7 @@ PUBLISHED = {  # libero, robocasa, aloha
     "sim.image_size": (256, 224, 224),  # env_img_res of run_*_eval.py; input_image_size of run_aloha_eval.py
     "sim.control_freq": (20, 20, 25),  # robosuite's default; STEP_DURATION_IN_SEC of run_aloha_eval.py
     "sim.horizon": (520, 500, 1100),  # TASK_MAX_STEPS of run_*_eval.py (libero_10; the usual task); --max_steps of run_aloha_eval.py
+    "sim.quality": ("full", "full", "full"),  # robosuite's own renderer; a real robot
     "sim.wrist_cameras": (("robot0_eye_in_hand",), ("robot0_eye_in_hand",), ("cam_left_wrist", "cam_right_wrist")),
     "sim.third_cameras": (("agentview",), ("robot0_agentview_left", "robot0_agentview_right"), ("cam_high",)),
     "model.image_size": (224, 224, 224),  # COSMOS_IMAGE_SIZE

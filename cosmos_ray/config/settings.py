@@ -99,9 +99,9 @@ def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """The config of an existing run with other ``values`` by name. A setting that follows one of them, and has its value, follows on."""
     if values.get("sim.suite"):
         values = {"sim.task": "", **values}
-    tasks = {name: values.get(f"sim.{name}", getattr(config.sim, name)) for name in ("task", "suite", "tasks")}
-    if any(getattr(config.sim, name) != value for name, value in tasks.items()):
-        values = {**_of_other_tasks(config.sim, tasks), **values}
+    decisive = {name: values.get(f"sim.{name}", getattr(config.sim, name)) for name in ("task", "suite", "tasks", "quality")}
+    if any(getattr(config.sim, name) != value for name, value in decisive.items()):
+        values = {**_of_another_simulation(config.sim, values), **values}
     values = {**{name: values[setting.follows] for name, setting in SETTINGS.items()
                  if setting.follows in values and value_of(config, name) == value_of(config, setting.follows)}, **values}
     sections: dict[str, dict[str, Any]] = {}
@@ -113,11 +113,13 @@ def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
                                                  for section, fields in sections.items()})
 
 
-def _of_other_tasks(sim: SimConfig, tasks: dict[str, Any]) -> dict[str, Any]:
-    """What follows ``tasks`` (task, suite, tasks) among the settings that the tasks of ``sim`` decided, by name."""
-    own = SimConfig(task=sim.task, suite=sim.suite, tasks=sim.tasks, controller=sim.controller)
-    other = SimConfig(**tasks, controller=sim.controller)
-    follow = [name.removeprefix("sim.") for name, setting in SETTINGS.items() if setting.follows == "sim.task"]
+def _of_another_simulation(sim: SimConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """What follows the tasks and the render quality of ``values`` among the settings that those of ``sim`` decided, by name."""
+    before: dict[str, Any] = {name: getattr(sim, name) for name in ("task", "suite", "tasks", "controller")}
+    after = {name: values.get(f"sim.{name}", value) for name, value in before.items()}
+    kept: Any = None if sim.quality == SimConfig(**before).quality else sim.quality
+    own, other = SimConfig(**before, quality=kept), SimConfig(**after, quality=values.get("sim.quality", kept))
+    follow = [name.removeprefix("sim.") for name, setting in SETTINGS.items() if setting.follows in ("sim.task", "sim.quality")]
     return {f"sim.{name}": getattr(other, name) for name in follow if getattr(sim, name) == getattr(own, name)}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from cosmos_ray.config.libero import LIBERO_IMAGE_SIZE, libero_task
 from cosmos_ray.config.option import fill, option
-from cosmos_ray.config.tasks import ActionSpace, TaskSuite, suite_tasks, task_instruction, task_spec
+from cosmos_ray.config.tasks import ActionSpace, Quality, TaskSuite, suite_tasks, task_instruction, task_spec
 from cosmos_ray.errors import ConfigError
 
 
@@ -15,9 +15,9 @@ from cosmos_ray.errors import ConfigError
 class SimConfig:
     """Which environments of robosuite or LIBERO run, and what is seen of them: one ``task``, or the ``tasks`` of a ``suite``.
 
-    ``horizon``, ``actions`` and ``instruction`` are the task's own unless they are given. ``dataclasses.replace`` keeps them when it
-    changes the task: make a new object instead. With a suite, ``task`` is empty, ``horizon`` 0 and ``instruction`` empty, which stand for
-    each task's own. What builds an environment takes a config of one task: :meth:`each`.
+    ``horizon``, ``actions``, ``instruction`` and ``quality`` are the task's own unless they are given, ``mesh_cell`` is the quality's.
+    ``dataclasses.replace`` keeps them when it changes the task: make a new object instead. With a suite, ``task`` is empty, ``horizon`` 0
+    and ``instruction`` empty, which stand for each task's own. What builds an environment takes a config of one task: :meth:`each`.
     """
 
     task: str = option("Lift", "task of robosuite, or of LIBERO as libero_spatial/3; Lift, Stack, PickPlaceCan, NutAssemblySquare and Door "
@@ -40,8 +40,10 @@ class SimConfig:
     instruction: str = option(None, "instruction that the policy is given", follows="sim.task", rare=True)
     placement: float = option(0.0, "half-width of object placement in m, 0 = robosuite's; the initial place of an object is drawn "
                               "within it", low=0, high=0.3)
-    mesh_cell: float = option(0.008, "vertex-clustering cell of rendered meshes in m, 0 = none; larger cells render faster",
-                              low=0, high=0.05, rare=True)
+    quality: Quality = option(None, "render quality, 'fast' or 'full'; 'full' is robosuite's own, with shadows, reflections and 4 samples "
+                              "a pixel, as released policies know it. A store holds frames of one quality", follows="sim.task")
+    mesh_cell: float = option(None, "vertex-clustering cell of rendered meshes in m, 0 = none; larger cells render faster",
+                              low=0, high=0.05, follows="sim.quality", rare=True)
     fast_step: bool = option(True, "fuse the substeps of OSC; about 3x faster, and robosuite's own steps where the fused ones are not "
                              "valid", rare=True)
 
@@ -55,7 +57,9 @@ class SimConfig:
         turns = any(task_spec(name).actions == "pose" for name in (first, *others))
         actions = "pose" if turns or self.controller.startswith("JOINT_") else "position"
         image_size = LIBERO_IMAGE_SIZE if libero_task(first) else 64
-        fill(self, {"horizon": 0 if self.suite else own.horizon, "actions": actions, "image_size": image_size})
+        fill(self, {"horizon": 0 if self.suite else own.horizon, "actions": actions, "image_size": image_size,
+                    "quality": own.quality})
+        fill(self, {"mesh_cell": 0.008 if self.quality == "fast" else 0.0})
         if self.instruction is None:
             fill(self, {"instruction": "" if self.suite else task_instruction(first)})
 

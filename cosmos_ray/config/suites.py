@@ -47,7 +47,7 @@ class Suite:
         """``{"section.field": value}`` that the suite decides."""
         decided: dict[str, Any] = {
             "seed": self.seed, "sim.wrist_cameras": self.wrist_names, "sim.third_cameras": self.third_names, "sim.actions": "pose",
-            "sim.image_size": self.rendered, "sim.control_freq": self.control_freq, "sim.horizon": self.horizon,
+            "sim.quality": "full", "sim.image_size": self.rendered, "sim.control_freq": self.control_freq, "sim.horizon": self.horizon,
             "model.image_size": self.image_size, "model.chunk": self.chunk, "model.jpeg": self.jpeg,
             "rollout.execute": self.open_loop, "replay.gamma": self.gamma, "inference.steps": self.steps,
             "learner.warmup": self.warmup, "learner.cycle": self.cycle, "learner.refine_warmup": self.refine_warmup,

@@ -15,6 +15,9 @@ ActionSpace = Literal["position", "pose"]
 TaskSuite = Literal["", "robosuite", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
 """Tasks that a run may hold together. A LIBERO task is called by its suite and its number there, such as ``libero_spatial/3``."""
 
+Quality = Literal["fast", "full"]
+"""How frames are rendered: ``full`` as robosuite itself does, ``fast`` without shadows, reflections and multisampling."""
+
 
 @dataclass(frozen=True)
 class NoiseMix:
@@ -47,6 +50,8 @@ class TaskSpec:
     """Control steps before an episode times out."""
     actions: ActionSpace = "pose"
     """Default action space of an OSC controller; a joint controller always takes its full vector."""
+    quality: Quality = "fast"
+    """Default render quality: ``full`` where released policies look."""
     noise: NoiseMix = field(default_factory=NoiseMix)
     """Recommended disturbance of demonstrations."""
 
@@ -67,7 +72,7 @@ def task_spec(name: str) -> TaskSpec:
     """The entry of a task in :data:`SPECS`, or what LIBERO's suite says. Any other task gets the defaults, and the words of its name as
     instruction. ConfigError for a name of LIBERO's without a task."""
     if found := libero_task(name):
-        return TaskSpec(name, "", LIBERO_SUITES[found[0]].horizon)
+        return TaskSpec(name, "", LIBERO_SUITES[found[0]].horizon, quality="full")
     return SPECS.get(name) or TaskSpec(name, " ".join(re.findall(r"[A-Z][a-z]*|\d+", name)).lower() or name)
 
 

@@ -56,7 +56,7 @@ def read_config(path: Path, tree: dict[str, Any]) -> RunConfig:
     if tree["format"] != FORMAT:
         raise ConfigError(f"{path} is of format {tree['format']!r}, this version reads up to {FORMAT}: use the version that made the run")
     values = values_of_tree(path, {key: value for key, value in tree.items() if key != "format"}, {})
-    return new_config(_as_before(values))  # a setting that the file lacks came later
+    return new_config({"sim.quality": "fast", **_as_before(values)})  # a setting that the file lacks came later
 
 
 def _read_before(path: Path, tree: dict[str, Any]) -> RunConfig:

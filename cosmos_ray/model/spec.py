@@ -48,11 +48,12 @@ class PolicySpec:
     augmented: bool = False  #: trained on augmented frames; acts on their centre, 90 % of the area
     moving: tuple[int, ...] = ()  #: as :attr:`Embodiment.moving`
     control_freq: float = 0.0  #: control steps per second of the data, 0 where it is not known
+    quality: str = ""  #: as :attr:`Embodiment.quality`
 
     @property
     def embodiment(self) -> Embodiment:
         """What the policy sees and moves."""
-        return Embodiment(self.cameras, self.action_dim, self.proprio_dim, self.control_freq, self.moving)
+        return Embodiment(self.cameras, self.action_dim, self.proprio_dim, self.control_freq, self.moving, self.quality)
 
     @property
     def layout(self) -> LatentLayout:

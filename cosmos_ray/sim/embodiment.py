@@ -24,7 +24,7 @@ def simulated(config: SimConfig) -> Embodiment:
     if libero_task(config.task):  # one robot and one controller, so that no environment need be built
         return Embodiment(config.cameras, 4 if config.actions == "position" else 7, 9, config.control_freq, moving=(0, 1, 2))
     decisive = dataclasses.replace(config, instruction="", image_size=64, horizon=1, control_freq=20, placement=0.0, fast_step=False)
-    return dataclasses.replace(_built(decisive), cameras=config.cameras, control_freq=config.control_freq)
+    return dataclasses.replace(_built(decisive), cameras=config.cameras, control_freq=config.control_freq, quality=config.quality)
 
 
 @functools.cache

@@ -22,6 +22,9 @@ from cosmos_ray.sim.slimming import full_xml, slim
 from cosmos_ray.sim.snapshot import Snapshot
 from cosmos_ray.sim.stepping import stepper
 
+RENDERED = {"fast": "no-shadow no-reflection no-msaa", "full": "full"}
+"""Render qualities as fingerprints have them."""
+
 SIMD = ("avx", "fma", "avx2", "avx512f", "avx512dq", "avx512vl", "asimd", "sve")
 """Vector instruction sets, as /proc/cpuinfo names them. Math libraries choose their code by these."""
 
@@ -112,9 +115,7 @@ class Environment(Simulation):
     def render_state(self, state: np.ndarray) -> np.ndarray:
         """Render a stored state (S,) as :meth:`render` would have rendered it live. The running episode does not change."""
         if self._renderer is None:
-            self._renderer = shared_renderer(
-                self.fingerprint["model"], full_xml(self.sim_env), self.config.image_size, self.config.mesh_cell
-            )
+            self._renderer = shared_renderer(self.fingerprint["model"], full_xml(self.sim_env), self.config)
         self._snapshot.show(state, self._renderer.model, self._renderer.data)
         return self._renderer.draw(self._camera_ids)
 
@@ -226,7 +227,7 @@ class Environment(Simulation):
             "control_freq": str(self.config.control_freq),
             "placement": str(self.config.placement),
             "cameras": ",".join(self.cameras),
-            "render": f"{self.config.image_size}px cell {self.config.mesh_cell} no-shadow no-reflection no-msaa",
+            "render": f"{self.config.image_size}px cell {self.config.mesh_cell} {RENDERED[self.config.quality]}",
             "gl": gl.choose_backend(),
             **self._task.fingerprint,
             **_machine(),

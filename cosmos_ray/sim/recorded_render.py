@@ -59,7 +59,7 @@ class RecordedStateRenderer:
         config = SimConfig(
             task=recorded.task or sim.task, robots=recorded.robots or sim.robots, controller=sim.controller,
             wrist_cameras=sim.wrist_cameras, third_cameras=sim.third_cameras, image_size=sim.image_size,
-            control_freq=sim.control_freq, mesh_cell=sim.mesh_cell,
+            control_freq=sim.control_freq, quality=sim.quality, mesh_cell=sim.mesh_cell,
         )  # fmt: skip
         if self._environment is None or self._environment.config != config:
             self.close()
@@ -72,7 +72,7 @@ class RecordedStateRenderer:
         if xml is None:
             return None
         try:
-            renderer = shared_renderer(hashlib.sha256(xml.encode()).hexdigest(), xml, self.config.image_size, self.config.mesh_cell)
+            renderer = shared_renderer(hashlib.sha256(xml.encode()).hexdigest(), xml, self.config)
         except ValueError:  # MuJoCo does not compile it
             return None
         if not _fits(renderer.model, recorded):
@@ -92,7 +92,7 @@ class RecordedStateRenderer:
                 f"{recorded.where} has no usable model_file, and its states do not say where {env.task} put its fixed objects: "
                 "make its pictures where it was recorded"
             )
-        renderer = shared_renderer(env.fingerprint["model"], full_xml(env.sim_env), self.config.image_size, self.config.mesh_cell)
+        renderer = shared_renderer(env.fingerprint["model"], full_xml(env.sim_env), self.config)
         renderer.model.site_rgba[:] = env.model.site_rgba
         return renderer
 

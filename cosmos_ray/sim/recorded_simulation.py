@@ -37,7 +37,7 @@ def recorded_simulation(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_fingerprint(fingerprint: Mapping[str, str], horizon: Any) -> dict[str, Any]:
     sim = config_from_fingerprint(fingerprint)
-    names = ("task", "robots", "controller", "actions", "control_freq", "placement", "mesh_cell", "fast_step")
+    names = ("task", "robots", "controller", "actions", "control_freq", "placement", "quality", "mesh_cell", "fast_step")
     values = {f"sim.{name}": getattr(sim, name) for name in names}
     if isinstance(horizon, int) and horizon > 0:
         values["sim.horizon"] = horizon

@@ -1,7 +1,8 @@
 """Renders camera pictures without robosuite's renderer. All environments of a process share one OpenGL context.
 
-On a CPU a picture costs vertex work, not pixels. So the renderer draws its own copy of the model with fewer vertices (vertex
-clustering). It skips geoms outside of the camera's view, and it has no shadows, reflections or multisampling.
+Quality "full" is robosuite's own renderer, pixel for pixel. On a CPU such a picture costs vertex work, not pixels. So quality "fast" draws
+its own copy of the model with fewer vertices (vertex clustering). It skips geoms outside of the camera's view, and it has no shadows,
+reflections or multisampling.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from cosmos_ray.config import SimConfig
+from cosmos_ray.config.tasks import Quality
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim import gl
 from cosmos_ray.sim.slimming import trim_heap
@@ -33,20 +36,20 @@ class Renderer:
     freshly started process.
     """
 
-    def __init__(self, xml: str, size: int, mesh_cell: float):
+    def __init__(self, xml: str, size: int, mesh_cell: float, quality: Quality = "fast"):
         self.mujoco, _ = gl.load()
         _own_context(size)
-        self.size = size
+        self.size, self.full = size, quality == "full"
         self.model = self.mujoco.MjModel.from_xml_string(xml)
-        self.model.vis.quality.offsamples = 0
-        self.model.vis.quality.shadowsize = 0
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = size
         if mesh_cell > 0:
             decimate(self.model, mesh_cell)
         self.data = self.mujoco.MjData(self.model)
         self.scene = self.mujoco.MjvScene(self.model, self.model.ngeom + self.model.nsite + 100)
-        self.scene.flags[self.mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        if not self.full:
+            self.model.vis.quality.offsamples = self.model.vis.quality.shadowsize = 0
+            self.scene.flags[self.mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self.options = self.mujoco.MjvOption()
         self.options.geomgroup[0] = 0  # collision geoms
         self.options.geomgroup[HIDDEN_GROUP] = 0
@@ -68,7 +71,8 @@ class Renderer:
         pictures = np.empty((len(cameras), self.size, self.size, 3), np.uint8)
         for picture, camera in zip(pictures, cameras, strict=True):
             self.camera.fixedcamid = camera
-            model.geom_group[:] = np.where(self._in_view(camera), self.groups, HIDDEN_GROUP)
+            if not self.full:
+                model.geom_group[:] = np.where(self._in_view(camera), self.groups, HIDDEN_GROUP)
             mujoco.mjv_updateScene(model, data, self.options, None, self.camera, mujoco.mjtCatBit.mjCAT_ALL, self.scene)
             mujoco.mjr_render(self.viewport, self.scene, self.context)
             mujoco.mjr_readPixels(picture, None, self.viewport, self.context)
@@ -89,12 +93,12 @@ class Renderer:
         return inside | (radius == 0)  # planes are infinite and have no radius
 
 
-def shared_renderer(model_hash: str, xml: str, size: int, mesh_cell: float) -> Renderer:
+def shared_renderer(model_hash: str, xml: str, config: SimConfig) -> Renderer:
     """The process's renderer for this model and these settings. It lives as long as an environment holds it."""
-    key = (model_hash, size, mesh_cell)
+    key = (model_hash, config.image_size, config.mesh_cell, config.quality)
     renderer = _shared.get(key)
     if renderer is None:
-        renderer = _shared[key] = Renderer(xml, size, mesh_cell)
+        renderer = _shared[key] = Renderer(xml, config.image_size, config.mesh_cell, config.quality)
         trim_heap()
     return renderer
 

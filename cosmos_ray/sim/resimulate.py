@@ -140,6 +140,7 @@ def config_from_fingerprint(fingerprint: Mapping[str, str], name: str = "") -> S
         actions=actions[2],
         control_freq=int(_entry(fingerprint, "control_freq", r"\d{1,5}", name)[0]),
         placement=_number(fingerprint["placement"] if "placement" in fingerprint else "", "placement", name),
+        quality="full" if render[3] == " full" else "fast",
         mesh_cell=_number(render[2], "render", name),
         fast_step=_entry(fingerprint, "stepping", "fused|stock", name)[0] == "fused",
     )

@@ -42,7 +42,7 @@ def make_initial_policy(run: Run) -> None:
     check_chunk(config, body)
     stats = dataset_statistics(store, ("demo",))
     spec = make_spec(config.model, body.cameras, body.action_dim, body.proprio_dim, body.control_freq)
-    spec = dataclasses.replace(spec, moving=body.moving)
+    spec = dataclasses.replace(spec, moving=body.moving, quality=body.quality)
     policy = build(spec, None if config.init else config.seed)
     proprio = widened(stats.proprio_min, stats.proprio_max) if spec.preset == "tiny" else (stats.proprio_min, stats.proprio_max)
     policy.set_statistics(np.minimum(stats.actions_min, stats.labels_min), np.maximum(stats.actions_max, stats.labels_max), *proprio)

@@ -190,7 +190,7 @@ class _Driver:
             self.known += 1
             self.unlike += self._is_unlike(episode)
         self.episodes += 1
-        self.layout = (self.layout or layout).with_rate(layout)
+        self.layout = (self.layout or layout).completed(layout)
         self.tasks[episode.key.task] += 1
         self.instructions.update(episode.instructions)
 
@@ -304,10 +304,11 @@ class _Layout:
             return f"its frames are {_pixels(its)}, and {whose} {_pixels(size)}: {advice}"
         return ""
 
-    def with_rate(self, other: _Layout) -> _Layout:
-        """This layout, at the rate of ``other`` where its own is not known."""
-        rate = self.embodiment.control_freq or other.embodiment.control_freq
-        return _Layout(replace(self.embodiment, control_freq=rate), self.sizes)
+    def completed(self, other: _Layout) -> _Layout:
+        """This layout, with the rate and the render quality of ``other`` where its own are not known."""
+        mine, theirs = self.embodiment, other.embodiment
+        rate, quality = mine.control_freq or theirs.control_freq, mine.quality or theirs.quality
+        return _Layout(replace(mine, control_freq=rate, quality=quality), self.sizes)
 
 
 def _stored(store: ReplayStore) -> _Layout | None:

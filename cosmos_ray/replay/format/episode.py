@@ -163,7 +163,8 @@ class Episode:
     @property
     def embodiment(self) -> Embodiment:
         """What the policy sees and moves here."""
-        return Embodiment(self.cameras, self.actions.shape[1], self.proprio.shape[1], control_rate(self.info))
+        return Embodiment(self.cameras, self.actions.shape[1], self.proprio.shape[1], control_rate(self.info),
+                          quality=render_quality(self.info))
 
     @classmethod
     def from_trajectory(
@@ -277,6 +278,13 @@ def control_rate(info: dict[str, Any]) -> float:
     except (TypeError, ValueError):
         return 0.0
     return rate if 0.0 < rate < float("inf") else 0.0
+
+
+def render_quality(info: dict[str, Any]) -> str:
+    """"fast" or "full": how the simulator rendered the frames of an episode, as its fingerprint says; "" where there is none."""
+    fingerprint = info.get("fingerprint")
+    rendered = fingerprint.get("render") if isinstance(fingerprint, dict) else None
+    return "" if not isinstance(rendered, str) else "full" if rendered.endswith(" full") else "fast"
 
 
 def expand_ranges(ranges: tuple[tuple[int, int, int], ...]) -> np.ndarray:

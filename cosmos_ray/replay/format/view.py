@@ -10,7 +10,7 @@ import pyarrow as pa
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.errors import StoreError
 from cosmos_ray.replay.format.checksum import crc32
-from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeSummary, control_rate, spoken
+from cosmos_ray.replay.format.episode import LAST_STATE_REPEATED, Episode, EpisodeSummary, control_rate, render_quality, spoken
 from cosmos_ray.replay.format.schema import (
     COLUMN_TYPES,
     STATE_COLUMNS,
@@ -121,7 +121,8 @@ class EpisodeView:
         """What the policy sees and moves here."""
         types = self.batch.schema
         sizes = [types.field(types.get_field_index(name)).type.list_size for name in ("action", "proprio")]
-        return Embodiment(self.cameras, sizes[0], sizes[1], control_rate(self.header["info"]))
+        return Embodiment(self.cameras, sizes[0], sizes[1], control_rate(self.header["info"]),
+                          quality=render_quality(self.header["info"]))
 
     def column(self, name: str) -> np.ndarray:
         """Rows of one non-frame column, ``(T + 1, n)`` or ``(T, ...)``, checked once against its CRC-32."""

@@ -26,23 +26,23 @@ def demonstrated(store: ReplayStore, progress: Callable[[int, int], None] | None
     """Read the headers of all known episodes that are trained on. Call ``store.update()`` first.
 
     Raises:
-        StoreError: there is no demonstration, or two differ in cameras, dimensions or rate; the message names both.
+        StoreError: there is no demonstration, or two differ in cameras, dimensions, rate or render quality; the message names both.
     """
     first: EpisodeView | None = None
-    rate = 0.0
+    rate, quality = 0.0, ""
     instructions: Counter[str] = Counter()
     for view in _views(store, progress):
         instructions.update(view.instructions)
         if view.summary.source != "demo":
             continue
         first = first or view
-        rate = rate or view.embodiment.control_freq
-        for what, ours, theirs in replace(first.embodiment, control_freq=rate).misfit(view.embodiment):
+        rate, quality = rate or view.embodiment.control_freq, quality or view.embodiment.quality
+        for what, ours, theirs in replace(first.embodiment, control_freq=rate, quality=quality).misfit(view.embodiment):
             raise StoreError(f"{store.root}: episode {first.summary.name} has {ours} {what}, {view.summary.name} has {theirs}: the "
-                             "demonstrations of a store must be of one robot; put the others into a store of their own")
+                             "demonstrations of a store must be of one robot and one render quality; put the others into another store")
     if first is None:
         raise StoreError(f"{store.root} holds no demonstration: run `collect` first, or `replay import` a file of demonstrations")
-    return Demonstrated(replace(first.embodiment, control_freq=rate), dict(sorted(instructions.items())))
+    return Demonstrated(replace(first.embodiment, control_freq=rate, quality=quality), dict(sorted(instructions.items())))
 
 
 def _views(store: ReplayStore, progress: Callable[[int, int], None] | None) -> Iterator[EpisodeView]:
