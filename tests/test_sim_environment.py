@@ -178,13 +178,13 @@ def test_picture_is_upright_and_not_blank(make):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_leaving_out_what_no_camera_sees_changes_no_pixel(make, task, monkeypatch):
-    from cosmos_ray.sim.renderer import Renderer
+    from cosmos_ray.sim.culling import Culling
 
     env = make(task)
     env.reset(6)
     run(env, actions(env, 6))
     culled = env.render()
-    monkeypatch.setattr(Renderer, "_in_view", lambda self, camera: np.ones(self.model.ngeom, bool))
+    monkeypatch.setattr(Culling, "drawn", lambda self, data, camera: np.ones(self.model.ngeom, bool))
     assert np.array_equal(env.render(), culled)
 
 
@@ -200,7 +200,7 @@ def test_environments_of_a_process_share_one_renderer(make):
     env, other = make(), Environment(SimConfig())
     start(env, 0)
     start(other, 0)
-    assert env._renderer is other._renderer
+    assert env._shared is other._shared and env._shared.get() is other._shared.get()
     other.close()
 
 

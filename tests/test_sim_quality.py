@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.fit import check_fits
 from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
+from cosmos_ray.seeds import state_seed
+from cosmos_ray.sim import shared_renderer
+from cosmos_ray.sim.culling import Culling
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import config_from_fingerprint, make_seed_of
@@ -68,6 +72,52 @@ def test_full_quality_is_robosuites_own_pixel_for_pixel(environments, tmp_path):
     for task, pictures in ours.items():
         theirs = np.load(tmp_path / f"{task}.npy").astype(int)
         assert theirs.std() > 10 and np.abs(theirs - pictures).mean() <= 0.01, task
+
+
+@pytest.mark.parametrize("task", ["libero_spatial/0", "libero_object/0"])
+def test_liberos_first_frames_are_those_that_its_authors_see(task):
+    """The frames were recorded where LIBERO's published results were made, robosuite 1.4.0 with MuJoCo 3.3.2, before objects settle."""
+    env, data = Environment(SimConfig(task=task)), Path(__file__).parent / "data" / "libero"
+    env.reset(state_seed("eval", 7, 0))
+    state = env.state()
+    with np.load(data / "first_frames.npz") as recorded, np.load(data / "parity.npz") as moves:
+        state[1 : 1 + env.model.nq] = moves[f"{task}/qpos"][0]
+        assert np.abs(env.render_state(state).astype(int) - recorded[task]).mean() <= 0.01
+    env.close()
+
+
+@pytest.mark.parametrize("task", [*TASKS, "NutAssemblySquare", "libero_goal/3"])
+def test_what_is_left_out_at_full_quality_changes_no_pixel(environments, task, monkeypatch):
+    """Lift and its like have a floor that mirrors faintly, the nuts mirror and must not once there is a floor, and so does a stove."""
+    env = environments.get(task) or Environment(SimConfig(task=task, image_size=SIZE, quality="full"))
+    for seed in (5, 6):
+        culled = acted(env, seed, 20).render()
+        if task == "libero_goal/3":  # a floor that mirrors shows nearly everything
+            renderer = env._shared.get()
+            assert renderer.culling.drawn(renderer.data, env._camera_ids[0]).mean() < 0.9
+
+        def everything(self: Culling, data: object, camera: int) -> np.ndarray:
+            self.model.mat_reflectance[:] = self.reflectance
+            return np.ones(self.model.ngeom, bool)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Culling, "drawn", everything)
+            assert np.array_equal(env.render(), culled)
+    if task not in environments:
+        env.close()
+
+
+def test_renderers_of_a_process_are_capped_and_made_again(environments, monkeypatch):
+    one, other = environments["Lift"], environments["Door"]
+    first, second = acted(one, 3).render(), acted(other, 3).render()
+    monkeypatch.setattr(shared_renderer, "MOST_MB", one._shared.get().megabytes * 1.5)
+    for shared in shared_renderer._shared.values():
+        shared._renderer = None
+    for _ in range(2):
+        for env, picture in ((one, first), (other, second)):
+            assert np.array_equal(env.render(), picture)
+            held = [shared for shared in shared_renderer._shared.values() if shared._renderer is not None]
+            assert env._shared in held and sum(shared._megabytes for shared in held) <= shared_renderer.MOST_MB
 
 
 def test_fast_frames_are_other_frames(environments):

@@ -15,8 +15,8 @@ from cosmos_ray.config.libero import libero_task
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim import gl, tasks
 from cosmos_ray.sim.libero.task import LiberoTask
-from cosmos_ray.sim.renderer import shared_renderer
 from cosmos_ray.sim.robosuite_task import RobosuiteTask
+from cosmos_ray.sim.shared_renderer import SharedRenderer, shared_renderer
 from cosmos_ray.sim.simulation import Simulation, StepResult
 from cosmos_ray.sim.slimming import full_xml, slim
 from cosmos_ray.sim.snapshot import Snapshot
@@ -76,7 +76,7 @@ class Environment(Simulation):
         self._snapshot = Snapshot(self.sim_env, (self._read_counters, self._write_counters))
         self.state_dim = self._snapshot.size
         self.fingerprint = self._fingerprint(robosuite, make_seed)
-        self._renderer: Any = None
+        self._shared: SharedRenderer | None = None
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -114,10 +114,11 @@ class Environment(Simulation):
 
     def render_state(self, state: np.ndarray) -> np.ndarray:
         """Render a stored state (S,) as :meth:`render` would have rendered it live. The running episode does not change."""
-        if self._renderer is None:
-            self._renderer = shared_renderer(self.fingerprint["model"], full_xml(self.sim_env), self.config)
-        self._snapshot.show(state, self._renderer.model, self._renderer.data)
-        return self._renderer.draw(self._camera_ids)
+        if self._shared is None:
+            self._shared = shared_renderer(self.fingerprint["model"], lambda: full_xml(self.sim_env), self.config)
+        renderer = self._shared.get()
+        self._snapshot.show(state, renderer.model, renderer.data)
+        return renderer.draw(self._camera_ids)
 
     def state(self) -> np.ndarray:
         """The whole simulator state, (S,) float64: enough to continue this episode bit for bit."""
@@ -167,7 +168,7 @@ class Environment(Simulation):
 
     def close(self) -> None:
         """Release the simulator and the shared renderer."""
-        self._renderer = None
+        self._shared = None
         self.sim_env.close()
 
     def _action_entries(self) -> tuple[np.ndarray, tuple[int, ...]]:

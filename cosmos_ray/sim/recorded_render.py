@@ -15,7 +15,8 @@ from cosmos_ray.replay.exchange.recorded_states import RecordedStates, RenderedS
 from cosmos_ray.replay.format.codec import encode_cameras
 from cosmos_ray.sim import gl
 from cosmos_ray.sim.environment import Environment
-from cosmos_ray.sim.renderer import Renderer, shared_renderer
+from cosmos_ray.sim.renderer import Renderer
+from cosmos_ray.sim.shared_renderer import shared_renderer
 from cosmos_ray.sim.slimming import full_xml
 
 
@@ -72,7 +73,7 @@ class RecordedStateRenderer:
         if xml is None:
             return None
         try:
-            renderer = shared_renderer(hashlib.sha256(xml.encode()).hexdigest(), xml, self.config)
+            renderer = shared_renderer(hashlib.sha256(xml.encode()).hexdigest(), lambda: xml, self.config).get()
         except ValueError:  # MuJoCo does not compile it
             return None
         if not _fits(renderer.model, recorded):
@@ -92,7 +93,7 @@ class RecordedStateRenderer:
                 f"{recorded.where} has no usable model_file, and its states do not say where {env.task} put its fixed objects: "
                 "make its pictures where it was recorded"
             )
-        renderer = shared_renderer(env.fingerprint["model"], full_xml(env.sim_env), self.config)
+        renderer = shared_renderer(env.fingerprint["model"], lambda: full_xml(env.sim_env), self.config).get()
         renderer.model.site_rgba[:] = env.model.site_rgba
         return renderer
 

@@ -1,8 +1,8 @@
 """Renders camera pictures without robosuite's renderer. All environments of a process share one OpenGL context.
 
-Quality "full" is robosuite's own renderer, pixel for pixel. On a CPU such a picture costs vertex work, not pixels. So quality "fast" draws
-its own copy of the model with fewer vertices (vertex clustering). It skips geoms outside of the camera's view, and it has no shadows,
-reflections or multisampling.
+Quality "full" is robosuite's own renderer, pixel for pixel. On a CPU a picture costs vertex work, not pixels: geoms that no pixel
+shows are left out (:mod:`cosmos_ray.sim.culling`). Quality "fast" draws the model with fewer vertices (vertex clustering), without
+shadows, reflections and multisampling.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from __future__ import annotations
 import atexit
 import threading
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import numpy as np
 
-from cosmos_ray.config import SimConfig
 from cosmos_ray.config.tasks import Quality
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim import gl
-from cosmos_ray.sim.slimming import trim_heap
+from cosmos_ray.sim.culling import Culling
 
 CELLS_PER_MESH = 8
 """A clustering cell is at most this fraction of a mesh's longest side, so small parts such as fingers keep their shape."""
 HIDDEN_GROUP = 5
 """Geom group that is never drawn; robosuite leaves it empty."""
 
-_shared: WeakValueDictionary[tuple, Renderer] = WeakValueDictionary()
+_renderers: WeakSet[Renderer] = WeakSet()
 _process: dict[str, Any] = {}
 
 
@@ -36,28 +35,33 @@ class Renderer:
     freshly started process.
     """
 
-    def __init__(self, xml: str, size: int, mesh_cell: float, quality: Quality = "fast"):
+    def __init__(self, xml: str, size: int, mesh_cell: float, quality: Quality):
         self.mujoco, _ = gl.load()
         _own_context(size)
-        self.size, self.full = size, quality == "full"
+        self.size, full = size, quality == "full"
         self.model = self.mujoco.MjModel.from_xml_string(xml)
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = size
         if mesh_cell > 0:
             decimate(self.model, mesh_cell)
+        if not (full and self.model.light_castshadow.any()):
+            self.model.vis.quality.shadowsize = 0  # else 64 MiB
+        if not full:
+            self.model.vis.quality.offsamples = 0
         self.data = self.mujoco.MjData(self.model)
         self.scene = self.mujoco.MjvScene(self.model, self.model.ngeom + self.model.nsite + 100)
-        if not self.full:
-            self.model.vis.quality.offsamples = self.model.vis.quality.shadowsize = 0
-            self.scene.flags[self.mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            self.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self.scene.flags[self.mujoco.mjtRndFlag.mjRND_SHADOW] = full
+        self.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = full
         self.options = self.mujoco.MjvOption()
         self.options.geomgroup[0] = 0  # collision geoms
         self.options.geomgroup[HIDDEN_GROUP] = 0
         self.groups = self.model.geom_group.copy()
+        self.shadows = full and bool(self.model.light_castshadow.any())
+        self.culling = Culling(self.mujoco, self.model, self.options.geomgroup[self.groups] == 1, reflections=full)
         self.camera = self.mujoco.MjvCamera()
         self.camera.type = self.mujoco.mjtCamera.mjCAMERA_FIXED
         self.viewport = self.mujoco.MjrRect(0, 0, size, size)
         self.context = self.mujoco.MjrContext(self.model, self.mujoco.mjtFontScale.mjFONTSCALE_50)
+        _renderers.add(self)
 
     def draw(self, cameras: list[int]) -> np.ndarray:
         """Render the pose in ``data``: (n, size, size, 3) uint8, upright, one picture per camera id."""
@@ -71,36 +75,17 @@ class Renderer:
         pictures = np.empty((len(cameras), self.size, self.size, 3), np.uint8)
         for picture, camera in zip(pictures, cameras, strict=True):
             self.camera.fixedcamid = camera
-            if not self.full:
-                model.geom_group[:] = np.where(self._in_view(camera), self.groups, HIDDEN_GROUP)
+            drawn = self.culling.drawn(data, camera) | self.shadows  # what is out of view casts its shadow into it
+            model.geom_group[:] = np.where(drawn, self.groups, HIDDEN_GROUP)
             mujoco.mjv_updateScene(model, data, self.options, None, self.camera, mujoco.mjtCatBit.mjCAT_ALL, self.scene)
             mujoco.mjr_render(self.viewport, self.scene, self.context)
             mujoco.mjr_readPixels(picture, None, self.viewport, self.context)
         return np.ascontiguousarray(pictures[:, ::-1])
 
-    def _in_view(self, camera: int) -> np.ndarray:
-        """Whether each geom's bounding sphere reaches into the camera's view: (ngeom,) bool.
-
-        MuJoCo draws every geom, in view or not. Without shadows and reflections, a geom out of view changes no pixel.
-        """
-        model, data = self.model, self.data
-        axes = data.cam_xmat[camera].reshape(3, 3)
-        x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ axes).T
-        half = np.deg2rad(model.cam_fovy[camera]) / 2
-        radius = model.geom_rbound
-        reach = radius - z * np.sin(half)  # the camera looks along its negative z axis
-        inside = (np.abs(x) * np.cos(half) <= reach) & (np.abs(y) * np.cos(half) <= reach) & (-z >= -radius)
-        return inside | (radius == 0)  # planes are infinite and have no radius
-
-
-def shared_renderer(model_hash: str, xml: str, config: SimConfig) -> Renderer:
-    """The process's renderer for this model and these settings. It lives as long as an environment holds it."""
-    key = (model_hash, config.image_size, config.mesh_cell, config.quality)
-    renderer = _shared.get(key)
-    if renderer is None:
-        renderer = _shared[key] = Renderer(xml, config.image_size, config.mesh_cell, config.quality)
-        trim_heap()
-    return renderer
+    @property
+    def megabytes(self) -> float:
+        """About what the renderer holds: the model, its textures with their smaller copies, as OpenGL has them, and its meshes."""
+        return (self.model.nbuffer + self.model.ntexdata * 16 / 9 + self.model.nmeshface * 96) / 2**20
 
 
 def _own_context(size: int) -> None:
@@ -118,7 +103,7 @@ def _own_context(size: int) -> None:
 
 def _release() -> None:
     """Free OpenGL objects in order, before the interpreter tears modules down."""
-    for renderer in list(_shared.values()):
+    for renderer in list(_renderers):
         renderer.context.free()
     _process["context"].free()
 

@@ -1,8 +1,8 @@
 """Saves the whole state of a running environment as one flat float64 vector, and restores it, bit for bit.
 
 MuJoCo's integration state is not enough. robosuite keeps the gripper command, the controllers' goals and rest pose, clocks
-and its random generator in Python objects, and some tasks move bodies by editing the model. The layout is fixed per
-configuration, so every environment of the same configuration can restore the vector.
+and its random generator in Python objects, and some tasks edit the model: they place bodies, wipe markers off, light a burner.
+The layout is fixed per configuration, so every environment of the same configuration can restore the vector.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ class Snapshot:
         self.fixed_bodies = np.flatnonzero(self.model.body_weldid == 0)
         self.markers = getattr(getattr(env.model, "mujoco_arena", None), "markers", [])
         self.marker_geoms = [env.sim.model.geom_name2id(marker.visual_geoms[0]) for marker in self.markers]
+        self.switched = _switched_sites(env)
+        alpha = self.model.site_rgba[self.switched, 3]
+        self.alpha_off = np.minimum(alpha, 1.0 - alpha)  # LIBERO switches between these two
         fields = [
             (self._read_physics, self._write_physics),
             (self._read_placement, lambda values: self._write_placement(values, self.model)),
             (self._read_markers, self._write_markers),
+            (self._read_switched, lambda values: self._write_switched(values, self.model)),
             (self._read_clock, self._write_clock),
             (self._read_generator, self._write_generator),
             *self._robot_fields(),
@@ -78,12 +82,13 @@ class Snapshot:
     def show(self, state: np.ndarray, model: Any, data: Any) -> None:
         """Write the visible part of ``state`` into a render ``model`` and ``data`` of the same structure."""
         state = self._checked(state)
-        physics, placement, markers = (state[place] for _, _, place in self.fields[:3])
+        physics, placement, markers, switched = (state[place] for _, _, place in self.fields[:4])
         self.mujoco.mj_setState(model, data, physics, self.kind)
         self._write_placement(placement, model)
         model.site_rgba[:] = self.model.site_rgba
         model.geom_rgba[:] = self.model.geom_rgba
         model.geom_rgba[self.marker_geoms, 3] = 1.0 - markers
+        self._write_switched(switched, model)
 
     def _checked(self, state: np.ndarray) -> np.ndarray:
         state = np.asarray(state, np.float64)
@@ -118,6 +123,13 @@ class Snapshot:
         if self.markers:
             self.env.wiped_markers = [marker for marker, wiped in zip(self.markers, values, strict=True) if wiped]
             self.model.geom_rgba[self.marker_geoms, 3] = 1.0 - values
+
+    def _read_switched(self) -> np.ndarray:
+        """LIBERO only: 1.0 for each site that is seen while something is on, such as the burner of a stove."""
+        return (self.model.site_rgba[self.switched, 3] > 0).astype(np.float64)
+
+    def _write_switched(self, values: np.ndarray, model: Any) -> None:
+        model.site_rgba[self.switched, 3] = np.where(values > 0, 1.0 - self.alpha_off, self.alpha_off)
 
     def _read_clock(self) -> np.ndarray:
         return np.array([self.env.timestep, self.env.cur_time, self.env.done], np.float64)
@@ -156,6 +168,12 @@ class Snapshot:
                     if isinstance(getattr(robot.part_controllers[arm], name, None), np.ndarray):
                         fields.append(_controller_field(robot, arm, name))
         return fields
+
+
+def _switched_sites(env: Any) -> list[int]:
+    """The sites whose alpha a LIBERO task sets while it runs; empty for every other task. In their order in the model."""
+    objects = [env.get_object(name) for name in getattr(env, "visualization_sites_list", ())]
+    return sorted(env.sim.model.site_name2id(site) for body in objects for site, _ in body.object_properties["vis_site_names"].values())
 
 
 def _gripper_field(gripper: Any) -> tuple[Callable, Callable]:
