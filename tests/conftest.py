@@ -28,7 +28,8 @@ STATUS = pytest.StashKey[int]()
 #: Settings that make every stage small; passed to every command of the small run.
 SMALL = ["--sim.task", "Lift", "--demos", "6", "--pretrain-steps", "30", "--rollouts", "4", "--refine-steps", "40",
          "--refine-rollouts", "6", "--publish-every", "10", "--eval-episodes", "2", "--rollout.workers", "1",
-         "--rollout.envs-per-worker", "2", "--learner.batch-size", "8", "--learner.checkpoint-every", "10", "--planner.candidates", "3"]
+         "--rollout.envs-per-worker", "2", "--learner.batch-size", "8", "--learner.checkpoint-every", "10", "--learner.threads", "1",
+         "--planner.candidates", "3"]
 PLANNING = ["--planning-steps", "10", "--learner.advantage-temperature", "0.1", "--learner.self-imitation", "0.5"]
 
 
