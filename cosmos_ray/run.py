@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import os
 import time
@@ -15,7 +17,7 @@ import ray
 from cosmos_ray import released
 from cosmos_ray.asks import check_cluster, check_own_gpu, pool_ask
 from cosmos_ray.bucket_run import fetch_settings
-from cosmos_ray.config import RunConfig, check
+from cosmos_ray.config import RunConfig, SimConfig, check
 from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
@@ -91,6 +93,12 @@ class Run:
     def of_round(self, what: str, number: int) -> str:
         """``what`` as a progress line names it, with the number of its round where there are several."""
         return what if self.config.rounds == 1 else f"{what} {number}/{self.config.rounds}"
+
+    def simulating(self, sim: SimConfig) -> Run:
+        """This run with another simulation, which its folder does not keep."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, sim=sim)
+        return other
 
     def check_policy(self, checkpoint: str | Path) -> None:
         """ConfigError when the policy of ``checkpoint`` cannot act in this simulation, or judge what acts there."""

@@ -222,6 +222,14 @@ def test_a_run_of_two_tasks_goes_through_every_stage_with_a_worker_killed_and_do
     assert again.returncode == 0, again.stderr[-3000:]
     store.refresh()
     assert Counter((s.task, s.episode_class) for s in store.summaries()) == classes
+    suite = ["evaluate", *line[4:8], "--suite", "robosuite", "--tasks", "Stack,Lift", "--trials", "2", "--seeds", "195,196", "--video"]
+    done = subprocess.run([*line[:3], *suite], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = json.loads((folder / "suite_robosuite.json").read_text())
+    assert list(out["arms"]) == ["refined"] and out["arms"]["refined"]["episodes"] == 2 * 2 * 2 and out["tasks"] == ["Stack", "Lift"]
+    assert len(list((folder / "videos" / "robosuite").glob("*.mp4"))) == 8 and "over 2 seeds" in done.stdout
+    page = (folder / "suite_robosuite.html").read_text()
+    assert "--trials 2 --seeds 195,196" in page and out["fingerprint"]["mujoco"] in page
 
 
 def _line(process: psutil.Process) -> list[str]:

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from cosmos_ray import __version__
@@ -23,6 +24,7 @@ from cosmos_ray.config.recipes import recipe, recipe_list
 from cosmos_ray.config.settings import SETTINGS, given, new_config, with_absolute_paths
 from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import BadFile, ConfigError, CosmosRayError
+from cosmos_ray.use import never
 
 RENAMED = {**OLD_NAMES, "kind": "class"}  #: flags of before
 
@@ -143,7 +145,8 @@ def _run(options: argparse.Namespace) -> int:
     from cosmos_ray.run import open_run
 
     interrupts.check()
-    with open_run(config, command.use, fresh=fresh, quiet=options.quiet) as run:
+    use = replace(command.use, simulates=never) if own.get("suite") else command.use  # a suite brings its own simulation
+    with open_run(config, use, fresh=fresh, quiet=options.quiet) as run:
         interrupts.check()
         interrupts.catch()  # again: Ray has put its own handler of SIGTERM there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")

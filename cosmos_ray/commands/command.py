@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.config.tasks import TaskSuite
 from cosmos_ray.use import Use, always
 
 
@@ -57,6 +58,13 @@ COMMANDS = {
         "eval_episodes", "repeat", "keep_rounds", "planner", "inference", *FLEET), options=(
         ("--arms", {"metavar": "A,B,...", "help": "arms, such as 'base,base + planning' [those of its policies]"}),
         ("--round", {"metavar": "N|all", "help": "a round of `refine` instead of the newest, or every round that is kept"}),
+        ("--suite", {"choices": [name for name in get_args(TaskSuite) if name],
+                     "help": "the tasks of a suite instead of the run's states, as papers report them; the newest policy alone plays"}),
+        ("--tasks", {"metavar": "A,B,...", "help": "with --suite: some of its tasks [all]"}),
+        ("--trials", {"type": int, "metavar": "N", "help": "with --suite: initial states of each task [50]"}),
+        ("--seeds", {"metavar": "A,B,...", "help": "with --suite: seeds of the policy's noise [195,196,197]"}),
+        ("--against", {"metavar": "RUN", "help": "with --suite: pair with what RUN reached on the same states"}),
+        ("--video", {"action": "store_true", "help": "with --suite: write an mp4 of every episode"}),
     )),
     "plan": Command("run one planned episode and draw what was imagined", use=replace(READS, simulates=always, acts=True), reads=(
         "plan_seed", "planner", "inference", "rollout.execute"), options=(

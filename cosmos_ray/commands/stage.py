@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.report.audit_page import headline
+from cosmos_ray.report.benchmark_page import benchmark_text
 from cosmos_ray.report.filmstrip import save_filmstrip
 from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
 from cosmos_ray.stages.audit import audit
+from cosmos_ray.stages.benchmark import SEEDS, TRIALS, Benchmark, benchmark
 from cosmos_ray.stages.collect import collect
 from cosmos_ray.stages.demo import demo
 from cosmos_ray.stages.evaluate import evaluate
@@ -46,9 +51,27 @@ def _refine(run: Run, from_round: int | None = None) -> str:
             f"{run.folder.shown(run.folder.checkpoint('refined'))} ({done['new']} new)")
 
 
-def _evaluate(run: Run, arms: str | None = None, round: str | None = None) -> str:
+def _evaluate(run: Run, arms: str | None, round: str | None, suite: str | None, video: bool, **of_suite: Any) -> str:
     rounds = Rounds(run.folder).asked(round) if round else ()
-    return table(evaluate(run, [name.strip() for name in arms.split(",")] if arms else (), rounds))
+    only = _listed(arms)
+    if suite is None:
+        for name, value in {**of_suite, "video": video or None}.items():
+            if value is not None:
+                raise ConfigError(f"--{name} goes with --suite: give both, or leave it out")
+        return table(evaluate(run, only, rounds))
+    seeds = of_suite["seeds"]
+    try:
+        numbers = tuple(int(seed) for seed in _listed(seeds)) or SEEDS
+    except ValueError as error:
+        raise ConfigError(f"--seeds {seeds!r} are not whole numbers: give some, such as 195,196,197") from error
+    trials = TRIALS if of_suite["trials"] is None else of_suite["trials"]
+    asked = Benchmark(suite, tuple(_listed(of_suite["tasks"])), trials, numbers)
+    done = benchmark(run, asked, only, rounds, of_suite["against"], video)
+    return f"{benchmark_text(done)}\npage in {done['page']}, the same numbers in {done['file']}"
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _plan(run: Run, checkpoint: str | None, round: int | None, to: str | None) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from cosmos_ray.oracle.chooser import ARMS
 from cosmos_ray.report import style
 from cosmos_ray.report.charts import draw_arms
-from cosmos_ray.report.page import write_page
+from cosmos_ray.report.page import html_table, write_page
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Planning audit: {task}</title>
@@ -53,12 +53,12 @@ def write_audit_page(result: dict, path: Path) -> None:
     page = _PAGE.format(
         task=html.escape(result["task"]), checkpoint=html.escape(result["checkpoint"]), headline=html.escape(headline(result)),
         image=style.data_uri(style.png(draw_audit(result))),
-        arms=_table(("arm", "successes", "rate", "95 % interval", "points over the policy", "won / lost", "how it chooses"), arms),
+        arms=html_table(("arm", "successes", "rate", "95 % interval", "points over the policy", "won / lost", "how it chooses"), arms),
         probed=f"{probes['decisions']} decisions of the policy; at {probes['candidates_differ']} of them some candidates lead to "
                f"success and some to failure, at {probes['all_fail']} all fail. Mean standard deviation of the candidates' actions: "
                f"{spread}.",
         agreement=_agreement(probes["agreement"]),
-        judgements=_table(("judgement", "AUC over all candidates", "AUC within a decision", "chose a success", "by chance"), judged))
+        judgements=html_table(("judgement", "AUC over all candidates", "AUC within a decision", "chose a success", "by chance"), judged))
     write_page(path, page)
 
 
@@ -68,12 +68,7 @@ def _agreement(found: dict[str, float]) -> str:
         return ""
     return ("<h2>Which part of the imagined future misleads the value</h2><p>Rank correlation with V of the true future among the "
             "candidates of one decision: by what the planner has, and with one part of the imagined future replaced by the real one.</p>"
-            + _table(("scored by", "rank correlation"), [(name, _number(value)) for name, value in found.items()]))
-
-
-def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return "<table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in head) + f"</tr>{cells}</table>"
+            + html_table(("scored by", "rank correlation"), [(name, _number(value)) for name, value in found.items()]))
 
 
 def _number(value: float | None) -> str:

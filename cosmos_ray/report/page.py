@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,12 @@ def render_page(report: dict, trace: EpisodeTrace | None) -> str:
     environment.filters.update(percent=percent, number=number, p_value=p_value)
     template = environment.from_string((resources.files("cosmos_ray.report") / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(report=report, several_rounds=several_rounds(report), images=_images(report, trace))
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of texts, which are escaped."""
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return "<table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in head) + f"</tr>{cells}</table>"
 
 
 def several_rounds(report: dict) -> bool:

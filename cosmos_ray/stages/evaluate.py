@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -117,18 +117,8 @@ def evaluate(run: Run, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> 
         tickets = [ticket(run, arm, i) for i in states(run)]
         tickets += [ticket(run, arm, i, attempt=1) for i in states(run) if i < config.repeat]
         todo[arm] = [t for t in tickets if t.key.name not in store]
-    total = sum(map(len, todo.values()))
+    total = play(run, todo)
     if total:
-        for judge in {arm.acting.planning_checkpoint for arm in todo} - {""}:
-            run.check_policy(judge)
-        with acting_fleet(run, next(iter(todo)).checkpoint) as (pool, fleet):
-            progress, done = run.progress("evaluate", total, unit="episodes"), 0
-            for arm, tickets in todo.items():
-                pool.load(arm.checkpoint, arm.acting)
-                show = partial(_show, progress, done, arm.name)
-                kept = [t for t in tickets if t.key not in run.quarantine]  # an arm before may have broken one
-                done += run_episodes(run, pool, fleet, kept, show)[0]
-            progress.finish(done, "")
         store.refresh()
     out = results(run, store, only, rounds)
     if config.repeat:
@@ -138,6 +128,23 @@ def evaluate(run: Run, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> 
     run.tracker.log("evaluate", **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
     _log_rounds(run, list(todo), out["arms"])
     return {**out, "new": total}
+
+
+def play(run: Run, todo: Mapping[Arm, list[EpisodeTicket]]) -> int:
+    """Run the tickets of every arm, but those of quarantined states, to their end; returns how many there were to run."""
+    if not (total := sum(map(len, todo.values()))):
+        return 0
+    for judge in {arm.acting.planning_checkpoint for arm in todo} - {""}:
+        run.check_policy(judge)
+    with acting_fleet(run, next(iter(todo)).checkpoint) as (pool, fleet):
+        progress, done = run.progress("evaluate", total, unit="episodes"), 0
+        for arm, tickets in todo.items():
+            pool.load(arm.checkpoint, arm.acting)
+            show = partial(_show, progress, done, arm.name)
+            kept = [t for t in tickets if t.key not in run.quarantine]  # an arm before may have broken one
+            done += run_episodes(run, pool, fleet, kept, show)[0]
+        progress.finish(done, "")
+    return total
 
 
 def _log_rounds(run: Run, played: list[Arm], table: dict) -> None:
@@ -234,8 +241,12 @@ def _hash_file(file: Path, changed: int) -> str:
 
 
 def check_held_out(run: Run, store: ReplayStore) -> None:
-    """Refuse to evaluate on an initial state that anything in the store was collected from."""
-    seeds = {held_out(run, i)[1] for i in range(run.config.eval_episodes)}
+    """:func:`refuse_seen` for the run's held-out initial states."""
+    refuse_seen(store, {held_out(run, i)[1] for i in range(run.config.eval_episodes)})
+
+
+def refuse_seen(store: ReplayStore, seeds: Set[int]) -> None:
+    """StoreError when anything in the store was collected from one of the initial states ``seeds``."""
     seen = {s.key.seed for s in store.summaries() if s.episode_class != "evaluation"}
     if seeds & seen:
         raise StoreError(f"initial state {min(seeds & seen)} is held out for evaluation but the store has a training episode of it: "
