@@ -93,12 +93,12 @@ def benchmark(run: Run, asked: Benchmark, only: Sequence[str] = (), rounds: Sequ
 
 
 def simulation(run: Run, asked: Benchmark) -> SimConfig:
-    """The suite as the run simulates it: its cameras, and its picture size and actions unless the run has no simulation. Every task has
-    its own number of steps, unless the run is of this suite and gives another."""
+    """The suite as the run simulates it: its cameras, and its pictures and actions unless the run has no simulation. Every task has its
+    own number of steps, unless the run is of this suite and gives another."""
     sim = run.config.sim
     kept = {item.name: getattr(sim, item.name) for item in dataclasses.fields(sim) if not SETTINGS[f"sim.{item.name}"].follows}
     if sim.names:
-        kept |= {"image_size": sim.image_size, "actions": sim.actions}
+        kept |= {name: getattr(sim, name) for name in ("image_size", "actions", "quality", "mesh_cell")}
     return SimConfig(**{**kept, "task": "", "suite": asked.suite, "tasks": asked.tasks,
                         "horizon": sim.horizon if sim.suite == asked.suite else 0})
 
