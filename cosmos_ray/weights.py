@@ -82,7 +82,10 @@ def write(weights: Weights, module: torch.nn.Module) -> None:
     """Write ``weights`` that :func:`check` accepted into ``module`` in place."""
     dtype = getattr(torch, weights.dtype)
     for parameter, buffer in zip(module.parameters(), weights.data, strict=True):
-        parameter.copy_(torch.from_numpy(buffer).view(dtype).view_as(parameter))
+        if parameter.dtype == dtype and not parameter.is_cuda and parameter.is_contiguous():  # as bytes: a quarter faster
+            np.copyto(parameter.detach().view(-1).view(torch.uint8).numpy(), buffer)
+        else:
+            parameter.copy_(torch.from_numpy(buffer).view(dtype).view_as(parameter))
 
 
 def unpack(weights: Weights, module: torch.nn.Module) -> None:
