@@ -45,6 +45,13 @@ def libero_task(task: str) -> tuple[str, int] | None:
     return suite, int(number)
 
 
+def check_published(task: str, state: int) -> None:
+    """Raise :class:`ConfigError` if evaluation ``state`` (from 0) is of a task of LIBERO that publishes fewer."""
+    if libero_task(task) and state >= PUBLISHED_STATES:
+        raise ConfigError(f"{task} has {PUBLISHED_STATES} published initial states, and evaluation state {state} was asked for: evaluate "
+                          f"at most {PUBLISHED_STATES} episodes per task (eval_episodes)")
+
+
 def libero_folder() -> Path:
     """The folder of LIBERO's task files, without importing LIBERO.
 

@@ -81,8 +81,7 @@ class Environment(Simulation):
 
     def reset(self, seed: int) -> None:
         """Start a new episode. The same seed gives a bit-identical initial state in every process."""
-        self._task.reset(seed)
-        self._task.settle(self._stepper)
+        self._task.begin(seed, self._stepper)
         # robosuite's controllers were filled before the objects were placed; make the first step read the final state,
         # so that an episode does not differ from one restored at step 0.
         for robot in self.sim_env.robots:

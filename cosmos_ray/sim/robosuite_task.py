@@ -39,8 +39,9 @@ class RobosuiteTask:
         reseed(self.env, seed)
         self.env.reset()
 
-    def settle(self, stepper: Any) -> None:
-        """Steps of the simulation that belong to the reset; none here."""
+    def begin(self, seed: int, stepper: Any) -> None:
+        """Reset, and take the steps that come before an episode's first: none here."""
+        self.reset(seed)
 
     def judge(self, action: np.ndarray) -> bool:
         """Whether the task's success check holds after a control step of ``action``, robosuite's full vector. Once per step: tasks keep

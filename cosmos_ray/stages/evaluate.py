@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.libero import check_published
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.evidence import paired, wilson
 from cosmos_ray.identity import evaluation_digest
@@ -241,7 +242,9 @@ def _hash_file(file: Path, changed: int) -> str:
 
 
 def check_held_out(run: Run, store: ReplayStore) -> None:
-    """:func:`refuse_seen` for the run's held-out initial states."""
+    """:func:`refuse_seen` for the run's held-out initial states, of which LIBERO publishes so many."""
+    for i in range(run.config.eval_episodes):
+        check_published(*task_and_state(run.config.sim.names, i))
     refuse_seen(store, {held_out(run, i)[1] for i in range(run.config.eval_episodes)})
 
 
