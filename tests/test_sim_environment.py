@@ -178,13 +178,13 @@ def test_picture_is_upright_and_not_blank(make):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_leaving_out_what_no_camera_sees_changes_no_pixel(make, task, monkeypatch):
-    from cosmos_ray.sim.culling import Culling
+    from cosmos_ray.sim.culling import Culling, Pass
 
     env = make(task)
     env.reset(6)
     run(env, actions(env, 6))
     culled = env.render()
-    monkeypatch.setattr(Culling, "drawn", lambda self, data, camera: np.ones(self.model.ngeom, bool))
+    monkeypatch.setattr(Culling, "passes", lambda self, data, camera, pixels: [Pass(np.ones(self.model.ngeom, bool))])
     assert np.array_equal(env.render(), culled)
 
 

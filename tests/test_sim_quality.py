@@ -19,7 +19,7 @@ from cosmos_ray.replay import Episode, EpisodeKey, ReplayStore
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim import shared_renderer
-from cosmos_ray.sim.culling import Culling
+from cosmos_ray.sim.culling import Culling, Pass
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import config_from_fingerprint, make_seed_of
@@ -94,14 +94,15 @@ def test_what_is_left_out_at_full_quality_changes_no_pixel(environments, task, m
         culled = acted(env, seed, 20).render()
         if task == "libero_goal/3":  # a floor that mirrors shows nearly everything
             renderer = env._shared.get()
-            assert renderer.culling.drawn(renderer.data, env._camera_ids[0]).mean() < 0.9
+            passes = [renderer.culling.passes(renderer.data, camera, SIZE) for camera in env._camera_ids]
+            assert passes[0][0].geoms.mean() < 0.9 and 2 in map(len, passes), "the mirror's part is drawn by itself"
 
-        def everything(self: Culling, data: object, camera: int) -> np.ndarray:
-            self.model.mat_reflectance[:] = self.reflectance
-            return np.ones(self.model.ngeom, bool)
+        def everything(self: Culling, data: object, camera: int, pixels: int) -> list[Pass]:
+            mirror = next((int(self.model.geom_matid[geom]) for geom in self.mirrors), -1)
+            return [Pass(np.ones(self.model.ngeom, bool), mirror)]
 
         with monkeypatch.context() as patched:
-            patched.setattr(Culling, "drawn", everything)
+            patched.setattr(Culling, "passes", everything)
             assert np.array_equal(env.render(), culled)
     if task not in environments:
         env.close()

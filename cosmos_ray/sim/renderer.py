@@ -73,13 +73,19 @@ class Renderer:
         # Another MjrContext of this process may have been drawn to since; without this its picture would be read.
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         pictures = np.empty((len(cameras), self.size, self.size, 3), np.uint8)
+        canvas = np.empty_like(pictures[0])
         for picture, camera in zip(pictures, cameras, strict=True):
             self.camera.fixedcamid = camera
-            drawn = self.culling.drawn(data, camera) | self.shadows  # what is out of view casts its shadow into it
-            model.geom_group[:] = np.where(drawn, self.groups, HIDDEN_GROUP)
-            mujoco.mjv_updateScene(model, data, self.options, None, self.camera, mujoco.mjtCatBit.mjCAT_ALL, self.scene)
-            mujoco.mjr_render(self.viewport, self.scene, self.context)
-            mujoco.mjr_readPixels(picture, None, self.viewport, self.context)
+            for part in self.culling.passes(data, camera, self.size):
+                drawn = part.geoms | self.shadows  # what is out of view casts its shadow into it
+                model.geom_group[:] = np.where(drawn, self.groups, HIDDEN_GROUP)
+                model.mat_reflectance[:] = 0.0
+                if part.mirror >= 0:
+                    model.mat_reflectance[part.mirror] = self.culling.reflectance[part.mirror]
+                mujoco.mjv_updateScene(model, data, self.options, None, self.camera, mujoco.mjtCatBit.mjCAT_ALL, self.scene)
+                mujoco.mjr_render(self.viewport, self.scene, self.context)
+                mujoco.mjr_readPixels(canvas, None, self.viewport, self.context)
+                picture[part.part] = canvas[part.part]
         return np.ascontiguousarray(pictures[:, ::-1])
 
     @property
