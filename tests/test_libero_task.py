@@ -23,6 +23,7 @@ from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.libero.package import states_file
 from cosmos_ray.sim.libero.states import published_states
 from cosmos_ray.sim.libero.task import _rest
+from cosmos_ray.sim.resimulate import config_from_fingerprint
 
 #: One task of each scene: floor, kitchen, living room, study, and the table of Spatial and Goal.
 SCENES = ("libero_object/0", "libero_10/3", "libero_10/4", "libero_10/5", "libero_spatial/7")
@@ -50,6 +51,12 @@ def test_a_config_of_the_task_alone_is_liberos_environment(bowl):
     body = simulated(config)
     assert (body.action_dim, body.proprio_dim, body.moving) == (bowl.action_dim, bowl.proprio_dim, bowl.moving)
     assert bowl._stepper.name == "fused" and bowl.fingerprint["libero"].endswith("fixes 1")
+
+
+def test_an_episodes_fingerprint_makes_its_environment_again(bowl):
+    again = config_from_fingerprint(bowl.fingerprint)
+    assert (again.task, again.cameras, again.image_size, again.quality, again.horizon) == (
+        bowl.task, bowl.cameras, 256, "full", bowl.horizon)
 
 
 def test_published_states_are_for_seeds_of_evaluations_and_for_every_run_seed_the_same(bowl):
