@@ -20,8 +20,9 @@ class SimConfig:
     and ``instruction`` empty, which stand for each task's own. What builds an environment takes a config of one task: :meth:`each`.
     """
 
-    task: str = option("Lift", "task of robosuite, or of LIBERO as libero_spatial/3; Lift, Stack, PickPlaceCan, NutAssemblySquare and Door "
-                       "have a scripted expert. Empty = no simulation, as in a run of imported demonstrations that name no task")
+    task: str = option("Lift", "task of robosuite, or of LIBERO as libero_spatial/3; Lift, Stack, PickPlaceCan, NutAssemblySquare, Door, "
+                       "libero_spatial and libero_object have scripted experts. Empty = no simulation, as in a run of imported "
+                       "demonstrations that name no task")
     suite: TaskSuite = option("", "suite of tasks that the run holds instead of one sim.task; 'robosuite' has the five tasks with a "
                               "scripted expert")
     tasks: tuple[str, ...] = option((), "tasks of sim.suite, empty = all; names for robosuite, numbers for LIBERO")

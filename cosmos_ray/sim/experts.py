@@ -1,4 +1,5 @@
-"""Scripted experts, one per known task. They read the simulator's privileged state.
+"""Scripted experts, one per known task of robosuite; those of LIBERO are in ``sim.libero.experts``. They read the simulator's privileged
+state.
 
 An expert is a generator. Before each control step, ``next`` gives the clean action for the environment's current state. An
 expert never ends: after its last move it holds still.
@@ -13,7 +14,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.libero import libero_task
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.sim.libero.experts import LIBERO_EXPERTS, libero_tasks
 from cosmos_ray.sim.servo import CLOSE, OPEN, Actions, Servo, downward, nearest, up
 
 if TYPE_CHECKING:
@@ -34,15 +37,16 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
     "Door": {"pose": ("Panda", "IIWA", "Kinova3", "Sawyer")},
 }
 """The arms that each expert drives, by action space: those with which at least half of 20 disturbed episodes succeed (docs/running.md)."""
+LIBERO_ARMS = {"pose": ("Panda",)}  #: the arm of all of LIBERO's tasks
 
 
 def check_expert(config: SimConfig) -> None:
     """Raise a ConfigError when this task, robot, controller or action space has no expert."""
-    if config.task not in EXPERTS:
-        raise ConfigError(f"no scripted expert for task {config.task}; there is one for {', '.join(EXPERTS)}")
+    if config.task not in EXPERTS and config.task not in LIBERO_EXPERTS:
+        raise ConfigError(f"no scripted expert for task {config.task}; there is one for {', '.join(EXPERTS)}, {libero_tasks()}")
     if config.controller != "OSC_POSE":
         raise ConfigError(f"the scripted expert for {config.task} acts under OSC_POSE only, not {config.controller} (sim.controller)")
-    spaces = ARMS[config.task]
+    spaces = LIBERO_ARMS if libero_task(config.task) else ARMS[config.task]
     if config.actions not in spaces:
         raise ConfigError(f"the scripted expert for {config.task} turns the hand; set sim.actions to pose")
     if len(config.robots) != 1 or config.robots[0] not in spaces[config.actions]:
@@ -57,7 +61,7 @@ def expert(env: Simulation) -> Actions:
         ConfigError: see :func:`check_expert`.
     """
     check_expert(env.config)
-    return EXPERTS[env.task](env)
+    return (EXPERTS | LIBERO_EXPERTS)[env.task](env)
 
 
 def _lift(env: Environment) -> Actions:
