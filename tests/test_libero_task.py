@@ -14,7 +14,7 @@ import pytest
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.config.libero import LIBERO_SUITES, libero_names, libero_task
-from cosmos_ray.errors import ConfigError, SimulationError
+from cosmos_ray.errors import ConfigError
 from cosmos_ray.seeds import purpose_of, state_seed
 from cosmos_ray.sim import tasks
 from cosmos_ray.sim.demonstration import demonstrate
@@ -119,7 +119,7 @@ def test_a_mujoco_that_moves_published_states_is_refused_by_its_version(bowl):
     states, place = bowl._task.states.copy(), 1 + bowl.sim_env.sim.model.get_joint_qpos_addr("plate_1_joint0")[0]
     try:
         bowl._task.rests, bowl._task.states[0, place] = False, states[0, place] + 0.01
-        with pytest.raises(SimulationError, match=rf"MuJoCo {bowl.mujoco.__version__} moves plate_1 of libero_spatial/7 by 0.01"):
+        with pytest.raises(ConfigError, match=rf"MuJoCo {bowl.mujoco.__version__} moves plate_1 of libero_spatial/7 by 0.01"):
             bowl.reset(state_seed("eval", 0, 2))
     finally:
         bowl._task.states[:] = states

@@ -15,7 +15,7 @@ import numpy as np
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.config.libero import check_published, libero_task
-from cosmos_ray.errors import SimulationError
+from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.seeds import purpose_of, state_seed
 from cosmos_ray.sim import gl
 from cosmos_ray.sim.libero import package
@@ -99,7 +99,7 @@ class LiberoTask(RobosuiteTask):
         """Reset, and run the steps that do nothing. Before the first published state, check where objects come to rest.
 
         Raises:
-            SimulationError: see :meth:`check_rest`.
+            ConfigError: see :meth:`check_rest`.
         """
         if purpose_of(seed)[0] == "eval" and not self.rests:
             self.reset(state_seed("eval", 0, 0))
@@ -113,14 +113,14 @@ class LiberoTask(RobosuiteTask):
         bowl of libero_spatial/5 by 35 mm in all published states, say.
 
         Raises:
-            SimulationError: an object lies elsewhere.
+            ConfigError: an object lies elsewhere.
         """
         expected, found = _rest()[self.name], self._places()
         for name, place in expected.items():
             distance = float(np.linalg.norm(found[name] - place))
             if not distance < AT_REST:
-                raise SimulationError(f"MuJoCo {self.version} moves {name} of {self.name} by {distance:.3f} m before an episode begins, so "
-                                      "its results would not be LIBERO's: install the mujoco of requirements.txt")
+                raise ConfigError(f"MuJoCo {self.version} moves {name} of {self.name} by {distance:.3f} m before an episode begins, so "
+                                  "its results would not be LIBERO's: install the mujoco of requirements.txt")
         self.rests = True
 
     def _settle(self, stepper: Any) -> None:
