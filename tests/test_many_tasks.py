@@ -189,6 +189,7 @@ def test_training_draws_all_tasks_evenly_however_long_their_episodes_are(tmp_pat
 # ---------------------------------------------------------------- the whole loop
 
 
+@pytest.mark.slow  # four commands, each with a Ray of its own
 def test_a_run_of_two_tasks_goes_through_every_stage_with_a_worker_killed_and_does_nothing_twice(tmp_path):
     flags = [*SMALL[2:], "--sim.suite", "robosuite", "--sim.tasks", "Lift,Stack", "--eval-episodes", "4", "--pretrain-steps", "10",
              "--refine-steps", "10", "--rollout.horizon", "30", "--rollout.workers", "2"]
