@@ -91,6 +91,7 @@ def test_an_import_makes_the_run_with_the_simulation_that_the_file_names(lift, t
     assert main(importing(tmp_path, lift, flags=["--instruction", SAID, "--pretrain-steps", "7"])) == 0
     out = capfd.readouterr().out
     assert f"simulation of run lift: Lift with Panda under OSC_POSE, told '{SAID}'" in out and "name no controller" not in out
+    assert "--sim.quality full" in out
     config = settings_of(tmp_path)
     assert (config.sim.task, config.sim.actions, config.sim.control_freq, config.sim.image_size) == ("Lift", "pose", 20, 32)
     assert config.sim.cameras == ("robot0_eye_in_hand", "agentview") and config.sim.instruction == SAID

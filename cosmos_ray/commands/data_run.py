@@ -18,7 +18,7 @@ from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import open_run, validate
-from cosmos_ray.sim.recorded_simulation import recorded_simulation, with_cameras
+from cosmos_ray.sim.recorded_simulation import ENV_ARGS, recorded_simulation, with_cameras
 from cosmos_ray.use import Use
 
 
@@ -90,6 +90,9 @@ class DataRun:
         if "sim.controller" not in values:
             self.notes.append(f"the files name no controller: {config.sim.controller} with actions of {config.sim.actions} is taken; "
                               "--sim.controller and --sim.actions give another one")
+        if ENV_ARGS in episode.info and config.sim.quality == "fast" and not getattr(self.options, "render", False):
+            self.notes.append("pictures of robosuite's own renderer are not those of a simulation of sim.quality fast: --sim.quality full "
+                              "simulates in theirs, and more slowly")
         return config
 
 
