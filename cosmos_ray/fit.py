@@ -33,7 +33,8 @@ def check_fits(whose: str, theirs: Embodiment, sim: SimConfig) -> Embodiment:
     ConfigError, which names both sizes, when ``whose`` (the policy, the demonstrations) embodiment differs.
     """
     ours = simulated(sim)
-    arms = f"({sim.title} with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions})"
+    robots = f" with {' and '.join(sim.robots)} under {sim.controller}, sim.actions {sim.actions}" if sim.robots else ""
+    arms = f"({sim.title}{robots})"
     refuse_misfit(whose, theirs, "cannot be used in a simulation of", ours, f"{arms}: change sim.* to the robot, controller, action space, "
                   f"cameras and rate of {whose}, or take other ones")
     return dataclasses.replace(ours, cameras=theirs.cameras)

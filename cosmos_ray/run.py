@@ -34,7 +34,7 @@ from cosmos_ray.quarantine import Quarantine
 from cosmos_ray.reach import Reach
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
 from cosmos_ray.rollout.ticket import SPAN, demonstrations
-from cosmos_ray.sim import tasks
+from cosmos_ray.sim import make as simulation
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.experts import check_expert
 from cosmos_ray.supervision import Supervisor
@@ -115,7 +115,7 @@ def validate(config: RunConfig) -> None:
     """Everything that can be wrong with a config, found before any process starts. Raises ConfigError."""
     check(config)
     for sim in config.sim.each():
-        tasks.validate(sim)
+        simulation.validate(sim)
     rollouts = config.rounds * (config.rollouts + config.refine_rollouts)
     if rollouts > SPAN:
         raise ConfigError(f"rounds = {config.rounds} of rollouts = {config.rollouts} and refine_rollouts = {config.refine_rollouts} are "

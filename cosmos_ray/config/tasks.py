@@ -14,6 +14,10 @@ ActionSpace = Literal["position", "pose"]
 
 TaskSuite = Literal["", "robosuite", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
 """Tasks that a run may hold together. A LIBERO task is called by its suite and its number there, such as ``libero_spatial/3``."""
+GYM = "gym:"
+"""What begins the name of a task that gymnasium runs: ``gym:ID``, or ``gym:MODULE:ID`` with the module that registers the ID."""
+RENDER = "render"
+"""The camera of a gymnasium environment that its own ``render`` shows."""
 
 Quality = Literal["fast", "full"]
 """How frames are rendered: ``full`` as robosuite itself does, ``fast`` without shadows, reflections and multisampling."""
@@ -54,6 +58,9 @@ class TaskSpec:
     """Default render quality: ``full`` where released policies look."""
     noise: NoiseMix = field(default_factory=NoiseMix)
     """Recommended disturbance of demonstrations."""
+    robots: tuple[str, ...] = ("Panda",)
+    wrist_cameras: tuple[str, ...] = ("robot0_eye_in_hand",)
+    third_cameras: tuple[str, ...] = ("agentview",)
 
 
 SPECS = {
@@ -73,7 +80,10 @@ def task_spec(name: str) -> TaskSpec:
     instruction. ConfigError for a name of LIBERO's without a task."""
     if found := libero_task(name):
         return TaskSpec(name, "", LIBERO_SUITES[found[0]].horizon, quality="full")
-    return SPECS.get(name) or TaskSpec(name, " ".join(re.findall(r"[A-Z][a-z]*|\d+", name)).lower() or name)
+    if name.startswith(GYM):
+        plain = re.sub(r"-v\d+$", "", name.rpartition(":")[2].rpartition("/")[2])
+        return TaskSpec(name, _words(plain), robots=(), wrist_cameras=(), third_cameras=(RENDER,))
+    return SPECS.get(name) or TaskSpec(name, _words(name))
 
 
 def task_instruction(name: str) -> str:
@@ -96,3 +106,7 @@ def suite_tasks(suite: str, chosen: tuple[str, ...] = ()) -> tuple[str, ...]:
         if chosen.count(task) > 1:
             raise ConfigError(f"sim.tasks has {task!r} twice")
     return tuple(known[task] for task in chosen or known)
+
+
+def _words(name: str) -> str:
+    return " ".join(re.findall(r"[A-Z][a-z]*|\d+", name)).lower() or name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosmos_ray.errors import SimulationError
+from cosmos_ray.errors import ConfigError, SimulationError
 from cosmos_ray.sim.simulation import Simulation
 
 
@@ -32,6 +32,9 @@ class Simulator:
     """
 
     def __init__(self, env: Simulation, execute: int = 0):
+        if not env.restorable:
+            raise ConfigError(f"an audit goes on from one state in several ways, and {env.task} has no state that can be restored: "
+                              "`evaluate` works")
         self.env, self.execute = env, execute
 
     @property

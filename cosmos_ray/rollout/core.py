@@ -117,7 +117,12 @@ class RolloutCore:
         generation = self.simulators.generation
         if generation != self._generation:
             for slot in [slot for half in self._halves for slot in half.slots]:
-                if (running := slot.running) is not None:
+                if (running := slot.running) is None:
+                    continue
+                if not self.simulators.facts[running.ticket.key.task].restorable:  # the episode begins again, by its seed
+                    slot.running = None
+                    self._queue.appendleft(running.ticket)
+                else:
                     restore = partial(self.simulators.restore, slot.place, running.trajectory.last(), running.ticket.horizon)
                     if not self._attempt(slot, running.ticket, restore)[0]:
                         return False

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cosmos_ray.config.tasks import NoiseMix
+from cosmos_ray.config.tasks import NoiseMix, task_spec
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.seeds import purpose_of
-from cosmos_ray.sim import tasks
 from cosmos_ray.sim.experts import expert
 from cosmos_ray.sim.simulation import Simulation, start
 from cosmos_ray.sim.trajectory import Trajectory
@@ -39,7 +38,7 @@ def demonstrate(env: Simulation, seed: int, noise: NoiseMix | None = None, rende
         raise ConfigError(f"seed {seed} is of an evaluation's initial state, which is held out: demonstrate from another seed")
     policy = expert(env)  # a generator: it reads nothing before the first `next`, after the reset
     trajectory = start(env, seed)
-    disturbance = _disturbance(env, seed, tasks.spec(env.task).noise if noise is None else noise)
+    disturbance = _disturbance(env, seed, task_spec(env.task).noise if noise is None else noise)
     while not trajectory.done:
         label = next(policy)
         action = label.copy()

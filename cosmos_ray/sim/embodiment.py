@@ -23,14 +23,14 @@ def simulated(config: SimConfig) -> Embodiment:
     config = config.each()[0]
     if libero_task(config.task):  # one robot and one controller, so that no environment need be built
         return Embodiment(config.cameras, 4 if config.actions == "position" else 7, 9, config.control_freq, moving=(0, 1, 2))
-    decisive = dataclasses.replace(config, instruction="", image_size=64, horizon=1, control_freq=20, placement=0.0, fast_step=False)
-    return dataclasses.replace(_built(decisive), cameras=config.cameras, control_freq=config.control_freq, quality=config.quality)
+    decisive = dataclasses.replace(config, instruction="", image_size=64, horizon=1, placement=0.0, fast_step=False)
+    return dataclasses.replace(_built(decisive), cameras=config.cameras, quality=config.quality)
 
 
 @functools.cache
 def _built(config: SimConfig) -> Embodiment:
     environment = make(config)
     try:
-        return Embodiment(config.cameras, environment.action_dim, environment.proprio_dim, moving=environment.moving)
+        return Embodiment(config.cameras, environment.action_dim, environment.proprio_dim, environment.control_freq, environment.moving)
     finally:
         environment.close()

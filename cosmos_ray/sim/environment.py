@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import re
 from typing import Any
 
@@ -15,6 +14,7 @@ from cosmos_ray.config.libero import libero_task
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.sim import gl, tasks
 from cosmos_ray.sim.libero.task import LiberoTask
+from cosmos_ray.sim.machine import machine
 from cosmos_ray.sim.robosuite_task import RobosuiteTask
 from cosmos_ray.sim.shared_renderer import SharedRenderer, shared_renderer
 from cosmos_ray.sim.simulation import Simulation, StepResult
@@ -24,9 +24,6 @@ from cosmos_ray.sim.stepping import stepper
 
 RENDERED = {"fast": "no-shadow no-reflection no-msaa", "full": "full"}
 """Render qualities as fingerprints have them."""
-
-SIMD = ("avx", "fma", "avx2", "avx512f", "avx512dq", "avx512vl", "asimd", "sve")
-"""Vector instruction sets, as /proc/cpuinfo names them. Math libraries choose their code by these."""
 
 
 class Environment(Simulation):
@@ -230,23 +227,5 @@ class Environment(Simulation):
             "render": f"{self.config.image_size}px cell {self.config.mesh_cell} {RENDERED[self.config.quality]}",
             "gl": gl.choose_backend(),
             **self._task.fingerprint,
-            **_machine(),
+            **machine(),
         }
-
-
-def _machine() -> dict[str, str]:
-    """The processor and C library. The last bit of sin, exp and matrix products depends on both: libm, BLAS and the compiler
-    pick their code by the vector instructions they find."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError:  # not Linux, or a container that hides it
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    found = set(flags.group(1).split()) if flags else set()
-    return {
-        "cpu": model.group(1).strip() if model else platform.processor() or platform.machine(),
-        "simd": ",".join(name for name in SIMD if name in found) or "unknown",
-        "platform": " ".join(part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part),
-    }

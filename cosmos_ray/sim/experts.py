@@ -7,6 +7,7 @@ expert never ends: after its last move it holds still.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,12 @@ LIBERO_ARMS = {"pose": ("Panda",)}  #: the arm of all of LIBERO's tasks
 
 def check_expert(config: SimConfig) -> None:
     """Raise a ConfigError when this task, robot, controller or action space has no expert."""
+    if config.expert:
+        _named(config.expert)
+        return
     if config.task not in EXPERTS and config.task not in LIBERO_EXPERTS:
-        raise ConfigError(f"no scripted expert for task {config.task}; there is one for {', '.join(EXPERTS)}, {libero_tasks()}")
+        raise ConfigError(f"no scripted expert for task {config.task}; there is one for {', '.join(EXPERTS)}, {libero_tasks()}; import "
+                          "demonstrations (`replay import`), or name an expert of your own (sim.expert MODULE:FUNCTION)")
     if config.controller != "OSC_POSE":
         raise ConfigError(f"the scripted expert for {config.task} acts under OSC_POSE only, not {config.controller} (sim.controller)")
     spaces = LIBERO_ARMS if libero_task(config.task) else ARMS[config.task]
@@ -61,7 +66,27 @@ def expert(env: Simulation) -> Actions:
         ConfigError: see :func:`check_expert`.
     """
     check_expert(env.config)
-    return (EXPERTS | LIBERO_EXPERTS)[env.task](env)
+    return _lasting(env) if env.config.expert else (EXPERTS | LIBERO_EXPERTS)[env.task](env)
+
+
+def _named(name: str) -> Callable[[Any], Actions]:
+    """The expert ``MODULE:FUNCTION``. ConfigError when there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"sim.expert = {name!r}: {error}; give MODULE:FUNCTION, of a module that Python finds (PYTHONPATH)") from error
+    if not callable(found):
+        raise ConfigError(f"sim.expert = {name!r}: module {module} has no function {function!r}; give MODULE:FUNCTION")
+    return found
+
+
+def _lasting(env: Simulation) -> Actions:
+    """The actions of ``sim.expert``, (d,) float32. ConfigError when it gives fewer than the episode has control steps."""
+    for action in _named(env.config.expert)(env):
+        yield np.array(action, np.float32)
+    raise ConfigError(f"sim.expert = {env.config.expert!r} ended at step {env.step_index} of {env.task}: it must yield an action for every "
+                      "control step, so let its last one go on")
 
 
 def _lift(env: Environment) -> Actions:

@@ -105,6 +105,8 @@ def _own_context(size: int) -> None:
             "the renderer was called from another thread than the one that made its OpenGL context; "
             "use all environments of a process from one thread"
         )
+    else:
+        _process["context"].make_current()  # another library may have drawn in a context of its own since
 
 
 def _release() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cosmos_ray.config import SimConfig, check_ranges
+from cosmos_ray.config.tasks import GYM
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.replay.format.episode import Episode
 from cosmos_ray.sim.make import make
@@ -44,6 +46,8 @@ class Resimulation:
 
     ``fingerprint_differences`` is ``{entry: (stored, here)}`` for the entries that both have and that differ. ``not_recorded`` lists the
     entries that only one of them has.
+
+    ``compared`` is "states", or "proprioception": of an environment without a state that can be restored, which began again by its seed.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Resimulation:
     success: bool
     recorded_invalid: str = ""
     stopped: str = ""
+    compared: str = "states"
     fingerprint_differences: dict[str, tuple[str, str]] = field(default_factory=dict)
     not_recorded: tuple[str, ...] = ()
 
@@ -64,9 +69,11 @@ class Resimulation:
     def lines(self) -> list[str]:
         """The result for a terminal, most important first."""
         if self.identical:
-            lines = [f"{self.name}: identical, {self.length + 1} states bit for bit"]
+            lines = [f"{self.name}: identical, {self.length + 1} {self.compared} bit for bit"]
         else:
             lines = [f"{self.name}: not identical, {_where(self.first_divergence, self.length)}"]
+        if self.compared != "states":
+            lines.append(f"  {self.compared}: the environment has no state that can be restored, so it began again by its seed")
         if self.stopped:
             lines.append(f"  stopped after {self.steps} of {self.length} actions: {self.stopped}")
         if not self.reset_checked:
@@ -128,6 +135,8 @@ def config_from_fingerprint(fingerprint: Mapping[str, str], name: str = "") -> S
     Raises:
         ConfigError: an entry is missing or malformed; the message names the entry.
     """
+    if str(fingerprint.get("task", "")).startswith(GYM):
+        return _gym_config(fingerprint, name)
     actions = _entry(fingerprint, "actions", r"([A-Z_]{1,40})/(position|pose)", name)
     render = _entry(fingerprint, "render", r"(\d{1,5})px cell ([0-9.e+-]{1,25})( .*)?", name)
     config = SimConfig(
@@ -143,6 +152,22 @@ def config_from_fingerprint(fingerprint: Mapping[str, str], name: str = "") -> S
         quality="full" if render[3] == " full" else "fast",
         mesh_cell=_number(render[2], "render", name),
         fast_step=_entry(fingerprint, "stepping", "fused|stock", name)[0] == "fused",
+    )
+    check_ranges(config, "sim.")
+    return config
+
+
+def _gym_config(fingerprint: Mapping[str, str], name: str) -> SimConfig:
+    """The same of a gymnasium environment. The user's settings alone make a module be imported that registers it, never a file."""
+    task = _entry(fingerprint, "task", r"gym:[\w./:-]{1,200}", name)[0]
+    module = task.removeprefix(GYM).rpartition(":")[0]
+    if module and module not in sys.modules:
+        raise ConfigError(f"episode {name or '(unnamed)'} was simulated by {task}: name its run (--name), whose sim.task imports {module}")
+    config = SimConfig(
+        task=task,
+        wrist_cameras=(),
+        third_cameras=tuple(_entry(fingerprint, "cameras", r"[^,]+(,[^,]+)*", name)[0].split(",")),
+        image_size=int(_entry(fingerprint, "render", r"(\d{1,5})px", name)[1]),
     )
     check_ranges(config, "sim.")
     return config
@@ -183,10 +208,18 @@ def _resimulate(episode: Episode, env: Simulation) -> Resimulation:
     _check_sizes(episode, env)
     seeded = not getattr(episode.key, "initial_state", "")
     env.horizon = _horizon(episode)
+    if not env.restorable and not seeded:
+        raise ConfigError(f"episode {episode.key.name} began in a state of its own, and {env.task} has none that can be restored")
+    recorded = episode.states if env.restorable else episode.proprio.astype(np.float64)
+
+    def differs(step: int) -> Divergence | None:
+        return _divergence(step, env.state() if env.restorable else env.proprio().astype(np.float64), recorded[step])
+
     env.reset(episode.key.seed)
-    reset_divergence = _divergence(0, env.state(), episode.states[0]) if seeded else None
-    env.restore(episode.states[0])
-    first = _divergence(0, env.state(), episode.states[0])
+    reset_divergence = differs(0) if seeded else None
+    if env.restorable:
+        env.restore(episode.states[0])
+    first = differs(0)
     steps, stopped = 0, ""
     for action in episode.actions:
         try:
@@ -195,7 +228,7 @@ def _resimulate(episode: Episode, env: Simulation) -> Resimulation:
             stopped = str(error)
             break
         steps += 1
-        first = first or _divergence(steps, env.state(), episode.states[steps])
+        first = first or differs(steps)
     stored = episode.info.get("fingerprint")
     differences, missing = compare_fingerprints(stored if isinstance(stored, Mapping) else {}, env.fingerprint)
     return Resimulation(
@@ -212,6 +245,7 @@ def _resimulate(episode: Episode, env: Simulation) -> Resimulation:
         stopped=stopped,
         fingerprint_differences=differences,
         not_recorded=missing,
+        compared="states" if env.restorable else "proprioception",
     )
 
 

@@ -26,6 +26,7 @@ class Facts:
     control_freq: int  #: control steps per simulated second
     moving: tuple[int, ...]  #: numbers of an action (d,) that move a hand
     fingerprint: dict[str, str]  #: :attr:`Simulation.fingerprint`
+    restorable: bool = True  #: :attr:`Simulation.restorable`
 
 
 class Simulators:
@@ -128,4 +129,5 @@ class Simulators:
 
 
 def _facts(environment: Simulation) -> Facts:
-    return Facts(environment.config.horizon, environment.control_freq, environment.moving, environment.fingerprint)
+    return Facts(environment.config.horizon, environment.control_freq, environment.moving, environment.fingerprint,
+                 environment.restorable)

@@ -87,6 +87,8 @@ class StateRenderer:
 
     def _check(self, name: str, cameras: tuple[str, ...], states: np.ndarray, env: Simulation) -> None:
         """StoreError when the episode cannot be rendered by ``env``, strictly or not."""
+        if not env.restorable:
+            raise StoreError(f"episode {name} cannot be rendered from its states: {env.task} has none that can be restored")
         if cameras != env.cameras:
             raise StoreError(
                 f"episode {name} stores cameras {', '.join(cameras)} but was simulated with {', '.join(env.cameras)}: it cannot be "
