@@ -1,4 +1,4 @@
-"""Two small gymnasium environments without MuJoCo: their observation is a picture and a vector."""
+"""Small gymnasium environments without MuJoCo: their observation is a picture and a vector."""
 
 from __future__ import annotations
 
@@ -36,12 +36,29 @@ class Cloud(gymnasium.Env):
             place = np.clip(place + 0.5 * action + 0.1 * rng.standard_normal(2), 0, 23)
             action = yield place
 
-    def _seen(self, action):
+    def _seen(self, action):  # (2,)
         place = self._walk.send(np.asarray(action))
         sky = np.zeros((24, 24, 3), np.uint8)
         sky[int(place[0]), int(place[1])] = 255
         return {"sky": sky, "place": place.copy()}
 
 
+class Told(Cloud):
+    """Its action is a dictionary, and its observation has a text, as in RoboCasa."""
+
+    def __init__(self):
+        super().__init__()
+        half = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float64)
+        self.action_space = gymnasium.spaces.Dict({"action.east": half, "action.north": half})
+        self.observation_space["said"] = gymnasium.spaces.Text(20)
+
+    def step(self, action):
+        return super().step(np.concatenate([action["action.east"], action["action.north"]]))
+
+    def _seen(self, action):
+        return {**super()._seen(action), "said": "drift"}
+
+
 gymnasium.register("tests/Cloud-v0", Cloud)
+gymnasium.register("tests/Told-v0", Told)
 gymnasium.register("tests/Dice-v0", Cloud, kwargs={"dice": True})

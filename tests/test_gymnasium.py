@@ -43,7 +43,7 @@ pytest.importorskip("gymnasium_robotics", reason="make setup-dev installs gymnas
 
 REACH = "gym:gymnasium_robotics:FetchReach-v4"
 PICK = "gym:gymnasium_robotics:FetchPickAndPlace-v4"
-SIM = SimConfig(task=REACH, expert="tests.fetch_expert:reach", horizon=24, image_size=32, third_cameras=("external_camera_0", "render"))
+SIM = SimConfig(task=REACH, expert="tests.fetch_expert:reach", horizon=16, image_size=32, third_cameras=("external_camera_0",))
 CLOUD = "gym:tests.cloud_env:tests/Cloud-v0"
 
 
@@ -138,8 +138,8 @@ def test_the_whole_loop_runs_with_a_gymnasium_task(tmp_path):
     with open_run(config, Use(needs_ray=False), quiet=True) as run:
         store = run.folder.store()
         worker = DemonstratorCore(Simulators([make(SIM)]), store)
-        done = [worker.record(EpisodeKey("f", SIM.task, "demo", state_seed("demo", 0, index))) for index in range(4)]
-        assert sum(d.success for d in done) >= 3
+        done = [worker.record(EpisodeKey("f", SIM.task, "demo", state_seed("demo", 0, index))) for index in range(2)]
+        assert all(d.success for d in done)
         worker.simulators.close()
         make_initial_policy(run)
         initial = run.folder.checkpoint("initial")
@@ -152,9 +152,28 @@ def test_the_whole_loop_runs_with_a_gymnasium_task(tmp_path):
         core.close()
         assert finished[0].length and not finished[0].invalid
         assert resimulate(store.read(key.name)).identical
-        assert StateRenderer()(store.read(key.name), [0, 8])
+        assert StateRenderer()(store.read(key.name), [0])
         copy_checkpoint(initial, run.folder.checkpoint("refined"))
-        assert plan_episode(run).imagined[0].shape == (2, 64, 64, 3)
+        assert plan_episode(run).imagined[0].shape == (1, 64, 64, 3)
+
+
+def test_actions_may_be_a_dictionary_and_texts_are_not_felt():
+    plain, told = (make(SimConfig(task=f"gym:tests.cloud_env:tests/{name}-v0", third_cameras=("sky",))) for name in ("Cloud", "Told"))
+    assert (told.action_dim, told.proprio_dim) == (plain.action_dim, plain.proprio_dim) == (2, 2)
+    for env in (plain, told):
+        env.reset(3)
+        env.step(np.array([0.5, -1.0]))
+    assert np.array_equal(plain.proprio(), told.proprio()) and np.array_equal(plain.render(), told.render())
+
+
+def test_robocasa():
+    pytest.importorskip("robocasa", reason="RoboCasa is on no package index and needs 10 GB of assets: docs/environments.md has the steps")
+    env = make(SimConfig(task="gym:robocasa.wrappers.gym_wrapper:robocasa/PickPlaceCounterToCabinet", horizon=10,
+                         wrist_cameras=("video.robot0_eye_in_hand",),
+                         third_cameras=("video.robot0_agentview_left", "video.robot0_agentview_right")))  # fmt: skip
+    trajectory = start(env, 0)
+    env.execute(np.zeros((2, env.action_dim)), trajectory)
+    assert trajectory.length == 2 and env.action_dim == 12 and trajectory.frames[2].shape == (3, 64, 64, 3)
 
 
 def test_an_environment_without_a_state_says_so(tmp_path):

@@ -12,7 +12,10 @@ NAMESPACE = "cosmos_ray"
 
 
 def register() -> None:
-    """Register our tasks with gymnasium, as ``cosmos_ray/TASK-v0`` (``cosmos_ray/libero_spatial-3-v0``); does nothing where gymnasium is not installed, or when repeated."""
+    """Register our tasks with gymnasium, as ``cosmos_ray/TASK-v0`` (``cosmos_ray/libero_spatial-3-v0``).
+
+    Does nothing where gymnasium is not installed, or when repeated.
+    """
     try:
         import gymnasium
     except ImportError:

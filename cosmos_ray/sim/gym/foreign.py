@@ -35,7 +35,8 @@ class GymSimulation(Simulation):
 
     Cameras are, by name: a picture of the observation (its key, or "observation" where the observation is one picture), a camera of
     MuJoCo's model, or "render", which is what the environment's own ``render`` shows. A picture of another size is resized.
-    Proprioception is every other entry of the observation, flattened, in the order of the observation space.
+    Proprioception is every other entry of the observation but texts, flattened, in the order of the observation space. An action is the
+    flattened action space, a box or a dictionary of boxes.
 
     States are restorable where the environment runs on MuJoCo and a trial of some steps continues bit for bit; else :attr:`restorable` is
     False and the state is three counters. The environment's own time limit holds, and :attr:`horizon` where that is shorter.
@@ -54,12 +55,14 @@ class GymSimulation(Simulation):
         self.gym_env = _make(gymnasium, config)
         self.moving = ()
         self.control_freq = round(float(self.gym_env.metadata.get("render_fps") or config.control_freq))
-        self._flatten = gymnasium.spaces.utils.flatten
+        self._spaces = gymnasium.spaces
         self._limit = gymnasium.spec(_id(config.task)).max_episode_steps or sys.maxsize
         self._low, self._high = _action_bounds(self.gym_env.action_space, gymnasium, self.task)
         self.action_dim = self._low.size
         self._parts = _parts(self.gym_env.observation_space, gymnasium)
         self._pictures = {name for name, space in self._parts.items() if _is_picture(space)}
+        self._felt_parts = {name: space for name, space in self._parts.items()
+                            if name not in self._pictures and not isinstance(space, gymnasium.spaces.Text)}
         self._model_cameras = _check_cameras(config, self._pictures, self.gym_env)
         self.observation: Any = None  #: the last one, as the environment gave it
         self.step_index, self.success, self.done = 0, False, False
@@ -129,11 +132,11 @@ class GymSimulation(Simulation):
 
     def _advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
         """One step of the environment with an action (d,) in [-1, 1]."""
-        space = self.gym_env.action_space
         scaled = self._low + (np.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (self._high - self._low)
         plain = np.where((self._low == -1.0) & (self._high == 1.0), np.clip(action, -1.0, 1.0), scaled)  # not rounded where they are ours
         try:
-            self.observation, reward, terminated, truncated, info = self.gym_env.step(plain.reshape(space.shape).astype(space.dtype))
+            given = self._spaces.unflatten(self.gym_env.action_space, plain)
+            self.observation, reward, terminated, truncated, info = self.gym_env.step(given)
         except (ArithmeticError, ValueError, RuntimeError, np.linalg.LinAlgError) as error:
             raise SimulationError(f"{self.task} broke at step {self.step_index}: {type(error).__name__}: {str(error)[:200]}") from error
         self._felt = self._proprio()
@@ -143,7 +146,7 @@ class GymSimulation(Simulation):
         return float(reward), terminated, truncated, info
 
     def _proprio(self) -> np.ndarray:
-        felt = [self._flatten(space, self._entry(name)).ravel() for name, space in self._parts.items() if name not in self._pictures]
+        felt = [self._spaces.flatten(space, self._entry(name)).ravel() for name, space in self._felt_parts.items()]
         return np.concatenate(felt).astype(np.float32) if felt else np.zeros(1, np.float32)
 
     def _entry(self, name: str) -> Any:
@@ -274,9 +277,11 @@ def _make(gymnasium: ModuleType, config: SimConfig) -> Any:
 
 def _action_bounds(space: Any, gymnasium: ModuleType, task: str) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest action, (d,) float64 each."""
-    if not isinstance(space, gymnasium.spaces.Box):
+    parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else [space]
+    if not all(isinstance(part, gymnasium.spaces.Box) for part in parts):
         raise ConfigError(f"{task} has the actions {space}: a policy of this package gives a vector of real numbers")
-    low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+    flat = gymnasium.spaces.flatten_space(space)
+    low, high = flat.low.astype(np.float64), flat.high.astype(np.float64)
     if not np.isfinite([low, high]).all():
         raise ConfigError(f"{task} has actions without bounds: wrap it in gymnasium.wrappers.RescaleAction and register that")
     return low, high
