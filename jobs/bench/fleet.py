@@ -1,0 +1,235 @@
+"""What a fleet on Ray makes of this machine: against the cores' own speed, and against how public code collects.
+
+    python jobs/bench/fleet.py --json fleet.json      # some minutes; nothing else should run
+
+``fleet_over_ideal``: control steps per second of a rollout fleet, over those of cores that do nothing but simulate, draw the frames that
+the policy sees, and infer: cores / (1/a + 1/b), where a and b are steps per second and core of either work alone, with all cores at work,
+in batches as large as the fleet's own. ``fleet_vs_public_pattern``: against one environment with hard resets, frames at every step and
+inference at batch 1, in one process. ``steps_vs_stock_chunk``: the simulation alone, over robosuite's own stepping with frames at
+the ends of chunks. ``ray_overhead``: share of the processor time that Ray's own processes and the driver take during the fleet's window.
+
+All sides take turns, round after round; a figure is the median over rounds, with the smallest and the largest. The policy is an untrained
+`tiny` one: no episode ends before its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded checkout
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import ray  # noqa: E402
+import torch  # noqa: E402
+
+from cosmos_ray.config import InferenceConfig, RolloutConfig, RunConfig, SimConfig  # noqa: E402
+from cosmos_ray.connection import start_private  # noqa: E402
+from cosmos_ray.inference.messages import ActRequest  # noqa: E402
+from cosmos_ray.inference.pool import InferencePool  # noqa: E402
+from cosmos_ray.model.checkpoint import save_policy  # noqa: E402
+from cosmos_ray.model.policy import build  # noqa: E402
+from cosmos_ray.model.spec import make_spec  # noqa: E402
+from cosmos_ray.replay.format.episode import EpisodeKey  # noqa: E402
+from cosmos_ray.replay.store import ReplayStore  # noqa: E402
+from cosmos_ray.rollout.actor import RolloutActor  # noqa: E402
+from cosmos_ray.rollout.calls import RayCalls  # noqa: E402
+from cosmos_ray.rollout.fleet import Fleet, run_tickets  # noqa: E402
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished  # noqa: E402
+from cosmos_ray.sim.embodiment import simulated  # noqa: E402
+from cosmos_ray.supervision import Supervisor  # noqa: E402
+from jobs.bench.replay_timing import Report, progress  # noqa: E402
+
+SIDE_S = 5.0  #: of one measurement of a side that is not a fleet
+GENERATIONS = 3  #: episodes of each place of the fleet, in one round
+SHARES = {"sim.child": "simulators", "RolloutActor": "workers", "InferenceActor": "inference"}
+_kept: dict = {}  #: what a process of the pool made in an earlier round
+
+
+def simulate(sim: SimConfig, chunk: int, seconds: float) -> float:
+    """Control steps per second of this process: random chunks, a frame at the end of each, episodes of the task's length."""
+    from cosmos_ray.sim.environment import Environment
+    from cosmos_ray.sim.simulation import start
+
+    if sim not in _kept:
+        _kept[sim] = env = Environment(sim)
+        env.execute(np.zeros((chunk, env.action_dim), np.float32), start(env, 0))
+    env, rng, steps, seed = _kept[sim], np.random.default_rng(0), 0, 0
+    began = time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        trajectory = start(env, seed := seed + 1)
+        while not env.done and time.perf_counter() - began < seconds:
+            env.execute(rng.uniform(-1, 1, (chunk, env.action_dim)).astype(np.float32), trajectory)
+        steps += trajectory.length
+    return steps / passed
+
+
+def infer(checkpoint: str, inference: InferenceConfig, rows: int, chunk: int, seconds: float) -> float:
+    """Control steps per second for which this process decides, ``rows`` observations in a batch."""
+    import torch
+
+    from cosmos_ray.inference.core import load_core
+
+    torch.set_num_threads(1)
+    if "core" not in _kept:
+        _kept["core"] = load_core(checkpoint, inference, "cpu")
+    core, request = _kept["core"], observations(rows, inference.steps)
+    core.answer([request])
+    began, batches = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < seconds:
+        core.answer([request])
+        batches += 1
+    return batches * rows * chunk / passed
+
+
+def observations(rows: int, steps: int) -> ActRequest:
+    rng = np.random.default_rng(0)
+    return ActRequest(rng.integers(0, 256, (rows, 2, 64, 64, 3), dtype=np.uint8), rng.normal(size=(rows, 9)).astype(np.float32),
+                      ("lift the cube",) * rows, np.arange(rows), steps=steps)
+
+
+def public_pattern(sim: SimConfig, checkpoint: str, inference: InferenceConfig, chunk: int, seconds: float) -> float:
+    """Control steps per second of one environment as public evaluation code runs it."""
+    import torch
+
+    from cosmos_ray.inference.core import load_core
+    from cosmos_ray.sim import gl
+
+    torch.set_num_threads(1)
+    if "public" not in _kept:
+        _, robosuite = gl.load()
+        env = robosuite.make(sim.task, robots=list(sim.robots), has_renderer=False, has_offscreen_renderer=True, use_camera_obs=True,
+                             camera_names=list(sim.cameras), camera_heights=sim.image_size, camera_widths=sim.image_size,
+                             control_freq=sim.control_freq, horizon=sim.horizon, ignore_done=True, hard_reset=True)
+        _kept["public"] = env, load_core(checkpoint, inference, "cpu")
+        env.reset()
+        env.step(np.zeros(env.action_dim))
+    env, core = _kept["public"]
+    rng, steps, began = np.random.default_rng(0), 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:  # whole episodes: their resets count
+        env.reset()
+        for step in range(sim.horizon):
+            if step % chunk == 0:
+                core.answer([observations(1, inference.steps)])
+            env.step(rng.uniform(-1, 1, env.action_dim))
+            steps += 1
+    return steps / (time.perf_counter() - began)
+
+
+class Here:
+    """A fleet's crew on this machine alone."""
+
+    def __init__(self, config: RunConfig, store: str, pool: InferencePool):
+        self._arguments = config, store, pool.actors
+
+    def start(self, index: int) -> Any:
+        options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        return RolloutActor.options(**options).remote(*self._arguments, index)
+
+    def should_move(self, index: int) -> bool:
+        return False
+
+    def where(self, index: int) -> str:
+        return "this machine"
+
+
+def used() -> Counter[str]:
+    """Processor seconds so far of this process and of all that it started, by kind."""
+    out: Counter[str] = Counter()
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            command, times = " ".join(process.cmdline()), process.cpu_times()
+            out[next((kind for part, kind in SHARES.items() if part in command), "driver and Ray")] += times.user + times.system
+    return out
+
+
+def fly(fleet: Fleet, pool: InferencePool, config: RunConfig, first: int) -> tuple[float, float, float]:
+    """One round of the fleet: control steps per second, rows per batch, share of processor time that the driver and Ray took."""
+    count = GENERATIONS * fleet.capacity
+    tickets = [EpisodeTicket(EpisodeKey("bench", config.sim.task, "rollout", first + i), noise_seed=first + i) for i in range(count)]
+    before, served, began, steps = used(), pool.status()[0], time.perf_counter(), 0
+
+    def take(finished: list[Finished]) -> None:
+        nonlocal steps
+        steps += sum(episode.length for episode in finished)
+        pool.poll()
+
+    run_tickets(fleet, tickets, take)
+    passed, spent, now = time.perf_counter() - began, used() - before, pool.status()[0]
+    total = sum(spent.values())
+    progress("   ".join(f"{kind} {100 * seconds / total:.0f} %" for kind, seconds in spent.most_common())
+             + f"   {total / passed:.2f} cores busy")
+    return steps / passed, (now["rows"] - served["rows"]) / (now["batches"] - served["batches"]), spent["driver and Ray"] / total
+
+
+def bench(options: argparse.Namespace, report: Report, folder: Path) -> None:
+    cores = os.cpu_count() or 1
+    sim, inference = SimConfig(task=options.task), InferenceConfig()
+    rollout = RolloutConfig(workers=options.workers or cores, envs_per_worker=options.envs)
+    config = RunConfig(sim=sim, inference=inference, rollout=rollout)
+    chunk, checkpoint = config.model.chunk, folder / "tiny"
+    policy = build(make_spec(config.model, sim.cameras, action_dim=simulated(sim).action_dim, proprio_dim=9), seed=1)
+    policy.tokenizer.fit(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)))
+    save_policy(policy, checkpoint, version=1)
+    start_private(num_cpus=cores)
+    ReplayStore(str(folder / "replay"))
+    pool = InferencePool(checkpoint, inference, [{"num_cpus": 0}] * inference.actors).start()
+    fleet = Fleet(Here(config, str(folder / "replay"), pool), RayCalls(), rollout.workers, rollout.envs_per_worker,
+                  lambda ticket: (ticket.key.name,), 180.0, Supervisor())
+    sides: dict[str, list[float]] = {name: [] for name in ("a", "b", "ideal", "fleet", "public", "stock", "rest")}
+    with ProcessPoolExecutor(cores, get_context("spawn")) as processes:
+        def everywhere(function: Callable[..., float], *arguments: Any) -> float:
+            """Mean over processes that all work at once, one a core."""
+            return statistics.mean(call.result() for call in [processes.submit(function, *arguments) for _ in range(cores)])
+
+        fly(fleet, pool, config, 0)  # warm
+        for number in range(options.rounds):
+            progress(f"round {number + 1}/{options.rounds}")
+            speed, rows, rest = fly(fleet, pool, config, 10_000 * (number + 1))
+            a = everywhere(simulate, sim, chunk, SIDE_S)
+            b = everywhere(infer, str(checkpoint), inference, round(rows), chunk, SIDE_S)
+            stock = everywhere(simulate, replace(sim, fast_step=False), chunk, SIDE_S)
+            public = processes.submit(public_pattern, sim, str(checkpoint), inference, chunk, SIDE_S).result()
+            for name, value in zip(sides, (a, b, cores / (1 / a + 1 / b), speed, public, stock, 1 - rest), strict=True):
+                sides[name].append(value)
+            progress(f"steps/s: simulation {a:.0f} a core, inference {b:.0f} a core in batches of {rows:.1f}, fleet {speed:.0f}, "
+                     f"public pattern {public:.1f}")
+        for child in active_children():  # OpenGL takes its leave noisily
+            child.kill()
+    median = {name: statistics.median(values) for name, values in sides.items()}
+    report.add("fleet_over_ideal", sides["fleet"], sides["ideal"], f"{median['fleet']:.0f} over {median['ideal']:.0f} steps/s")
+    report.add("fleet_vs_public_pattern", sides["fleet"], sides["public"], f"{median['fleet']:.0f} over {median['public']:.1f} steps/s")
+    report.add("steps_vs_stock_chunk", sides["a"], sides["stock"], f"{median['a']:.0f} over {median['stock']:.0f} steps/s and core")
+    report.add("ray_overhead", [1 - share for share in sides["rest"]], [1.0] * len(sides["rest"]), "share of processor time")
+    fleet.close()
+    pool.close()
+    ray.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--task", default="Lift")
+    parser.add_argument("--workers", type=int, default=0, help="rollout workers; 0: as many as cores")
+    parser.add_argument("--envs", type=int, default=RolloutConfig().envs_per_worker, help="episodes that a worker runs at once")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE", help="write the median ratios")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-fleet-") as name:
+        bench(options, Report(options.json), Path(name))
+
+
+if __name__ == "__main__":
+    main()
