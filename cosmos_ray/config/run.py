@@ -43,7 +43,7 @@ class RunConfig:
                                  "value rank candidates, and its value weighs rollouts for learner.advantage_temperature", low=0)
     refine_rollouts: int = option(60, "rollout episodes collected during `refine`, each round", low=0, high=500_000)
     publish_every: int = option(50, "learner steps between weight pushes in `refine`", low=1)
-    eval_episodes: int = option(60, "held-out initial states per evaluated arm", low=1, high=500_000)
+    eval_episodes: int = option(50, "held-out initial states per evaluated arm", low=1, high=500_000)
     repeat: int = option(0, "stored episodes per arm that `evaluate` repeats; it compares them step by step", low=0)
     plan_seed: int = option(0, "number of the held-out initial state of `plan`", low=0)
     address: str = option("", "Ray cluster to join, host:port or auto; empty = $RAY_ADDRESS if set, else a local Ray", rare=True)
