@@ -176,7 +176,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
     if use.acts and not use.needs_ray:
         check_own_gpu(config)
     folder = RunFolder(config, fresh=fresh, create=use.creates, only_reads=use.only_reads, check=check_store)
-    tracker, made = None, use.creates and before is None
+    tracker, connected, made = None, False, use.creates and before is None
     try:
         if folder.writable:
             for place in ("checkpoints", "checkpoints/rounds"):
@@ -185,6 +185,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
             raise ConfigError(f"there is no base policy in {folder.shown(folder.path / 'checkpoints')}: run `pretrain` first")
         if use.needs_ray:
             private = connect(config.address, simulates=bool(config.sim.names) and (use.acts or not use.learns))
+            connected = True
             if not autoscales(nodes := cluster_nodes()):
                 check_cluster(config, nodes, use.acts, use.learns, use.demonstrates or simulates, private)
         tracker = Tracker(config, folder)
@@ -204,7 +205,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
     finally:
         if tracker is not None:
             tracker.close()
-        if use.needs_ray:
+        if connected:
             ray.shutdown()
         folder.close()
 

@@ -24,10 +24,10 @@ import os, sys
 if sys.orig_argv[1:3] == ["-m", "cosmos_ray.sim.child"]:
     from cosmos_ray.sim.simulators import Simulators
     begin = Simulators.begin
-    def poisoned(self, place, seed, horizon=0):
+    def poisoned(self, place, seed, horizon=0, task=""):
         if seed == {seed}:
             os.abort()
-        return begin(self, place, seed, horizon)
+        return begin(self, place, seed, horizon, task)
     Simulators.begin = poisoned
 """
 

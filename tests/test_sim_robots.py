@@ -113,6 +113,6 @@ def test_a_controller_that_cannot_work_is_refused_in_one_line(settings, said):
 
 def test_sizes_are_read_once_and_cameras_and_rate_are_the_configs(monkeypatch):
     simulated(SimConfig())
-    monkeypatch.setattr("cosmos_ray.sim.embodiment.Environment", None)  # may not be built again
+    monkeypatch.setattr("cosmos_ray.sim.embodiment.make", None)  # may not be built again
     body = simulated(SimConfig(horizon=3, image_size=128, placement=0.1, control_freq=10, instruction="lift"))
     assert (body.action_dim, body.proprio_dim, body.control_freq) == (4, 9, 10)

@@ -51,7 +51,7 @@ def _refine(run: Run, from_round: int | None = None) -> str:
             f"{run.folder.shown(run.folder.checkpoint('refined'))} ({done['new']} new)")
 
 
-def _evaluate(run: Run, arms: str | None, round: str | None, suite: str | None, video: bool, **of_suite: Any) -> str:
+def _evaluate(run: Run, arms: str | None, round: str | None, suite: str | None = None, video: bool = False, **of_suite: Any) -> str:
     rounds = Rounds(run.folder).asked(round) if round else ()
     only = _listed(arms)
     if suite is None:

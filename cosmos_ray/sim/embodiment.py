@@ -7,6 +7,7 @@ import functools
 
 from cosmos_ray.config import SimConfig
 from cosmos_ray.config.libero import libero_task
+from cosmos_ray.config.tasks import GYM
 from cosmos_ray.embodiment import Embodiment
 from cosmos_ray.sim.make import make
 
@@ -23,8 +24,9 @@ def simulated(config: SimConfig) -> Embodiment:
     config = config.each()[0]
     if libero_task(config.task):  # one robot and one controller, so that no environment need be built
         return Embodiment(config.cameras, 4 if config.actions == "position" else 7, 9, config.control_freq, moving=(0, 1, 2))
-    decisive = dataclasses.replace(config, instruction="", image_size=64, horizon=1, placement=0.0, fast_step=False)
-    return dataclasses.replace(_built(decisive), cameras=config.cameras, quality=config.quality)
+    decisive = dataclasses.replace(config, instruction="", image_size=64, horizon=1, control_freq=20, placement=0.0, fast_step=False)
+    found = dataclasses.replace(_built(decisive), cameras=config.cameras, quality=config.quality)
+    return found if config.task.startswith(GYM) else dataclasses.replace(found, control_freq=config.control_freq)
 
 
 @functools.cache
