@@ -153,7 +153,7 @@ def test_every_value_that_acts_changes_the_digest(digest_version, section, chang
 
 
 # A suite and its tasks make simulations of one task each, whose digests are taken. An expert plays no part in an evaluation.
-@pytest.mark.parametrize("change", [field.name for field in dataclasses.fields(SimConfig) if field.name not in ("suite", "tasks", "expert")])
+@pytest.mark.parametrize("change", [f.name for f in dataclasses.fields(SimConfig) if f.name not in ("suite", "tasks", "expert")])
 def test_every_setting_of_the_simulator_changes_the_digest(change):
     other = {"task": "Door", "robots": ("Sawyer",), "controller": "JOINT_POSITION", "wrist_cameras": (), "third_cameras": ("frontview",),
              "image_size": 128, "actions": "pose", "horizon": 7, "control_freq": 10, "placement": 0.2, "mesh_cell": 0.0,
