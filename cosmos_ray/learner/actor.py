@@ -174,9 +174,8 @@ class RayRanks:
 def _rank(config: LearnerConfig, rank: int, options: dict[str, Any], threads: int) -> ActorHandle:
     """Start a rank's actor."""
     # Several threads pay off only if they spin for a while between the small operations of a training step (0.18 s against
-    # 0.29 s a step on two quiet cores). On a busy machine spinning costs every process much, so its bound is low: 20000 turns are
-    # half a millisecond, and of the 1300 gaps of a tiny step in which a thread would sleep, 45 are longer.
-    spin = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "20000"} if threads > 1 else {"OMP_WAIT_POLICY": "PASSIVE"}
+    # 0.29 s a step on two quiet cores); without a bound they starve everything else on a busy machine (over 2 s a step).
+    spin = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "100000"} if threads > 1 else {"OMP_WAIT_POLICY": "PASSIVE"}
     variables = {"OMP_NUM_THREADS": str(threads), **spin}
     if not options["num_gpus"]:
         variables["DS_ACCELERATOR"] = "cpu"
