@@ -139,13 +139,7 @@ class Environment(Simulation):
             SimulationError: the action is not finite or has another shape, the episode is over, or the simulation broke.
                 After a broken step, reset or restore before the next step.
         """
-        if self.done:
-            raise SimulationError(f"the episode of {self.task} is over after {self.step_index} steps; reset it")
-        action = np.asarray(action, np.float32)
-        if action.shape != (self.action_dim,):
-            raise SimulationError(f"{self.task} takes actions of shape ({self.action_dim},), got {action.shape}")
-        if not np.isfinite(action).all():
-            raise SimulationError(f"action with a value that is not finite at step {self.step_index} of {self.task}")
+        action = self._checked(action)
         full = np.zeros(self.sim_env.action_dim)
         full[self._entries] = np.clip(action, -1.0, 1.0)
 

@@ -87,6 +87,17 @@ class Simulation(ABC):
     def close(self) -> None:
         """Release the simulator."""
 
+    def _checked(self, action: np.ndarray) -> np.ndarray:
+        """``action`` (d,) float32 for :meth:`step`, or the SimulationError that it describes."""
+        if self.done:
+            raise SimulationError(f"the episode of {self.task} is over after {self.step_index} steps; reset it")
+        action = np.asarray(action, np.float32)
+        if action.shape != (self.action_dim,):
+            raise SimulationError(f"{self.task} takes actions of shape ({self.action_dim},), got {action.shape}")
+        if not np.isfinite(action).all():
+            raise SimulationError(f"action with a value that is not finite at step {self.step_index} of {self.task}")
+        return action
+
     def execute(self, chunk: np.ndarray, trajectory: Trajectory, render_at: tuple[int, ...] | None = None,
                 labels: np.ndarray | None = None) -> None:
         """Run an action chunk (K, d) and append its steps to ``trajectory``; ``labels`` (K, d) as in :meth:`advance`.

@@ -101,8 +101,8 @@ def _answer(run: Run, checkpoint: str, planning_checkpoint: str, answers: _Answe
     crew = run.placement.crew(ask, lambda _, options: OracleActor.options(**options, **environment).remote(
         config, checkpoint, planning_checkpoint))
     fleet = Fleet(crew, RayCalls(), ask.count, capacity=1, name_of=lambda ticket: (ticket.name,),
-                  deadline_s=math.inf, supervisor=run.supervisor, who="oracle",
-                  kind_of=lambda ticket: str(ticket.indices[0] % len(config.sim.names)))  # how long an oracle's answer takes cannot be told
+                  deadline_s=math.inf,  # how long an oracle's answer takes cannot be told
+                  supervisor=run.supervisor, who="oracle", kind_of=lambda ticket: str(ticket.indices[0] % len(config.sim.names)))
     progress, done = run.progress("audit", len(todo), unit="episodes"), 0
 
     def take(found: list[AuditAnswer]) -> None:

@@ -111,13 +111,7 @@ class GymSimulation(Simulation):
         self._physics.restore(state[COUNTERS + len(self._felt) :])
 
     def step(self, action: np.ndarray) -> StepResult:
-        if self.done:
-            raise SimulationError(f"the episode of {self.task} is over after {self.step_index} steps; reset it")
-        action = np.asarray(action, np.float32)
-        if action.shape != (self.action_dim,):
-            raise SimulationError(f"{self.task} takes actions of shape ({self.action_dim},), got {action.shape}")
-        if not np.isfinite(action).all():
-            raise SimulationError(f"action with a value that is not finite at step {self.step_index} of {self.task}")
+        action = self._checked(action)
         reward, terminated, truncated, info = self._advance(action)
         said = [info[name] for name in SUCCESS if name in info]
         self.success = bool(said[0]) if said else bool(terminated and reward > 0)
