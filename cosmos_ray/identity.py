@@ -76,6 +76,7 @@ def _planner_values(planner: PlannerConfig | None) -> list[Any] | None:
     if planner is None:
         return None
     later = [["ladder", planner.ladder]] if planner.ladder != "rounded" else []
+    later += [["early_rejection", True]] if planner.early_rejection else []
     return [planner.candidates, planner.rank_by, planner.spread, planner.futures, planner.future_steps, planner.value_samples,
             planner.value_steps, AGGREGATES.get(planner.aggregate, planner.aggregate), *later]
 

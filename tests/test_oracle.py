@@ -21,7 +21,7 @@ from cosmos_ray.oracle.branch import Simulator
 from cosmos_ray.oracle.chooser import ARMS, Chooser
 from cosmos_ray.oracle.core import OracleCore
 from cosmos_ray.oracle.shares import shares
-from cosmos_ray.planning.best_of_n import score
+from cosmos_ray.planning.scoring import score
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.report.audit_page import headline, write_audit_page

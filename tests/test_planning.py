@@ -16,8 +16,10 @@ from cosmos_ray.model.policy import CosmosPolicy, build
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import make_spec
 from cosmos_ray.planning.aggregate import AGGREGATIONS, THRESHOLD, aggregate
-from cosmos_ray.planning.best_of_n import act_directly, best_of_n, propose, score, step_ladder
-from cosmos_ray.seeds import mix_seed
+from cosmos_ray.planning.best_of_n import act_directly, best_of_n
+from cosmos_ray.planning.proposals import propose
+from cosmos_ray.planning.scoring import score, step_ladder
+from jobs.bench import serial_planner
 from tests.test_model import CAMERAS
 
 STEPS = 2
@@ -112,7 +114,7 @@ def test_the_public_code_rounds_a_ladder_down(longest, count, rounded, truncated
 
 def test_a_truncated_ladder_acts(policy, monkeypatch):
     asked = []
-    monkeypatch.setattr("cosmos_ray.planning.best_of_n.step_ladder", lambda *arguments: asked.append(arguments) or [1])
+    monkeypatch.setattr("cosmos_ray.planning.scoring.step_ladder", lambda *arguments: asked.append(arguments) or [1] * arguments[1])
     config = PlannerConfig(candidates=2, futures=3, future_steps=10, value_samples=3, value_steps=10, ladder="truncated")
     known, text, seeds = observed(policy, 1)
     best_of_n(policy, known, text, seeds, 1, config)
@@ -221,7 +223,7 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, sampl
     best_of_n(policy, known, text, seeds, STEPS, config)
     futures = 3 if value == "future" else 1  # Q(s, a) asks about the chunk itself, nothing is imagined
     assert imagined == ([(1, 4), (3, 4), (5, 4)] if value == "future" else [])
-    assert [v[:3] for v in valued] == futures * [(sample_type, steps, 4) for steps in (1, 2, 3, 4, 5)]
+    assert [v[:3] for v in valued] == [(sample_type, steps, 4 * futures) for steps in (1, 2, 3, 4, 5)]
     drawn = [seed for *_, seeds in valued for seed in seeds]
     assert len(set(drawn)) == len(drawn) // 2  # no two value samples of a candidate share their noise, the two candidates do
 
@@ -242,20 +244,24 @@ def test_the_joint_value_ranks_as_the_public_code_does_one_candidate_after_anoth
         monkeypatch.setattr(sampling, name, lambda *_: pytest.fail("the joint value takes no further evaluation"))
     config, network = PlannerConfig(candidates=6, rank_by="joint", futures=3, value_samples=5), (demo_policy(), text)
     decision = best_of_n(policy, known, text, seeds, STEPS, config, network)
-    firsts = []
-    for row, seed in enumerate(seeds.tolist()):
-        prompt, best = dataclasses.replace(text, rows=text.rows[row : row + 1]), None
-        for query in range(6):
-            drawn = torch.tensor([mix_seed(seed, 1, query) if query else seed])
-            latents = sampling.act(policy, known[row : row + 1], prompt, drawn, STEPS)
-            value = ((latents[0, :, policy.layout.value].mean() + 1) / 2).clamp(0, 1)
-            torch.testing.assert_close(decision.scores[row, query], value)
-            if best is None or value > best[0]:
-                best = value, query, read_actions(policy, latents)[0]
-        assert decision.chosen[row] == best[1] and torch.equal(decision.actions[row], best[2])
-        firsts.append(best[1])
-    assert len(set(firsts)) > 1 and len(set(decision.scores.flatten().tolist())) > 6
+    as_one_after_another(policy, known, text, seeds, config, decision)
+    assert len(set(decision.chosen.tolist())) > 1 and len(set(decision.scores.flatten().tolist())) > 6
     assert torch.equal(decision.scores[torch.arange(3), decision.chosen], probability(decision.values))
+
+
+def as_one_after_another(policy, known, text, seeds, config, decision):
+    """Every row is what the serial planner makes of it, candidate by candidate."""
+    for row, seed in enumerate(seeds.tolist()):
+        chosen, actions, scores = serial_planner.plan(policy, known[row : row + 1], text.take(torch.tensor([row])), seed, STEPS, config)
+        torch.testing.assert_close(decision.scores[row], torch.tensor(scores))
+        assert decision.chosen[row] == chosen and torch.equal(decision.actions[row], actions)
+
+
+@pytest.mark.parametrize("rank_by, aggregate", [("future", "majority_mean"), ("action", "average"), ("both", "lcb")])
+def test_a_plan_is_that_of_one_candidate_future_and_value_after_another(policy, rank_by, aggregate):
+    known, text, seeds = observed(policy, 2)
+    config = PlannerConfig(candidates=4, rank_by=rank_by, futures=3, future_steps=5, value_samples=5, value_steps=5, aggregate=aggregate)
+    as_one_after_another(policy, known, text, seeds, config, best_of_n(policy, known, text, seeds, STEPS, config))
 
 
 def test_a_joint_value_of_a_candidate_that_was_moved_is_refused():

@@ -17,7 +17,7 @@ from cosmos_ray.model.injection import extract, inject
 from cosmos_ray.model.layout import LatentLayout
 from cosmos_ray.model.sample_types import SampleType, clean_frames
 from cosmos_ray.model.spec import make_spec
-from cosmos_ray.planning.best_of_n import step_ladder
+from cosmos_ray.planning.scoring import step_ladder
 
 LARGE_PRESET = "cosmos-predict2-2b"
 

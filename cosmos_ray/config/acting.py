@@ -88,6 +88,9 @@ class PlannerConfig:
     aggregate: Literal["average", "lcb", "lcb_population", "success_vote", "majority_mean"] = option(
         "average", "how value samples become one score; 'lcb' is the mean less the samples' standard deviation, 'lcb_population' less the "
         "population's, as earlier versions had it")
+    early_rejection: bool = option(
+        False, "stop valuing a candidate that cannot win any more; the choice is the same with fewer evaluations, but the scores of the "
+        "others are estimates", rare=True)
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of the planner that do not go together."""

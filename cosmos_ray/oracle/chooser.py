@@ -17,7 +17,8 @@ from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.training_batch import TrainingBatch
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.planning.aggregate import aggregate
-from cosmos_ray.planning.best_of_n import Proposals, propose, score, value_samples
+from cosmos_ray.planning.proposals import Proposals, propose
+from cosmos_ray.planning.scoring import score, value_samples
 from cosmos_ray.rollout.ticket import decision_noise_seed
 
 #: Arm -> its way to choose. All arms propose the same candidates in the same state.

@@ -18,7 +18,7 @@ from cosmos_ray.model.latents import action_frame, current_latents, read_future_
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.spec import PolicySpec
-from cosmos_ray.planning.best_of_n import value_samples
+from cosmos_ray.planning.scoring import value_samples
 from cosmos_ray.replay.format.codec import decode_jpeg
 from cosmos_ray.replay.format.view import EpisodeView
 

@@ -37,7 +37,7 @@ def compile_network(net: Transformer, by_block: bool) -> None:
 
 
 class PaddedSampler:
-    """Stands in for ``sampling.sample``. Rows and prompts are padded to powers of two, so that few shapes are compiled or captured.
+    """Stands in for ``sampling.sample``. Rows and prompts are padded to few sizes, so that few shapes are compiled or captured.
 
     With ``graphs``, the sampler is captured once per (sample type, rows, steps); later calls replay the captured kernels. A graph reads the
     keys of its prompts and its modulations where they lay at the capture, so new weights or new prompts drop all graphs.
@@ -58,7 +58,7 @@ class PaddedSampler:
     def __call__(self, policy: CosmosPolicy, sample_type: SampleType, known: torch.Tensor, text: Prompts, noise: torch.Tensor,
                  steps: int) -> torch.Tensor:
         n = len(known)
-        rows = 1 << (n - 1).bit_length()
+        rows = padded_rows(n)
         if text.keys is not self._keys:
             self.forget()
             self._keys, self._prompts = text.keys, None
@@ -74,6 +74,15 @@ class PaddedSampler:
 
             self._graphs[key] = PaddedGraph(sample, [known, noise, text.rows], rows, self._stream, self._pool)
         return self._graphs[key](known, noise, text.rows)
+
+
+def padded_rows(n: int) -> int:
+    """Rows that a batch of ``n`` is padded to: a power of two, or above 16 also three quarters of one.
+
+    Eight candidates with three futures make 24 rows, which 32 would slow by a third.
+    """
+    power = 1 << (n - 1).bit_length()
+    return power * 3 // 4 if 16 < n <= power * 3 // 4 else power
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
