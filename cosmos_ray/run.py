@@ -33,7 +33,8 @@ from cosmos_ray.progress import Progress, say
 from cosmos_ray.quarantine import Quarantine
 from cosmos_ray.reach import Reach
 from cosmos_ray.replay.sampling.demonstrated import demonstrated
-from cosmos_ray.rollout.ticket import SPAN, demonstrations
+from cosmos_ray.rollout.ticket import demonstrations
+from cosmos_ray.seeds import SPAN
 from cosmos_ray.sim import make as simulation
 from cosmos_ray.sim.embodiment import simulated
 from cosmos_ray.sim.experts import check_expert

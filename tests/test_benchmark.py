@@ -15,8 +15,8 @@ from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.quarantine import Quarantined
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.report.benchmark_page import benchmark_text
-from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.stages.benchmark import Benchmark, _tickets, benchmark, simulation
 from cosmos_ray.stages.evaluate import arms
 from cosmos_ray.tracking import Tracker

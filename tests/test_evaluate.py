@@ -10,8 +10,8 @@ from cosmos_ray.errors import ConfigError, StoreError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.replay.format.episode import Episode, EpisodeKey
-from cosmos_ray.rollout.ticket import state_seed
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.stages.acting import rollout_ticket
 from cosmos_ray.stages.evaluate import _pairs, arms, check_held_out, compare_repeats, evaluate, results, ticket, wilson
 from cosmos_ray.tracking import Tracker

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from cosmos_ray import safe_pickle
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange import read_weights, safe_pickle
+from cosmos_ray.model.exchange import read_weights
 from cosmos_ray.model.exchange.dcp import write_dcp
 from cosmos_ray.model.exchange.pt import read_pt
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings

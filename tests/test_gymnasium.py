@@ -22,8 +22,9 @@ from cosmos_ray.replay.format.episode import Episode, EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.demonstrator import DemonstratorCore
-from cosmos_ray.rollout.ticket import EpisodeTicket, SimulatorDied, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, SimulatorDied
 from cosmos_ray.run import open_run
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.child import Limits, SimulatorChild
 from cosmos_ray.sim.demonstration import demonstrate
 from cosmos_ray.sim.experts import check_expert

@@ -25,7 +25,8 @@ from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.fleet import Fleet
-from cosmos_ray.rollout.ticket import EpisodeTicket, demonstrations, state_seed, task_and_state
+from cosmos_ray.rollout.ticket import EpisodeTicket, demonstrations, task_and_state
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim import simulators
 from cosmos_ray.sim.make import make
 from cosmos_ray.sim.simulators import Simulators

@@ -26,8 +26,9 @@ from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.report.audit_page import headline, write_audit_page
 from cosmos_ray.rollout.core import RolloutCore
-from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.experts import expert
 from cosmos_ray.sim.simulators import Simulators
@@ -268,7 +269,7 @@ def test_the_page_says_what_the_result_says(tmp_path):
 def run(tmp_path):
     config = RunConfig(root=str(tmp_path), eval_episodes=2, planner=PlannerConfig(candidates=2, value_samples=1), sim=SimConfig(horizon=16))
     folder = RunFolder(config)
-    save_policy(demo_policy(), folder.checkpoint("base"), 1)
+    save_policy(demo_policy(config.sim.cameras), folder.checkpoint("base"), 1)
     yield Run(config, folder, Tracker(config, folder), quiet=True)
     folder.close()
 

@@ -23,7 +23,8 @@ from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
 from cosmos_ray.rollout.fleet import Fleet
 from cosmos_ray.rollout.outbox import LONGEST_WAIT_S, Outbox
-from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.simulators import Simulators
 from cosmos_ray.supervision import Supervisor

@@ -27,13 +27,13 @@ STEPS = 2
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def demo_policy() -> CosmosPolicy:
+def demo_policy(cameras: tuple[str, ...] = CAMERAS) -> CosmosPolicy:
     """An untrained policy of the demo's dimensions whose output is not zero.
 
     Of these dimensions because bit-identity across batch sizes is a property of the matrix kernels, which a BLAS chooses by
     shape: with a quarter of the tokens a lone row takes another kernel and its last bits differ.
     """
-    policy = build(make_spec(ModelConfig(), CAMERAS, action_dim=4, proprio_dim=9), seed=1)
+    policy = build(make_spec(ModelConfig(), cameras, action_dim=4, proprio_dim=9), seed=1)
     rng = np.random.default_rng(0)
     policy.tokenizer.fit(torch.from_numpy(rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)))
     policy.set_statistics(np.full(4, -2.0), np.full(4, 3.0), np.full(9, -1.0), np.full(9, 1.0))

@@ -11,7 +11,7 @@ from cosmos_ray.commands.stage import table
 from cosmos_ray.errors import SimulationError
 from cosmos_ray.quarantine import Quarantine
 from cosmos_ray.report.build import write_report
-from cosmos_ray.rollout.ticket import state_seed
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.stages.acting import rollout_ticket
 from cosmos_ray.stages.evaluate import arms, evaluate, results, ticket
 from cosmos_ray.stages.rollout import act

@@ -19,8 +19,9 @@ from cosmos_ray.replay.sampling.sampler import WindowSampler
 from cosmos_ray.report.episode_strip import save_episode
 from cosmos_ray.report.filmstrip import save_filmstrip
 from cosmos_ray.rollout.core import RolloutCore
-from cosmos_ray.rollout.ticket import EpisodeTicket, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket
 from cosmos_ray.run import Run, open_run
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import resimulate
 from cosmos_ray.sim.simulators import Simulators

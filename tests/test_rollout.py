@@ -18,7 +18,8 @@ from cosmos_ray.replay.sampling.windows import window_offsets
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.core import RolloutCore, frame_offsets
 from cosmos_ray.rollout.demonstrator import DemonstratorCore, failure_key
-from cosmos_ray.rollout.ticket import PURPOSES, SPAN, EpisodeTicket, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket
+from cosmos_ray.seeds import PURPOSES, SPAN, state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.resimulate import resimulate
 from cosmos_ray.sim.simulators import Simulators

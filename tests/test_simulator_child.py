@@ -21,7 +21,8 @@ from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.rollout.actor import DemonstratorActor
 from cosmos_ray.rollout.core import RolloutCore
 from cosmos_ray.rollout.demonstrator import DemonstratorCore
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, SimulatorDied, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, SimulatorDied
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.child import Limits, SimulatorChild, SimulatorLost
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.simulators import Simulators

@@ -11,7 +11,8 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.inference.core import load_core
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.oracle.chooser import Chooser
-from cosmos_ray.rollout.ticket import evaluation_noise_seed, state_seed, task_and_state
+from cosmos_ray.rollout.ticket import evaluation_noise_seed, task_and_state
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.make import make
 
 KEPT = 4  #: tasks whose simulator stays; a ticket has one task, and tickets of a task come together

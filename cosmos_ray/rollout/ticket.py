@@ -13,10 +13,7 @@ from cosmos_ray.errors import StoreError, StoreUnavailable
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.replay.format.episode import EpisodeKey, EpisodeSummary
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.seeds import PURPOSES as PURPOSES
-from cosmos_ray.seeds import SPAN as SPAN
 from cosmos_ray.seeds import mix_seed
-from cosmos_ray.seeds import state_seed as state_seed
 
 
 def task_and_state(tasks: Sequence[str], number: int) -> tuple[str, int]:

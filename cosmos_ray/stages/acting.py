@@ -16,9 +16,10 @@ from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.rollout.actor import RolloutActor
 from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.fleet import Fleet, run_tickets
-from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, state_seed, task_and_state
+from cosmos_ray.rollout.ticket import EpisodeTicket, Finished, rollout_noise_seed, task_and_state
 from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import state_seed
 
 IMPORTED_PLANNING = "planning_initial"  #: checkpoint of an imported planning network, which stays when `refine` trains `planning` from it
 

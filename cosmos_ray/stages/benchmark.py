@@ -23,9 +23,9 @@ from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.report.benchmark_page import write_benchmark_page
 from cosmos_ray.report.episode_strip import save_episode
 from cosmos_ray.report.settings_table import versions
-from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed
+from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed
 from cosmos_ray.run import Run
-from cosmos_ray.seeds import mix_seed
+from cosmos_ray.seeds import mix_seed, state_seed
 from cosmos_ray.sim import tasks
 from cosmos_ray.stages.acting import newest
 from cosmos_ray.stages.evaluate import Arm, arms, counted, play, refuse_seen

@@ -11,8 +11,9 @@ from cosmos_ray.rollout.actor import DemonstratorActor
 from cosmos_ray.rollout.calls import RayCalls
 from cosmos_ray.rollout.demonstrator import failure_key
 from cosmos_ray.rollout.fleet import Fleet
-from cosmos_ray.rollout.ticket import demonstrations, state_seed
+from cosmos_ray.rollout.ticket import demonstrations
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.experts import check_expert
 
 

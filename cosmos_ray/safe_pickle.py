@@ -37,7 +37,7 @@ _build = pickle._Unpickler.dispatch[pickle.BUILD[0]]
 
 def _checked_build(unpickler: Any) -> None:
     """The BUILD step, which sets attributes; only on objects of allowed types."""
-    if type(unpickler.stack[-2]) not in unpickler.allowed.values():
+    if not isinstance(unpickler.stack[-2], tuple(kind for kind in unpickler.allowed.values() if isinstance(kind, type))):
         raise pickle.UnpicklingError(f"it sets attributes of a {type(unpickler.stack[-2]).__name__}")
     _build(unpickler)
 
