@@ -3,10 +3,14 @@ VENV ?= .venv
 PYTHON_BIN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-slow chaos-replay chaos-loop lint setup setup-dev clean
+.PHONY: demo libero test test-slow chaos-replay chaos-loop lint setup setup-dev setup-libero clean
 
 demo: setup
 	$(PYTHON_BIN) -m cosmos_ray demo $(ARGS)
+
+libero: setup-libero
+	$(PYTHON_BIN) -m cosmos_ray demo --recipe libero --name libero $(ARGS)
+	$(PYTHON_BIN) -m cosmos_ray evaluate --name libero --suite libero_object --tasks 0,1 --trials 10 --seeds 195 --video
 
 test: setup-dev lint
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -26,6 +30,9 @@ lint: setup-dev
 
 setup:
 	@cluster/setup.sh $(VENV)
+
+setup-libero:
+	@cluster/setup.sh $(VENV) libero
 
 setup-dev:
 	@cluster/setup.sh $(VENV) dev

@@ -62,7 +62,8 @@ fi
 
 stamp=$(cat requirements.txt pyproject.toml | sha256sum | cut -c1-16)
 present=$(cat "$venv/.cosmos_ray" 2>/dev/null || true)
-if [ "$present" != "$stamp $extra" ] && { [ -n "$extra" ] || [ "${present%% *}" != "$stamp" ]; }; then
+# dev has every extra, and every extra has the requirements.
+if [ "$present" != "$stamp $extra" ] && [ "$present" != "$stamp dev" ] && { [ -n "$extra" ] || [ "${present%% *}" != "$stamp" ]; }; then
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         say "creating $venv"
         rm -rf "$venv"

@@ -3,6 +3,7 @@
     python jobs/chaos/loop.py                                       # all 35 cells
     python jobs/chaos/loop.py --cells "learner rank:mid-push,driver:idle"
     python jobs/chaos/loop.py --episodes 300                        # a worker killed every 20 s, a node once, until 300 are stored
+    python jobs/chaos/loop.py --episodes 1000 --stage evaluate      # the same for the episodes of an evaluation
     python jobs/chaos/loop.py --throughput 4                        # pairs of minutes with a worker killed every 30 s, and without
 
 Prints a table; the exit status is 1 if anything was lost, doubled, damaged or trained never, or did not recover.
@@ -23,7 +24,7 @@ sys.path.insert(0, os.getcwd())  # a job's working directory is the uploaded che
 
 from jobs.chaos.cells import FLAGS, MOMENTS, PARTS, Cell, campaign  # noqa: E402
 from jobs.chaos.nodes import environment  # noqa: E402
-from jobs.chaos.pace import collect_under_kills, throughput  # noqa: E402
+from jobs.chaos.pace import PLAYS, play_under_kills, throughput  # noqa: E402
 from jobs.chaos.watch import ROOT, Books  # noqa: E402
 
 MADE = ["--demos", "6", "--pretrain-steps", "30", "--rollouts", "4", "--eval-episodes", "1"]
@@ -77,8 +78,8 @@ def all_cells(run: Path, work: Path, cells: list[tuple[str, str]]) -> tuple[bool
     return len(good) == len(done) and books.right, result
 
 
-def under_kills(run: Path, work: Path, count: int, every_s: float) -> tuple[bool, dict]:
-    done = collect_under_kills(run, work, count, every_s)
+def under_kills(run: Path, work: Path, stage: str, count: int, every_s: float) -> tuple[bool, dict]:
+    done = play_under_kills(run, work, stage, count, every_s)
     print(f"{done.stored} of {done.wanted} episodes stored, {done.doubled} doubled, in {done.seconds:.0f} s; {len(done.killed)} workers "
           f"and {int(bool(done.node_killed))} node killed; {len(done.deaths)} deaths recorded, {done.unnamed} of them not in the report")
     for row in done.deaths:
@@ -100,7 +101,8 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="folder of a run with rollouts to work on, which this changes; made when left out")
     parser.add_argument("--directory", help="where to work (a temporary directory)")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--episodes", type=int, default=0, help="instead of cells: collect so many under kills")
+    parser.add_argument("--episodes", type=int, default=0, help="instead of cells: play so many under kills")
+    parser.add_argument("--stage", choices=PLAYS, default="rollout", help="command that plays them")
     parser.add_argument("--throughput", type=int, default=0, metavar="PAIRS", help="instead of cells: windows with and without kills")
     parser.add_argument("--every", type=float, metavar="SECONDS", help="between two kills (20 with --episodes, 30 with --throughput); more "
                         "where a worker takes longer to start")
@@ -110,7 +112,7 @@ def main() -> int:
         work = Path(arguments.directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-loop-"))).resolve()
         run = (arguments.run or make_run(work / "runs")).resolve()
         if arguments.episodes:
-            good, result = under_kills(run, work, arguments.episodes, arguments.every or 20.0)
+            good, result = under_kills(run, work, arguments.stage, arguments.episodes, arguments.every or 20.0)
         elif arguments.throughput:
             good, result = paced(run, work, arguments.throughput, arguments.every or 30.0)
         else:

@@ -22,7 +22,7 @@ NODE_AWAY_S = 20.0  #: until the node that was killed joins again
 
 @dataclass
 class Collected:
-    """A `rollout` under kills."""
+    """A `rollout` or an `evaluate` under kills."""
 
     wanted: int
     stored: int = 0
@@ -40,23 +40,30 @@ class Collected:
             self.deaths) >= len(self.killed) + 1
 
 
-def stored(run: Path) -> Counter[str]:
-    """Files of the run's rollouts, by the name of the episode."""
-    return Counter(file.stem for file in (run / "replay" / "episodes").glob("rollout-*/**/*.arrow"))
+#: What a command plays: the flags for ``count`` episodes, and the class of these episodes in the store.
+PLAYS = {"rollout": (lambda count: ["--rollouts", str(count)], "rollout"),
+         "evaluate": (lambda count: ["--eval-episodes", str(count), "--arms", "base"], "eval")}
 
 
-def collect_under_kills(run: Path, work: Path, count: int, every_s: float, seed: int = 0) -> Collected:
-    """`rollout` until the store has ``count`` rollouts, while a worker is killed every ``every_s`` seconds and the second node once."""
+def stored(run: Path, kind: str) -> Counter[str]:
+    """Files of the run's episodes of a class, by the name of the episode."""
+    return Counter(file.stem for file in (run / "replay" / "episodes").glob(f"{kind}-*/**/*.arrow"))
+
+
+def play_under_kills(run: Path, work: Path, stage: str, count: int, every_s: float, seed: int = 0) -> Collected:
+    """`rollout` or `evaluate` until the store has ``count`` of its episodes, while a worker is killed every ``every_s`` seconds and the
+    second node once."""
+    flags, kind = PLAYS[stage]
     done, rng, before = Collected(count), random.Random(seed), len(rows(run, "death"))
     with TwoNodes(work / "nodes") as nodes:
-        command = Command(nodes, run, "rollout", *FLAGS, "--rollouts", str(count))
-        already = len(stored(run))
-        command.until("first episode", lambda: len(stored(run)) > already)
+        command = Command(nodes, run, stage, *FLAGS, *flags(count))
+        already = len(stored(run, kind))
+        command.until("first episode", lambda: len(stored(run, kind)) > already)
         next_kill, back = time.monotonic() + every_s, 0.0
         while not command.ended():
             time.sleep(0.2)
             now = time.monotonic()
-            if not done.node_killed and len(stored(run)) > count / 3:
+            if not done.node_killed and len(stored(run, kind)) > count / 3:
                 nodes.kill_second_raylet()
                 done.node_killed, back, next_kill = time.time(), now + NODE_AWAY_S, now + every_s
             elif back and now > back:
@@ -72,7 +79,7 @@ def collect_under_kills(run: Path, work: Path, count: int, every_s: float, seed:
             print(command.said())
         report = Command(nodes, run, "report")
         report.until("end of `report`", report.ended, ends=True)
-    counted = stored(run)
+    counted = stored(run, kind)
     done.stored, done.doubled = len(counted), sum(n - 1 for n in counted.values())
     done.deaths = rows(run, "death")[before:]
     page = (run / "report.html").read_text()
