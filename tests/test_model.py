@@ -168,13 +168,14 @@ def test_a_network_that_says_nothing_predicts_no_change():
     data, layout = batch(3), policy.layout
     known, text = training_latents(policy, data), policy.embed(data.instructions)
     for sample_type in (SampleType.POLICY, SampleType.WORLD_MODEL):
-        out = sampling.generate(policy, sample_type, known, text, torch.arange(3), steps=1)
+        out = sampling.generate(policy, sampling.give(policy, sample_type, known, text), torch.arange(3), steps=1)
         assert torch.equal(out[:, :, list(layout.future)], known[:, :, list(layout.current)])
         assert not out[:, :, layout.value].any()
-    out = sampling.generate(policy, SampleType.VALUE_FUTURE, known, text, torch.arange(3), steps=1)  # s is hidden: nothing of it comes in
+    given = sampling.give(policy, SampleType.VALUE_FUTURE, known, text)  # s is hidden: nothing of it comes in
+    out = sampling.generate(policy, given, torch.arange(3), steps=1)
     assert not out[:, :, list(layout.current)].any() and torch.equal(out[:, :, list(layout.future)], known[:, :, list(layout.future)])
     policy = tiny(residual=False)
-    out = sampling.generate(policy, SampleType.POLICY, known, text, torch.arange(3), steps=1)
+    out = sampling.generate(policy, sampling.give(policy, SampleType.POLICY, known, text), torch.arange(3), steps=1)
     assert not out[:, :, list(layout.future)].any()
 
 
@@ -192,7 +193,8 @@ def shown_to_the_network(policy: CosmosPolicy, known: torch.Tensor, sample_type:
         shown.append(x)
         return torch.zeros_like(x)
 
-    denoise(policy, net, noised, policy.spec.sigma_max, known, policy.clean[int(sample_type)][None], policy.embed(["lift"] * len(known)))
+    clean, hidden = (mask[int(sample_type)][None] for mask in (policy.clean, policy.hidden))
+    denoise(policy, net, noised, policy.spec.sigma_max, known, clean, hidden, policy.embed(["lift"] * len(known)))
     return shown[0]
 
 
@@ -217,11 +219,12 @@ def test_a_single_evaluation_of_world_model_or_value_is_the_same_for_every_seed(
     torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
     known, text, seeds = training_latents(policy, data), policy.embed(data.instructions), torch.arange(3)
     for steps, same in ((1, sample_type != SampleType.POLICY), (2, False)):
-        first, second = (sampling.generate(policy, sample_type, known, text, s, steps) for s in (seeds, seeds + 10))
+        given = sampling.give(policy, sample_type, known, text)
+        first, second = (sampling.generate(policy, given, s, steps) for s in (seeds, seeds + 10))
         assert torch.equal(first, second) == same
     plain = tiny(top_share=0)
     plain.load_state_dict(policy.state_dict())
-    assert not torch.equal(*(sampling.generate(plain, sample_type, known, text, s, 1) for s in (seeds, seeds + 10)))
+    assert not torch.equal(*(sampling.generate(plain, sampling.give(plain, sample_type, known, text), s, 1) for s in (seeds, seeds + 10)))
 
 
 def test_generated_clean_frames_are_the_given_ones():
@@ -230,7 +233,7 @@ def test_generated_clean_frames_are_the_given_ones():
     known = training_latents(policy, data)
     text = policy.embed(data.instructions)
     for sample_type in SampleType:
-        out = sampling.generate(policy, sample_type, known, text, torch.arange(3), steps=2)
+        out = sampling.generate(policy, sampling.give(policy, sample_type, known, text), torch.arange(3), steps=2)
         given = list(clean_frames(policy.layout, sample_type))
         assert torch.equal(out[:, :, given], known[:, :, given])
         other = [i for i in range(9) if i not in given]
@@ -247,7 +250,8 @@ def test_hidden_frames_do_not_leak_into_the_value():
         changed = known.clone()
         changed[:, :, hidden] += 1
         seeds = torch.arange(2)
-        first, second = (sampling.evaluate(policy, latents, text, seeds, 3, sample_type) for latents in (known, changed))
+        first, second = (sampling.evaluate(policy, sampling.give(policy, sample_type, latents, text), seeds, 3)
+                         for latents in (known, changed))
         assert torch.equal(first, second)
 
 

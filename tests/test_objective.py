@@ -112,10 +112,10 @@ def test_what_was_executed_weighs_by_how_much_the_value_of_the_state_rose():
     policy, data = tiny(), batch(6, np.zeros(6, np.int64))
     torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
     latents, text = training_latents(policy, data), policy.embed(data.instructions)
-    later = sampling.evaluate(policy, latents, text, torch.zeros(6, dtype=torch.int64), 1, SampleType.VALUE_FUTURE)
+    later = sampling.evaluate(policy, sampling.give(policy, SampleType.VALUE_FUTURE, latents, text), torch.zeros(6, dtype=torch.int64), 1)
     stayed = latents.clone()
     stayed[:, :, list(policy.layout.future)] = latents[:, :, list(policy.layout.current)]
-    now = sampling.evaluate(policy, stayed, text, torch.zeros(6, dtype=torch.int64), 1, SampleType.VALUE_FUTURE)
+    now = sampling.evaluate(policy, sampling.give(policy, SampleType.VALUE_FUTURE, stayed, text), torch.zeros(6, dtype=torch.int64), 1)
     weights = advantage_weights(policy, latents, data.instructions, 0.1)
     torch.testing.assert_close(weights, torch.exp((later - now) / 0.1).clamp(max=HEAVIEST))
     assert weights.std() > 0.01 and torch.equal(advantage_weights(policy, stayed, data.instructions, 0.1), torch.ones(6))

@@ -143,7 +143,7 @@ def test_candidate_0_keeps_the_callers_seed_and_the_others_do_not(policy):
 
 def test_ties_change_nothing(policy, monkeypatch):
     known, text, seeds = observed(policy, 2)
-    monkeypatch.setattr(sampling, "evaluate", lambda policy, latents, *_: torch.full((len(latents),), 0.25))
+    monkeypatch.setattr(sampling, "evaluate", lambda policy, given, *_: torch.full((len(given),), 0.25))
     planned = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4))
     assert torch.equal(planned.actions, act_directly(policy, known, text, seeds, STEPS).actions)
 
@@ -196,7 +196,8 @@ def test_the_chosen_candidate_has_the_best_score_and_is_executed(policy, value, 
 def test_planning_finds_the_best_candidate_under_a_known_value(policy, value, monkeypatch):
     """With a value function that prefers a large first action entry, that candidate must win, row by row."""
     known, text, seeds = observed(policy, 6)
-    monkeypatch.setattr(sampling, "evaluate", lambda policy, latents, *_: torch.tanh(read_actions(policy, latents)[:, 0, 0]))
+    monkeypatch.setattr(sampling, "evaluate", lambda policy, given, seeds, _: torch.tanh(
+        read_actions(policy, given.known)[:, 0, 0]).repeat_interleave(len(seeds) // len(given)))
     decision = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=8, rank_by=value, value_samples=2))
     first = decision.candidates[:, :, 0, 0]
     assert torch.equal(decision.chosen, first.argmax(1)) and len(set(decision.chosen.tolist())) > 1
@@ -212,9 +213,9 @@ def test_the_value_mode_decides_what_is_imagined_and_valued(policy, value, sampl
         imagined.append((steps, len(latents)))
         return imagine(policy, latents, text, seeds, steps)
 
-    def evaluate_and_note(policy, latents, text, seeds, steps, sample_type):
-        valued.append((sample_type, steps, len(latents), tuple(seeds.tolist())))
-        return evaluate(policy, latents, text, seeds, steps, sample_type)
+    def evaluate_and_note(policy, given, seeds, steps):
+        valued.append((given.sample_type, steps, len(seeds), tuple(seeds.tolist())))
+        return evaluate(policy, given, seeds, steps)
 
     monkeypatch.setattr(sampling, "imagine", imagine_and_note)
     monkeypatch.setattr(sampling, "evaluate", evaluate_and_note)
@@ -309,7 +310,7 @@ def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy, monkeyp
     known, text, seeds = observed(policy, 2)
     batches = []
     evaluate = sampling.evaluate
-    monkeypatch.setattr(sampling, "evaluate", lambda *arguments: batches.append(arguments[3].tolist()) or evaluate(*arguments))
+    monkeypatch.setattr(sampling, "evaluate", lambda *arguments: batches.append(arguments[2].tolist()) or evaluate(*arguments))
     best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, value_samples=4, value_steps=1))
     assert len(batches) == 1 and len(batches[0]) == 2 * 3 * 4 and len(set(batches[0])) == 2 * 4
 
@@ -318,8 +319,8 @@ def test_candidates_are_compared_under_the_same_noise(policy, monkeypatch):
     """Equal chunks get equal scores: what tells candidates apart is what they do, not the noise of their values."""
     known, text, seeds = observed(policy, 3)
     act = sampling.act
-    monkeypatch.setattr(sampling, "act", lambda policy, latents, text, seeds, steps: act(
-        policy, latents, text, seeds[::4].repeat_interleave(4), steps))  # four times the same
+    monkeypatch.setattr(sampling, "act", lambda policy, known, text, seeds, steps: act(
+        policy, known, text, seeds[::4].repeat_interleave(4), steps))  # four times the same
     for value in ("future", "action"):
         scores = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=4, rank_by=value, futures=2)).scores
         assert torch.equal(scores, scores[:, :1].expand(3, 4)) and len(set(scores[:, 0].tolist())) == 3

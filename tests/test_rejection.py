@@ -73,14 +73,14 @@ def test_any_table_of_values_gives_the_same_choice(rank_by, scheme, monkeypatch)
     asked = []
 
     def act(policy, latents, *_):
-        latents = latents.clone()
+        latents = latents.repeat_interleave(n, 0)
         latents[:, 0, policy.layout.value, 0, 0] = name
         return latents
 
-    def evaluate(policy, latents, text, seeds, steps, sample_type):
-        asked.append(len(latents) * steps)
-        names = latents[:, 0, policy.layout.value, 0, 0].long().numpy()
-        return torch.from_numpy(table[names, (seeds.numpy() + int(sample_type)) % 97] * 2 - 1)
+    def evaluate(policy, given, seeds, steps):
+        asked.append(len(seeds) * steps)
+        names = given.known[:, 0, policy.layout.value, 0, 0].long().numpy().repeat(len(seeds) // len(given))
+        return torch.from_numpy(table[names, (seeds.numpy() + int(given.sample_type)) % 97] * 2 - 1)
 
     monkeypatch.setattr(sampling, "act", act)
     monkeypatch.setattr(sampling, "imagine", lambda policy, latents, *_: latents.clone())
@@ -103,7 +103,7 @@ def test_a_network_chooses_the_same_with_rejection(rank_by, monkeypatch):
     config = dataclasses.replace(PAPER, rank_by=rank_by)
     rows = []
     evaluate = sampling.evaluate
-    monkeypatch.setattr(sampling, "evaluate", lambda *arguments: rows.append(len(arguments[1])) or evaluate(*arguments))
+    monkeypatch.setattr(sampling, "evaluate", lambda *arguments: rows.append(len(arguments[2])) or evaluate(*arguments))
     whole = best_of_n(policy, known, text, seeds, 1, config)
     work, rows[:] = sum(rows), []
     certain = best_of_n(policy, known, text, seeds, 1, dataclasses.replace(config, early_rejection=True))
@@ -121,9 +121,9 @@ def test_values_that_settle_it_early_end_all_work(monkeypatch):
     imagine = sampling.imagine
     monkeypatch.setattr(sampling, "imagine", lambda *arguments: imagined.append(arguments[4]) or imagine(*arguments))
 
-    def evaluate(policy, latents, text, seeds, steps, sample_type):
-        valued.append((steps, len(latents)))
-        return torch.where(torch.arange(len(latents)) == 2, 0.8, -1.0)
+    def evaluate(policy, given, seeds, steps):
+        valued.append((steps, len(seeds)))
+        return torch.where(torch.arange(len(seeds)) == 2, 0.8, -1.0)
 
     monkeypatch.setattr(sampling, "evaluate", evaluate)
     decision = best_of_n(policy, known, text, seeds, 1, dataclasses.replace(PAPER, early_rejection=True))

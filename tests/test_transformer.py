@@ -152,7 +152,7 @@ def test_the_sampler_reads_nothing_back_and_draws_nothing(sample_type):
         text = policy.net.attend_to(Prompts(torch.empty(1, 16, 64, device="meta"), None, torch.empty(3, dtype=torch.int64, device="meta")))
     known = torch.empty(3, 16, 9, 4, 4, device="meta")
     with _Operations() as seen:
-        out = sampling.sample(policy, sample_type, known, text, known, steps=5)
+        out = sampling.sample(policy, sampling.give(policy, sample_type, known, text), known, steps=5)
     assert out.shape == known.shape
     assert not [name for name in seen.names if any(word in name for word in ("rand", "normal", "uniform", "local_scalar", "item"))]
     assert sum("scaled_dot_product" in name or "softmax" in name for name in seen.names) >= 5 * 2 * 2  # it did run: 5 steps, 2 layers

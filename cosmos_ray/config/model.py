@@ -35,6 +35,9 @@ class ModelConfig:
     layers: int = option(None, "transformer blocks", low=1, follows="model.preset")
     heads: int = option(None, "attention heads", low=1, follows="model.preset")
     patch: int = option(None, "side of a spatial patch of the latent grid", low=1, follows="model.preset")
+    attention: Literal["full", "one-way"] = option(
+        "full", "which frames see which; 'one-way': given frames see given frames alone, and nothing sees a frame that is neither given "
+        "nor asked for, so that planning reads a state once for all its samples. Released weights have 'full'", rare=True)
     adaln_rank: int = option(None, "rank of the timestep modulation (AdaLN)", low=1, follows="model.preset", rare=True)
     rope_scale: tuple[float, ...] = option(None, "position scale of time, height and width; NTK extrapolation of the rotary embedding",
                                            low=0.01, follows="model.preset", rare=True)

@@ -44,7 +44,7 @@ class Objective:
         policy, spec, layout = self.policy, self.policy.spec, self.policy.layout
         x0 = training_latents(policy, batch, encoded)
         types = torch.as_tensor(batch.sample_types, device=policy.device)
-        clean, target = policy.clean[types], self.target[types]
+        clean, hidden, target = policy.clean[types], policy.hidden[types], self.target[types]
         drawn = hybrid_sigma(len(x0), layout.frames, spec.frame_scale, generator, spec.uniform_share)
         sigma = drawn.to(x0)[:, None]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
@@ -58,7 +58,7 @@ class Objective:
             top = (torch.rand(len(x0), generator=generator).to(x0) < spec.top_share) & (types != int(SampleType.POLICY))
             sigma = torch.where(top[:, None], spec.sigma_max, sigma)
             noised[top] = 0
-        predicted = denoise(policy, net or policy.net, noised, sigma, x0, clean, text)
+        predicted = denoise(policy, net or policy.net, noised, sigma, x0, clean, hidden, text)
         weight = ((1 + sigma) / sigma).square() * target * self.frame_weight[types] * sample_weight
         error = predicted - x0
         loss = spec.loss_scale * (weight * error.square().mean((1, 3, 4))).mean()

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from cosmos_ray.errors import ConfigError
+from cosmos_ray.model.given import Given
 from cosmos_ray.model.injection import Normalizer
 from cosmos_ray.model.prompts import Prompts, make_prompts
-from cosmos_ray.model.sample_types import SampleType, clean_frames, mask_table
+from cosmos_ray.model.sample_types import clean_frames, mask_table, target_frames
 from cosmos_ray.model.serving_cache import PROMPTS_KEPT, ServingCache
 from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.model.text import HashText, T5Text
@@ -36,8 +37,7 @@ class AcceleratedSampler(Protocol):
     def forget(self) -> None:
         """Drop everything that depends on the weights."""
 
-    def __call__(self, policy: CosmosPolicy, sample_type: SampleType, known: torch.Tensor, text: Prompts, noise: torch.Tensor,
-                 steps: int) -> torch.Tensor: ...
+    def __call__(self, policy: CosmosPolicy, given: Given, noise: torch.Tensor, steps: int) -> torch.Tensor: ...
 
 
 class CosmosPolicy(nn.Module):
@@ -46,6 +46,7 @@ class CosmosPolicy(nn.Module):
     tokenizer: PatchPCA | WanTokenizer
     net: Transformer
     clean: torch.Tensor  #: (5, T) float32: 1 where a sample type gives the frame clean
+    hidden: torch.Tensor  #: (5, T) float32: 1 where a frame is neither given nor a target
     action_low: torch.Tensor  #: (d,) float32, as all four ranges: physical units
     action_high: torch.Tensor
     proprio_low: torch.Tensor  #: (p,) float32
@@ -61,6 +62,7 @@ class CosmosPolicy(nn.Module):
             self.register_buffer(f"{name}_low", torch.full((size,), -1.0))
             self.register_buffer(f"{name}_high", torch.ones(size))
         self.register_buffer("clean", mask_table(self.layout, clean_frames), persistent=False)
+        self.register_buffer("hidden", 1 - self.clean - mask_table(self.layout, target_frames), persistent=False)
         self.reference_steps = False  #: two sampler steps make one network evaluation, as in the public code (method 2.6)
         self.accelerated: AcceleratedSampler | None = None  #: see ``model.speed.accelerate``
         self.cache: ServingCache | None = None  #: None while the policy trains

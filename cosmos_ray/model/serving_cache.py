@@ -17,4 +17,4 @@ class ServingCache:
 
     instructions: dict[str, int] = field(default_factory=dict)  #: instruction -> its row in ``prompts``
     prompts: Prompts | None = None  #: with keys and values
-    modulations: dict[tuple[SampleType, float], Modulation] = field(default_factory=dict)  #: (sample type, sigma) -> AdaLN
+    modulations: dict[tuple[SampleType | None, float], Modulation] = field(default_factory=dict)  #: (sample type, sigma) -> AdaLN

@@ -93,7 +93,8 @@ def make_spec(config: ModelConfig, cameras: tuple[str, ...], action_dim: int, pr
     of so many numbers, ``control_freq`` times a second (0: not known). ConfigError when the transformer's dimensions do not fit."""
     transformer = TransformerConfig(
         width=config.width, heads=config.heads, layers=config.layers, patch=config.patch, text_width=config.text_width,
-        adaln_rank=config.adaln_rank, rope_scale=(config.rope_scale[0], config.rope_scale[1], config.rope_scale[2]))
+        adaln_rank=config.adaln_rank, one_way=config.attention == "one-way",
+        rope_scale=(config.rope_scale[0], config.rope_scale[1], config.rope_scale[2]))
     return PolicySpec(
         preset=config.preset, cameras=cameras, image_size=config.image_size, chunk=config.chunk, action_dim=action_dim,
         proprio_dim=proprio_dim, transformer=transformer, output=config.output, frame_scale=config.sigma_frame_scale,

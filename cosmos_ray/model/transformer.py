@@ -38,6 +38,7 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
     rope_scale: tuple[float, float, float] = (1.0, 3.0, 3.0)  #: NTK extrapolation of time, height, width
     bf16_timestep: bool = True  #: round timesteps to bfloat16 before embedding, as the released weights were trained
+    one_way: bool = False  #: given frames attend to given frames alone, and no frame attends to a hidden one
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -50,8 +51,10 @@ class TransformerConfig:
         return self.width // self.heads
 
     def diffusers_dimensions(self) -> dict:
-        """As ``model.exchange.diffusers_config`` takes them."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "bf16_timestep"}
+        """As ``model.exchange.diffusers_config`` takes them; ConfigError for a network that diffusers cannot hold."""
+        if self.one_way:
+            raise ConfigError("diffusers' class has no one-way attention: only networks of model.attention = 'full' can be exchanged")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("bf16_timestep", "one_way")}
 
     def flops(self, frames: int, height: int, width: int, text_length: int, kept: bool = False) -> float:
         """Twice the multiply-adds of one evaluation of one sample on a latent grid; ``kept`` leaves out text keys and modulation."""
@@ -62,6 +65,9 @@ class TransformerConfig:
         text = self.layers * 2 * text_length * self.text_width * d
         adaln = frames * ((3 * self.layers + 1) * d * self.adaln_rank + (9 * self.layers + 2) * self.adaln_rank * d + 4 * d * d)
         return 2.0 * (tokens * per_token + attention + (0 if kept else text + adaln))
+
+
+Keys = tuple[torch.Tensor, torch.Tensor]  #: keys, rotated, and values of one block's self-attention, (B, heads, L, head_dim) each
 
 
 @dataclass(frozen=True)
@@ -181,17 +187,24 @@ class Block(nn.Module):
         return tuple(_split(adaln(embedded) + shared, 3) for adaln in layers)
 
     def forward(self, x: torch.Tensor, modulation: tuple[tuple[torch.Tensor, ...], ...], rotary: tuple[torch.Tensor, torch.Tensor],
-                text: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None) -> torch.Tensor:
-        """x (B, T, HW, D); text keys and values (B, heads, L, head_dim) with their logit bias (B, 1, 1, L)."""
+                text: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None, visible: torch.Tensor | None = None,
+                given: Keys | None = None) -> tuple[torch.Tensor, Keys]:
+        """(the block's output, keys and values of these frames).
+
+        x (B, T, HW, D); text keys and values (B, heads, L, head_dim) with their logit bias (B, 1, 1, L); ``visible`` (B, 1, L, L) bool says
+        which token attends to which; ``given`` are keys and values of further frames, which all of these attend to.
+        """
         frames = x.shape[1:3]
         (shift, scale, gate), (cross_shift, cross_scale, cross_gate), (mlp_shift, mlp_scale, mlp_gate) = modulation
         y = _normed(x, shift, scale).flatten(1, 2)
         k, v = self.self_attn.keys(y)
-        y = self.self_attn.attend(rotate(self.self_attn.queries(y), *rotary), rotate(k, *rotary), v)
+        k = rotate(k, *rotary)
+        seen = (k, v) if given is None else (torch.cat((given[0], k), 2), torch.cat((given[1], v), 2))
+        y = self.self_attn.attend(rotate(self.self_attn.queries(y), *rotary), *seen, visible)
         x = torch.addcmul(x, gate, y.unflatten(1, frames))
         y = self.cross_attn.queries(_normed(x, cross_shift, cross_scale).flatten(1, 2))
         x = torch.addcmul(x, cross_gate, self.cross_attn.attend(y, *text, bias).unflatten(1, frames))
-        return torch.addcmul(x, mlp_gate, self.mlp(_normed(x, mlp_shift, mlp_scale)))
+        return torch.addcmul(x, mlp_gate, self.mlp(_normed(x, mlp_shift, mlp_scale))), (k, v)
 
 
 class TimestepEmbedding(nn.Module):
@@ -243,6 +256,13 @@ class FinalLayer(nn.Module):
         return self.linear(_normed(x, *modulation))
 
 
+def _visible(clean: torch.Tensor, hidden: torch.Tensor, area: int) -> torch.Tensor:
+    """(B or 1, 1, L, L) bool, of L = T * ``area`` tokens: given frames see given ones, the others all but hidden ones."""
+    clean, hidden = clean > 0, hidden > 0
+    seen = clean[:, None] | ~(clean[:, :, None] | hidden[:, None])
+    return seen.repeat_interleave(area, 1).repeat_interleave(area, 2)[:, None]
+
+
 class Transformer(nn.Module):
     """The network: noisy latents and per-frame timesteps in, latents out. Knows nothing of sigma or sample types."""
 
@@ -290,7 +310,8 @@ class Transformer(nn.Module):
         return dataclasses.replace(prompts, bias=bias, keys=tuple(block.cross_attn.keys(tokens) for block in self.blocks))
 
     def forward(self, latents: torch.Tensor, clean: torch.Tensor, timesteps: torch.Tensor, text: Prompts,
-                modulation: Modulation | None = None) -> torch.Tensor:
+                modulation: Modulation | None = None, hidden: torch.Tensor | None = None, frames: tuple[int, ...] | None = None,
+                given: tuple[Keys, ...] | None = None) -> torch.Tensor:
         """One evaluation.
 
         Args:
@@ -299,34 +320,58 @@ class Transformer(nn.Module):
             timesteps: (B or 1, T) in [0, 1), 0 on clean frames.
             text: B rows of prompts, with or without their keys.
             modulation: :meth:`modulate` of ``timesteps``, if it is known already.
+            hidden: (B or 1, T) 1 where no other frame sees a frame; only for a network that is ``one_way``.
+            frames: which frames of the sequence these are; by default the first T.
+            given: what :meth:`read` made of the given frames; then ``latents`` has the frames that are not.
 
         Returns (B, C, T, h, w).
         """
         c = self.config
         b, _, t, h, w = latents.shape
+        x, rotary, text, bias = self._embedded(latents, clean, text, frames)
+        modulation = modulation or self.modulate(timesteps)
+        visible = None if hidden is None or not c.one_way else _visible(clean, hidden, x.shape[2])
+        before = given or (None,) * c.layers
+        for block, layers, (key, value), seen in zip(self.blocks, modulation.blocks, text.keys or (), before, strict=True):
+            inputs = (x, layers, rotary, (text.of_rows(key), text.of_rows(value)), bias, visible, seen)
+            x, _ = checkpoint(block, *inputs, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*inputs)
+        x = self.final_layer(x, modulation.final)
+        x = x.view(b, t, h // c.patch, w // c.patch, c.patch, c.patch, c.channels)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c.channels, t, h, w)
+
+    def read(self, latents: torch.Tensor, frames: tuple[int, ...], text: Prompts, modulation: Modulation) -> tuple[Keys, ...]:
+        """Keys and values of every block for clean frames (B, C, T, h, w), which attend to each other alone.
+
+        ``frames`` are their places in the sequence; ``modulation`` is that of timestep 0.
+        """
+        x, rotary, text, bias = self._embedded(latents, latents.new_ones(1, len(frames)), text, frames)
+        keys = []
+        for block, layers, (key, value) in zip(self.blocks, modulation.blocks, text.keys or (), strict=True):
+            x, kept = block(x, layers, rotary, (text.of_rows(key), text.of_rows(value)), bias)
+            keys.append(kept)
+        return tuple(keys)
+
+    def _embedded(self, latents: torch.Tensor, clean: torch.Tensor, text: Prompts,
+                  frames: tuple[int, ...] | None) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], Prompts, torch.Tensor | None]:
+        """(tokens (B, T, HW, width), rotary table, prompts with keys, bias of their rows); ConfigError for a grid of no whole patches."""
+        c = self.config
+        b, _, t, h, w = latents.shape
         if h % c.patch or w % c.patch:
             raise ConfigError(f"a latent grid of {h}x{w} does not divide into {c.patch}x{c.patch} patches")
         condition = clean[:, None, :, None, None].to(latents).expand(b, 1, t, h, w)
-        padding = torch.zeros_like(condition)
-        x = self.x_embedder(torch.cat((latents, condition, padding), dim=1).to(self.dtype))
-        modulation = modulation or self.modulate(timesteps)
+        x = self.x_embedder(torch.cat((latents, condition, torch.zeros_like(condition)), dim=1).to(self.dtype))
         text = text if text.keys is not None else self.attend_to(text)
-        grid = (h // c.patch, w // c.patch)
-        rotary = self._rotary_table(t, *grid, latents.device)
-        bias = None if text.bias is None else text.of_rows(text.bias)
-        for block, layers, (key, value) in zip(self.blocks, modulation.blocks, text.keys or (), strict=True):
-            inputs = (x, layers, rotary, (text.of_rows(key), text.of_rows(value)), bias)
-            x = checkpoint(block, *inputs, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*inputs)
-        x = self.final_layer(x, modulation.final)
-        x = x.view(b, t, *grid, c.patch, c.patch, c.channels)
-        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c.channels, t, h, w)
+        rotary = self._rotary_table(frames or tuple(range(t)), h // c.patch, w // c.patch, latents.device)
+        return x, rotary, text, None if text.bias is None else text.of_rows(text.bias)
 
-    def _rotary_table(self, t: int, h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """:func:`rotary_table`, kept per grid."""
-        key = (t, h, w, device)
+    def _rotary_table(self, frames: tuple[int, ...], h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`rotary_table` of these frames, kept per grid."""
+        key = (frames, h, w, device)
         table = self._rotary.get(key)
         if table is None:
-            table = rotary_table(self.config, t, h, w, device)
+            cos, sin = (part.unflatten(0, (-1, h * w))[list(frames)].flatten(0, 1)
+                        for part in rotary_table(self.config, max(frames) + 1, h, w, device))
+            table = cos, sin
             if not torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
                 self._rotary[key] = table
         return table

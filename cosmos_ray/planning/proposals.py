@@ -41,9 +41,8 @@ def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: tor
             spread: float = 0.0) -> Proposals:
     """``n`` chunks of the policy per observation. ``spread`` moves every second chunk. Other arguments as for :func:`best_of_n`."""
     own = torch.tensor([s if q == 0 else mix_seed(s, 1, q) for s in seeds.tolist() for q in range(n)])
-    seeds = seeds.repeat_interleave(n)
-    known, text = known.repeat_interleave(n, 0), text.repeat_interleave(n)
     latents = sampling.act(policy, known, text, own, steps)
+    seeds, text = seeds.repeat_interleave(n), text.repeat_interleave(n)
     actions = read_actions(policy, latents)
     if spread and n > 1:
         rows = torch.arange(len(own)) % n % 2 == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from cosmos_ray.config import PlannerConfig
+from cosmos_ray.model import sampling
 from cosmos_ray.model.injection import probability
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.sample_types import SampleType
@@ -63,18 +64,18 @@ def score_until_certain(policy: CosmosPolicy, proposals: Proposals, config: Plan
     asked, rows = proposals, torch.arange(len(proposals))
     for future, drawn in values.items():
         if future is None:
-            latents, seeds, kind = asked.latents, asked.seeds, SampleType.VALUE_ACTION
+            given, seeds = sampling.give(policy, SampleType.VALUE_ACTION, asked.latents, asked.text), asked.seeds
         else:
             latents = imagine(policy, asked, config, future) if future else first[rows]
-            seeds, kind = future_seeds(asked.seeds, future), SampleType.VALUE_FUTURE
+            given, seeds = sampling.give(policy, SampleType.VALUE_FUTURE, latents, asked.text), future_seeds(asked.seeds, future)
         for steps, members in members_of_equal_steps(config):
-            samples = values_of_members(policy, latents, asked.text, seeds, steps, members, kind)
+            samples = values_of_members(policy, given, seeds, steps, members)
             drawn[rows[:, None], torch.tensor(members)] = probability(samples).cpu()
             low, high = _range(values, config, n)
             out |= beaten(low, high)
             open_ = ~out & ((~out).sum(1, keepdim=True) > 1)
             going = open_.flatten()[rows]
-            asked, rows, latents, seeds = asked.take(going), rows[going], latents[going], seeds[going]
+            asked, rows, given, seeds = asked.take(going), rows[going], given.take(going), seeds[going]
             if not len(rows):
                 return first, (low + high) / 2, (~out).int().argmax(1)
     scores = torch.where(open_, _complete(values, config, n), (low + high) / 2)

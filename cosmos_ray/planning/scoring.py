@@ -10,6 +10,7 @@ import torch
 
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.model import sampling
+from cosmos_ray.model.given import Given
 from cosmos_ray.model.injection import probability
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
@@ -76,17 +77,14 @@ def members_of_equal_steps(config: PlannerConfig) -> Iterator[tuple[int, list[in
 def value_samples(policy: CosmosPolicy, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, config: PlannerConfig,
                   sample_type: SampleType) -> torch.Tensor:
     """(rows, config.value_samples) value samples in [-1, 1]."""
-    return torch.cat([values_of_members(policy, latents, text, seeds, steps, members, sample_type)
-                      for steps, members in members_of_equal_steps(config)], dim=1)
+    given = sampling.give(policy, sample_type, latents, text)
+    return torch.cat([values_of_members(policy, given, seeds, steps, members) for steps, members in members_of_equal_steps(config)], dim=1)
 
 
-def values_of_members(policy: CosmosPolicy, latents: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int,
-                      members: Sequence[int], sample_type: SampleType) -> torch.Tensor:
+def values_of_members(policy: CosmosPolicy, given: Given, seeds: torch.Tensor, steps: int, members: Sequence[int]) -> torch.Tensor:
     """(rows, members) value samples in [-1, 1], of members that take ``steps`` evaluations each, in one batch."""
-    count = len(members)
-    member_seeds = torch.cat([_derive(seeds, 4, member) for member in members])
-    values = sampling.evaluate(policy, latents.repeat(count, 1, 1, 1, 1), text.repeat(count), member_seeds, steps, sample_type)
-    return values.view(count, -1).T
+    drawn = torch.stack([_derive(seeds, 4, member) for member in members], dim=1)
+    return sampling.evaluate(policy, given, drawn.flatten(), steps).view(len(given), -1)
 
 
 def _derive(seeds: torch.Tensor, stage: int, index: int) -> torch.Tensor:

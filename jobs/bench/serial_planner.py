@@ -50,5 +50,6 @@ def _score(policy: CosmosPolicy, proposed: torch.Tensor, text: Prompts, seed: in
 
 def _values(policy: CosmosPolicy, latents: torch.Tensor, text: Prompts, seed: int, config: PlannerConfig,
             sample_type: SampleType) -> list[torch.Tensor]:
-    return [probability(sampling.evaluate(policy, latents, text, torch.tensor([mix_seed(seed, 4, member)]), steps, sample_type))
+    given = sampling.give(policy, sample_type, latents, text)
+    return [probability(sampling.evaluate(policy, given, torch.tensor([mix_seed(seed, 4, member)]), steps))
             for member, steps in enumerate(step_ladder(config.value_steps, config.value_samples, config.ladder))]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.model import sampling
+from cosmos_ray.model.given import Given
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
-from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.speed.cuda_graph import PaddedGraph
 from cosmos_ray.model.transformer import Transformer
 
@@ -55,9 +56,8 @@ class PaddedSampler:
         # A new pool each time: one whose graphs are all gone cannot be captured into again.
         self._pool = torch.cuda.graph_pool_handle() if self._stream is not None else None
 
-    def __call__(self, policy: CosmosPolicy, sample_type: SampleType, known: torch.Tensor, text: Prompts, noise: torch.Tensor,
-                 steps: int) -> torch.Tensor:
-        n = len(known)
+    def __call__(self, policy: CosmosPolicy, given: Given, noise: torch.Tensor, steps: int) -> torch.Tensor:
+        n, text = len(given), given.text
         rows = padded_rows(n)
         if text.keys is not self._keys:
             self.forget()
@@ -65,15 +65,27 @@ class PaddedSampler:
         if self._stream is None:
             if self._prompts is None:
                 self._prompts = _padded_prompts(text)
-            text = dataclasses.replace(self._prompts, rows=_padded(text.rows, rows))
-            return sampling.sample(policy, sample_type, _padded(known, rows), text, _padded(noise, rows), steps)[:n]
-        key = (sample_type, rows, steps)
+            padded = _with(given, [_padded(x, rows) for x in _tensors(given)], self._prompts)
+            return sampling.sample(policy, padded, _padded(noise, rows), steps)[:n]
+        key = (given.sample_type, rows, steps)
         if key not in self._graphs:
-            def sample(known: torch.Tensor, noise: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-                return sampling.sample(policy, sample_type, known, dataclasses.replace(text, rows=prompts), noise, steps)
+            def sample(noise: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+                return sampling.sample(policy, _with(given, tensors, text), noise, steps)
 
-            self._graphs[key] = PaddedGraph(sample, [known, noise, text.rows], rows, self._stream, self._pool)
-        return self._graphs[key](known, noise, text.rows)
+            self._graphs[key] = PaddedGraph(sample, [noise, *_tensors(given)], rows, self._stream, self._pool)
+        return self._graphs[key](noise, *_tensors(given))
+
+
+def _tensors(given: Given) -> list[torch.Tensor]:
+    """Every tensor of ``given`` that has its rows."""
+    return [given.known, given.text.rows, *(x for pair in given.keys or () for x in pair)]
+
+
+def _with(given: Given, tensors: Sequence[torch.Tensor], text: Prompts) -> Given:
+    """``given`` with other :func:`_tensors`, and the prompts of ``text``."""
+    known, prompts, *keys = tensors
+    pairs = None if given.keys is None else tuple(zip(keys[::2], keys[1::2], strict=True))
+    return dataclasses.replace(given, known=known, text=dataclasses.replace(text, rows=prompts), keys=pairs)
 
 
 def padded_rows(n: int) -> int:

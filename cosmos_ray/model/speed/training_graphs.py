@@ -40,21 +40,21 @@ class _GraphedForward:
         self.graphs: dict[tuple, Callable[..., torch.Tensor]] = {}
 
     def __call__(self, latents: torch.Tensor, clean: torch.Tensor, timesteps: torch.Tensor, text: Prompts,
-                 modulation: Modulation | None = None) -> torch.Tensor:
+                 modulation: Modulation | None = None, hidden: torch.Tensor | None = None) -> torch.Tensor:
         if not len(latents):
             return torch.empty_like(latents)
         where = [p.data_ptr() for p in self.parameters]
         if where != self.where:
             self.where, self.graphs = where, {}
-        inputs = [latents, clean, timesteps, text.tokens, text.rows, *(() if text.bias is None else (text.bias,))]
+        inputs = [latents, clean, timesteps, text.tokens, text.rows, *(x for x in (text.bias, hidden) if x is not None)]
         trained, rows = torch.is_grad_enabled(), len(latents)
         padded = rows if trained else 1 << (rows - 1).bit_length()
-        key = (trained, padded, tuple(text.tokens.shape), *(len(x) == rows for x in inputs))
+        key = (trained, padded, tuple(text.tokens.shape), text.bias is None, *(len(x) == rows for x in inputs))
         if modulation is not None or text.keys is not None:
-            return self.eager(latents, clean, timesteps, text, modulation)
+            return self.eager(latents, clean, timesteps, text, modulation, hidden)
         if key not in self.graphs:
             if sum(other[0] == trained for other in self.graphs) >= MOST[trained]:
-                return self.eager(latents, clean, timesteps, text, modulation)
+                return self.eager(latents, clean, timesteps, text, modulation, hidden)
             self.graphs[key] = self._with_gradients(inputs) if trained else PaddedGraph(self.run, inputs, padded, self.stream)
         return self.graphs[key](*inputs)
 
@@ -82,5 +82,7 @@ class _Eager(torch.nn.Module):
         self.net, self._pass = net, net.forward
 
     def forward(self, latents: torch.Tensor, clean: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor,
-                bias: torch.Tensor | None = None) -> torch.Tensor:
-        return self._pass(latents, clean, timesteps, Prompts(tokens, bias, rows))
+                *rest: torch.Tensor) -> torch.Tensor:
+        masked = self.net.config.one_way
+        bias = rest[0] if len(rest) > masked else None
+        return self._pass(latents, clean, timesteps, Prompts(tokens, bias, rows), hidden=rest[-1] if masked else None)
