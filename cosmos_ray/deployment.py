@@ -12,6 +12,7 @@ import torch
 
 from cosmos_ray import released
 from cosmos_ray.config import PlannerConfig, RunConfig, check
+from cosmos_ray.config.acting import JUDGED
 from cosmos_ray.config.settings import SETTINGS, changed, nearest, new_config
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.config.suites import SUITES, check_sizes
@@ -77,8 +78,8 @@ def load_policy(path: str | Path, *, suite: str = "", statistics: str | Path = "
         networks = [_released(config, weights, ranges) for weights, ranges in pairs if weights]
     planner = config.planner if config.planner.candidates > 1 else None
     if planning:
-        if planner is None or planner.rank_by == "joint":
-            why = "there is one candidate" if planner is None else "planner.rank_by = 'joint' ranks by the policy's own value"
+        if planner is None or planner.rank_by not in JUDGED:
+            why = "there is one candidate" if planner is None else f"planner.rank_by = {planner.rank_by!r} asks the policy alone"
             raise ConfigError(f"planning = {planning} would judge nothing, for {why}: leave it out, or give candidates=8, say")
         _check_pair(networks[0], networks[1], str(planning))
     policy, judge = networks[0], networks[1] if planning else None

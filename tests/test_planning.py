@@ -19,6 +19,7 @@ from cosmos_ray.planning.aggregate import AGGREGATIONS, THRESHOLD, aggregate
 from cosmos_ray.planning.best_of_n import act_directly, best_of_n
 from cosmos_ray.planning.proposals import propose
 from cosmos_ray.planning.scoring import score, step_ladder
+from cosmos_ray.planning.selectors import agreement
 from jobs.bench import serial_planner
 from tests.test_model import CAMERAS
 
@@ -313,6 +314,32 @@ def test_equal_step_counts_share_a_batch_with_noise_of_their_own(policy, monkeyp
     monkeypatch.setattr(sampling, "evaluate", lambda *arguments: batches.append(arguments[2].tolist()) or evaluate(*arguments))
     best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=3, value_samples=4, value_steps=1))
     assert len(batches) == 1 and len(batches[0]) == 2 * 3 * 4 and len(set(batches[0])) == 2 * 4
+
+
+def test_the_middle_of_the_largest_group_agrees_best():
+    points = torch.tensor([[0.0], [10.0], [10.1], [10.3], [10.15], [9.9]])
+    scores = agreement(torch.cat((points, points.flip(0))), 6).view(2, 6)
+    assert scores.argmax(1).tolist() == [2, 3] and torch.equal(scores[1], scores[0].flip(0))
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert agreement(points[:3], 1).tolist() == [1, 1, 1]
+    assert agreement(torch.zeros(4, 2), 4).argmax() == 0  # all the same: the first
+
+
+@pytest.mark.parametrize("rank_by", ["random", "medoid", "consensus"])
+def test_a_control_asks_for_no_value(policy, rank_by, monkeypatch):
+    monkeypatch.setattr(sampling, "evaluate", lambda *_: pytest.fail("a control asks for no value"))
+    imagined = []
+    imagine = sampling.imagine
+    monkeypatch.setattr(sampling, "imagine", lambda *arguments: imagined.append(len(arguments[1])) or imagine(*arguments))
+    known, text, seeds = observed(policy, 6)
+    decision = best_of_n(policy, known, text, seeds, STEPS, PlannerConfig(candidates=5, rank_by=rank_by))
+    assert imagined == ([30] if rank_by == "consensus" else [])
+    assert torch.equal(decision.chosen, decision.scores.argmax(1)) and len(set(decision.chosen.tolist())) > 1
+    rows = torch.arange(6)
+    assert torch.equal(decision.actions, decision.candidates[rows, decision.chosen])
+    if rank_by == "medoid":
+        assert torch.equal(decision.scores, agreement(decision.candidates.flatten(0, 1), 5).view(6, 5))
+    check(RunConfig(planner=PlannerConfig(rank_by=rank_by), learner=LearnerConfig(value_mode="action")))
 
 
 def test_candidates_are_compared_under_the_same_noise(policy, monkeypatch):

@@ -10,7 +10,9 @@ from cosmos_ray.config.selector import NODES, selector
 from cosmos_ray.errors import ConfigError
 
 #: V(s') of imagined futures, Q(s, a), the mean of both, or the value that the policy generates jointly with the candidate
-RankBy = Literal["future", "action", "both", "joint"]
+RankBy = Literal["future", "action", "both", "joint", "random", "medoid", "consensus"]
+VALUED = ("future", "action", "both")  #: ranks by values that the planning network gives
+JUDGED = (*VALUED, "consensus")  #: ranks that ask the planning network
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class PlannerConfig:
     candidates: int = option(8, "action chunks proposed per decision (N)", low=1, high=1024)
     rank_by: RankBy = option("future", "value that ranks candidates: 'future', 'action', 'both', 'joint'; V(s') of imagined futures, "
                              "Q(s, a), the mean of the two, or the value that the policy generates jointly with each candidate, without "
-                             "further evaluations")
+                             "further evaluations. Controls that ask no value: 'random', 'medoid' of the candidates, 'consensus' of their "
+                             "futures")
     spread: float = option(0.0, "standard deviation of an offset on every second candidate; the offset moves the hand. Give rollouts at "
                            "least as much rollout.chunk_noise, so that the world model has seen such chunks", low=0, high=1)
     futures: int = option(1, "imagined futures per candidate", low=1, high=64)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cosmos_ray.config.acting import InferenceConfig, PlannerConfig, RolloutConfig
+from cosmos_ray.config.acting import VALUED, InferenceConfig, PlannerConfig, RolloutConfig
 from cosmos_ray.config.learner import LearnerConfig
 from cosmos_ray.config.model import ModelConfig
 from cosmos_ray.config.option import check_ranges, filled, option
@@ -65,7 +65,7 @@ class RunConfig:
         """Raise :class:`ConfigError` for settings of two sections that do not go together."""
         rounds_to_keep(self.keep_rounds)
         learner, planner = self.learner, self.planner
-        if planner.rank_by != "joint" and learner.value_mode not in (planner.rank_by, "both"):  # policy samples train the joint value
+        if planner.rank_by in VALUED and learner.value_mode not in (planner.rank_by, "both"):  # policy samples train the joint value
             raise ConfigError(f"planner.rank_by = {planner.rank_by!r} ranks by what learner.value_mode = {learner.value_mode!r} does not "
                               "train: set learner.value_mode to it or to 'both'")
         if learner.advantage_temperature and not self.planning_steps:

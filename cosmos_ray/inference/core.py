@@ -11,6 +11,7 @@ import torch
 
 from cosmos_ray import instants
 from cosmos_ray.config import InferenceConfig, PlannerConfig
+from cosmos_ray.config.acting import JUDGED
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.messages import ActingPolicy, ActReply, ActRequest, WrongVersion
 from cosmos_ray.memory import enough_memory
@@ -102,7 +103,7 @@ class InferenceCore:
         if planner is None:
             decision = act_directly(self.policy, known, text, seeds, steps)
         else:
-            planning = (network, network.embed(instructions)) if network is not None and planner.rank_by != "joint" else None
+            planning = (network, network.embed(instructions)) if network is not None and planner.rank_by in JUDGED else None
             decision = best_of_n(self.policy, known, text, seeds, steps, planner, planning)
         return decision, read_future_images(self.policy, decision.latents, images) if decode_futures else None
 

@@ -18,7 +18,8 @@ from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.planning.proposals import propose
 from cosmos_ray.planning.rejection import score_until_certain
-from cosmos_ray.planning.scoring import score
+from cosmos_ray.planning.scoring import imagine, score
+from cosmos_ray.planning.selectors import agreement, unjudged
 
 
 @dataclass
@@ -54,7 +55,7 @@ def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: t
 
     The score is V(s') of imagined futures; with ``config.rank_by`` "action" it is Q(s, a), with "both" the mean of the two. With "joint" it
     is the value that the policy generated with the candidate (``ar_future_prediction`` and ``ar_value_prediction`` are False in the public
-    code); then nothing else is evaluated, and the planning network is not asked.
+    code); then nothing else is evaluated, and the planning network is not asked. The other ranks are those of ``selectors``.
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
@@ -62,9 +63,14 @@ def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: t
     chosen = None
     if config.rank_by == "joint":
         futures, scores = proposals.latents, probability(read_value(policy, proposals.latents))
+    elif config.rank_by in ("random", "medoid"):
+        futures, scores = proposals.latents, unjudged(proposals, config.rank_by, n)
     else:
         seen = proposals.seen_by(network, prompts.repeat_interleave(n), policy)
-        if config.early_rejection:
+        if config.rank_by == "consensus":
+            futures = imagine(network, seen, config, 0)
+            scores = agreement(futures[:, :, list(network.layout.future)], n)
+        elif config.early_rejection:
             futures, scores, chosen = score_until_certain(network, seen, config, n)
         else:
             futures, scores = score(network, seen, config)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cosmos_ray.asks import pool_ask, workers_ask
+from cosmos_ray.config.acting import JUDGED
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import read_description
@@ -112,8 +113,8 @@ def planning_network(run: Run, policy: str = "refined", number: int | None = Non
 
 
 def planning_checkpoint(run: Run, policy: str, number: int | None = None) -> str:
-    """:func:`planning_network` as requests name it; "" too where the planner ranks by the policy's own joint value."""
-    return "" if run.config.planner.rank_by == "joint" else str(planning_network(run, policy, number) or "")
+    """:func:`planning_network` as requests name it; "" too where the planner's rank asks no planning network."""
+    return str(planning_network(run, policy, number) or "") if run.config.planner.rank_by in JUDGED else ""
 
 
 def rollout_ticket(run: Run, index: int, attempt: int = 0) -> EpisodeTicket:

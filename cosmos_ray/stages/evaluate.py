@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_ray.config import SimConfig
+from cosmos_ray.config.acting import JUDGED
 from cosmos_ray.config.libero import check_published
 from cosmos_ray.errors import ConfigError, SimulationError, StoreError
 from cosmos_ray.evidence import paired, wilson
@@ -54,11 +55,11 @@ USUAL = {"base": ARMS["base"], "refined": ARMS["refined"], "refined + planning":
 
 
 def known_arms(run: Run) -> dict[str, tuple[str, str]]:
-    """The arms that ``run`` can have, as in :data:`ARMS`. A joint value is the policy's own, so no other network judges by it."""
+    """The arms that ``run`` can have, as in :data:`ARMS`. A rank that asks no planning network has no arm that is judged by one."""
     if not run.folder.has_policy(IMPORTED_PLANNING):
         return {"base": USUAL["base"], "base + planning": ARMS["base + planning"], **USUAL}
-    joint = run.config.planner.rank_by == "joint"
-    return {name: arm for name, arm in ARMS.items() if not (joint and arm[1] == "planning")}
+    judged = run.config.planner.rank_by in JUDGED
+    return {name: arm for name, arm in ARMS.items() if judged or arm[1] != "planning"}
 
 
 def arms(run: Run, only: Sequence[str] = (), rounds: Sequence[int] = ()) -> list[Arm]:
