@@ -7,7 +7,9 @@ Both sides plan the same decisions with the same seeds; eight candidates, three 
 to 5 for each future, as in the paper. Choices and scores are compared before anything is timed.
 
 ``exact_vs_serial``: all candidates together, eager on both sides. ``exact_vs_serial_compiled``: the same, compiled on both sides.
-``pruned_vs_serial``: compiled and with early rejection, against serial and eager.
+``pruned_vs_serial``: compiled and with early rejection, against serial and eager. ``one_way_vs_serial``: a network of
+``model.attention one-way``, which reads a state once, compiled, against a serial and eager network of the same size with full attention.
+Time does not depend on the weights, except with early rejection: what a checkpoint does not give is untrained.
 
 A figure is the median over rounds with the smallest and the largest.
 """
@@ -31,7 +33,7 @@ from cosmos_ray.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_ray.model.latents import current_latents  # noqa: E402
 from cosmos_ray.model.policy import CosmosPolicy, build  # noqa: E402
 from cosmos_ray.model.prompts import Prompts  # noqa: E402
-from cosmos_ray.model.spec import make_spec  # noqa: E402
+from cosmos_ray.model.spec import PolicySpec, make_spec  # noqa: E402
 from cosmos_ray.model.speed.accelerate import accelerate  # noqa: E402
 from cosmos_ray.planning.assessment import recorded_chains  # noqa: E402
 from cosmos_ray.planning.best_of_n import Decision, best_of_n  # noqa: E402
@@ -45,25 +47,28 @@ ACT_STEPS = 10  #: network evaluations of a proposed chunk, as in the paper's pl
 Observed = tuple[torch.Tensor, Prompts, int]  #: latents (1, C, T, h, w), one prompt, seed
 
 
-def untrained() -> tuple[CosmosPolicy, np.ndarray, np.ndarray, list[str]]:
-    """(policy, images, proprioception, instructions) that need no run."""
-    policy = build(make_spec(ModelConfig(), ("wrist", "front"), action_dim=4, proprio_dim=9), seed=1)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (64, 2, 64, 64, 3), dtype=np.uint8)
-    policy.tokenizer.fit(torch.from_numpy(images[:, 0]))
-    policy.set_statistics(np.full(4, -1.0), np.full(4, 1.0), np.full(9, -1.0), np.full(9, 1.0))
+def untrained(spec: PolicySpec) -> CosmosPolicy:
+    """A policy of these dimensions whose output is not zero."""
+    policy = build(spec, seed=1)
+    policy.tokenizer.fit(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), dtype=np.uint8)))
     torch.nn.init.normal_(policy.net.final_layer.linear.weight, std=0.05, generator=torch.Generator().manual_seed(5))
-    return policy, images, rng.uniform(-1, 1, (64, 9)).astype(np.float32), ["lift the cube"] * 64
+    return policy
 
 
-def trained(options: argparse.Namespace) -> tuple[CosmosPolicy, np.ndarray, np.ndarray, list[str]]:
-    """The same of a checkpoint, and of states in a store."""
-    policy, _ = load_checkpoint(options.checkpoint)
+def random_states(spec: PolicySpec, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(images, proprioception, instructions) that need no run."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, len(spec.cameras), spec.image_size, spec.image_size, 3), dtype=np.uint8)
+    return images, rng.uniform(-1, 1, (count, spec.proprio_dim)).astype(np.float32), ["lift the cube"] * count
+
+
+def recorded_states(options: argparse.Namespace, spec: PolicySpec) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The same from the episodes of a store."""
     store = ReplayStore(options.store)
-    chains = recorded_chains([store.view(name) for name in store.keys()], policy.spec.cameras, policy.spec.chunk, 1, options.decisions, 0)
+    chains = recorded_chains([store.view(name) for name in store.keys()], spec.cameras, spec.chunk, 1, options.decisions, 0)
     if chains is None:
         raise SystemExit(f"no episode of {options.store} has the frames that {options.checkpoint} reads")
-    return policy, chains.images[:, 0], chains.proprio[:, 0], chains.instructions
+    return chains.images[:, 0], chains.proprio[:, 0], chains.instructions
 
 
 def batched(policy: CosmosPolicy, seen: Observed, steps: int, config: PlannerConfig) -> Decision:
@@ -92,6 +97,24 @@ def seconds(plan: Callable[[Observed], object], states: list[Observed]) -> float
     return (time.perf_counter() - began) / len(states)
 
 
+def time_all(policy: CosmosPolicy, states: list[Observed], pruned: PlannerConfig, kind: str, rounds: int,
+             times: dict[str, list[float]]) -> None:
+    """Seconds per decision of every way to plan, eager and compiled, in turn; into ``times``."""
+    calls: dict[str, Callable[[Observed], object]] = {
+        "serial": lambda seen: serial_planner.plan(policy, *seen, ACT_STEPS, PAPER),
+        "exact": lambda seen: batched(policy, seen, ACT_STEPS, PAPER),
+        "rejecting": lambda seen: batched(policy, seen, ACT_STEPS, pruned)}
+    for how in ("none", "compile"):
+        accelerate(policy, how)
+        for call in calls.values():
+            seconds(call, states)  # compile every size that occurs
+        for number in range(rounds):
+            for name, call in calls.items():
+                times.setdefault(f"{kind}{name} {how}", []).append(seconds(call, states))
+            progress(f"{kind}round {number + 1} of {rounds}, accelerate {how}: "
+                     + ", ".join(f"{name} {1e3 * times[f'{kind}{name} {how}'][-1]:.0f} ms" for name in calls))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="a checkpoint folder, as runs/demo/checkpoints/refined; the default is an untrained network")
@@ -104,29 +127,24 @@ def main() -> None:
     if bool(options.checkpoint) != bool(options.store):
         parser.error("--checkpoint and --store go together")
     torch.set_num_threads(options.threads)
-    policy, images, proprio, instructions = trained(options) if options.checkpoint else untrained()
-    policy.eval().serve()
-    states = [(current_latents(policy, images[i:i + 1], proprio[i:i + 1]), policy.embed(instructions[i:i + 1]), i)
-              for i in range(min(options.decisions, len(images)))]
+    given = load_checkpoint(options.checkpoint)[0] if options.checkpoint else None
+    spec = given.spec if given else make_spec(ModelConfig(), ("wrist", "front"), action_dim=4, proprio_dim=9)
+    images, proprio, instructions = recorded_states(options, spec) if given else random_states(spec, options.decisions)
     pruned, report = replace(PAPER, early_rejection=True), Report(options.json)
-    compare(policy, states, pruned)
-    calls: dict[str, Callable[[Observed], object]] = {
-        "serial": lambda seen: serial_planner.plan(policy, *seen, ACT_STEPS, PAPER),
-        "exact": lambda seen: batched(policy, seen, ACT_STEPS, PAPER),
-        "rejecting": lambda seen: batched(policy, seen, ACT_STEPS, pruned)}
     times: dict[str, list[float]] = {}
-    for how in ("none", "compile"):
-        accelerate(policy, how)
-        for call in calls.values():
-            seconds(call, states)  # compile every size that occurs
-        for number in range(options.rounds):
-            for name, call in calls.items():
-                times.setdefault(f"{name} {how}", []).append(seconds(call, states))
-            progress(f"round {number + 1} of {options.rounds}, {how}: "
-                     + ", ".join(f"{name} {1e3 * times[f'{name} {how}'][-1]:.0f} ms" for name in calls))
+    for one_way in (False, True):
+        policy = given if given and spec.transformer.one_way == one_way else untrained(
+            replace(spec, transformer=replace(spec.transformer, one_way=one_way)))
+        policy.eval().serve()
+        states = [(current_latents(policy, images[i:i + 1], proprio[i:i + 1]), policy.embed(instructions[i:i + 1]), i)
+                  for i in range(len(images))]
+        compare(policy, states, pruned)
+        time_all(policy, states, pruned, "one-way " if one_way else "", options.rounds, times)
     report.add("exact_vs_serial", times["serial none"], times["exact none"], "eager on both sides")
     report.add("exact_vs_serial_compiled", times["serial compile"], times["exact compile"], "compiled on both sides")
     report.add("pruned_vs_serial", times["serial none"], times["rejecting compile"], "early rejection and compilation")
+    report.add("one_way_vs_serial", times["serial none"], times["one-way exact compile"], "one-way attention and compilation")
+    report.add("one_way_pruned_vs_serial", times["serial none"], times["one-way rejecting compile"], "and early rejection")
 
 
 if __name__ == "__main__":
