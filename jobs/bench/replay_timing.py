@@ -16,7 +16,8 @@ MISSING = "not run: pip install -r jobs/bench/requirements.txt"
 WANTED = {"vs_hdf5_episode_jpeg": ">5", "vs_h5py_frame_jpeg": ">1.5", "vs_lance": ">1.5", "vs_lerobot_v3": ">10",
           "over_jpeg_decode": "<1.3", "commit_over_write_fsync": "<1.3", "eight_writers_of_fsync": ">0.8",
           "open_100000_episodes_s": "<2", "push_over_memcpy_2gb": "<3", "inference_during_push": ">0.95",
-          "fleet_over_ideal": ">0.85", "fleet_vs_public_pattern": ">50", "steps_vs_stock_chunk": ">4", "ray_overhead": "<0.05"}  # fmt: skip
+          "fleet_over_ideal": ">0.85", "fleet_vs_public_pattern": ">50", "steps_vs_stock_chunk": ">4", "ray_overhead": "<0.05",
+          "libero_vs_vla_eval": ">10", "outcome_agreement": ">0.98", "exact_vs_serial": ">2", "pruned_vs_serial": ">3.5"}  # fmt: skip
 
 
 def progress(text: str) -> None:
