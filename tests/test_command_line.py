@@ -60,7 +60,7 @@ def handlers():
     (["pretrain", "--learner.base-mix", "0.5,0.5,0.5"], "learner.base_mix.*add up to 1"),
     (["collect", "--config", "nowhere.toml"], "cannot read the config file nowhere.toml"),
     (["collect", "--recipe", "wide_dor"], "unknown recipe 'wide_dor'; did you mean 'wide_door'"),
-    (["collect", "--recipe", "xyz"], "unknown recipe 'xyz'; there are can, demo, quick, wide_door, wide_lift"),
+    (["collect", "--recipe", "xyz"], "unknown recipe 'xyz'; there are can, demo, libero, quick, wide_door, wide_lift"),
     (["collect", "--sim.tsk", "Lift"], r"unknown flag --sim\.tsk; did you mean --sim\.task\?"),
     (["collect", "--learner.batchsize=4"], r"unknown flag --learner\.batchsize; did you mean --learner\.batch-size\?"),
     (["collect", "--zzz"], "unknown flag --zzz; see --help"),

@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
+from jobs.bench.libero import PACKAGES
 from tests.imports import ROOT, TREES, Import, imports
 
 #: Declared, and imported by none of our files.
@@ -43,7 +44,8 @@ PACKAGE = {name_of(line) for line in requirements("requirements.txt")}
 OPTIONAL = {name_of(line) for extra in ("2b", "data", "libero", "gym") for line in EXTRAS[extra]}
 DEVELOPMENT = {name_of(line) for line in EXTRAS["dev"]} - {"cosmos-ray"}
 BENCH = {name_of(line) for line in requirements("jobs/bench/requirements.txt")}
-DECLARED_FOR = {"cosmos_ray": PACKAGE | OPTIONAL, "jobs": PACKAGE | OPTIONAL | BENCH, "tests": PACKAGE | OPTIONAL | DEVELOPMENT}
+APART = {name_of(line) for line in PACKAGES} & {"vla-eval"}  #: of the environment that jobs/bench/libero.py makes for itself
+DECLARED_FOR = {"cosmos_ray": PACKAGE | OPTIONAL, "jobs": PACKAGE | OPTIONAL | BENCH | APART, "tests": PACKAGE | OPTIONAL | DEVELOPMENT}
 
 
 def third_party(tree: str) -> list[tuple[Import, str]]:

