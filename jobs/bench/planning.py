@@ -64,7 +64,8 @@ def random_states(spec: PolicySpec, count: int) -> tuple[np.ndarray, np.ndarray,
 
 def recorded_states(options: argparse.Namespace, spec: PolicySpec) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The same from the episodes of a store."""
-    store = ReplayStore(options.store)
+    store = ReplayStore(options.store, create=False)
+    store.refresh()
     chains = recorded_chains([store.view(name) for name in store.keys()], spec.cameras, spec.chunk, 1, options.decisions, 0)
     if chains is None:
         raise SystemExit(f"no episode of {options.store} has the frames that {options.checkpoint} reads")
