@@ -91,10 +91,12 @@ def test_the_policy_arm_is_the_evaluation_episode(chooser, tmp_path, env):
     assert (end.step, end.success) == (episode.length, episode.success) and np.array_equal(end.state, episode.states[-1])
 
 
-def test_the_planned_arm_is_the_planned_evaluation_episode(chooser, tmp_path, env):
+@pytest.mark.parametrize("planner", [PLANNER, dataclasses.replace(PLANNER, depth=2, branch=2, beam=2)], ids=["depth 1", "depth 2"])
+def test_the_planned_arm_is_the_planned_evaluation_episode(chooser, tmp_path, env, planner):
+    chooser.planner = planner
     seed = state_seed("eval", 0, 0)
     core = RolloutCore(Simulators([env]), ReplayStore(tmp_path), LocalClient(InferenceCore(demo_policy(), 1)), steps=1)
-    planned = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), evaluation_noise_seed(seed), ActingPolicy(planner=PLANNER))
+    planned = EpisodeTicket(EpisodeKey("run", "Lift", "eval", seed), evaluation_noise_seed(seed), ActingPolicy(planner=planner))
     finished = core.advance([planned], 60)
     episode = core.store.read(finished[0].name)
     branch = branch_of(chooser)

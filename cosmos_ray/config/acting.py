@@ -91,6 +91,12 @@ class PlannerConfig:
     aggregate: Literal["average", "lcb", "lcb_population", "success_vote", "majority_mean"] = option(
         "average", "how value samples become one score; 'lcb' is the mean less the samples' standard deviation, 'lcb_population' less the "
         "population's, as earlier versions had it")
+    depth: int = option(1, "chunks that a plan looks ahead, 1 to 3; from an imagined future the policy proposes again, the world model "
+                        "imagines on, and the value judges the last state", low=1, high=3)
+    branch: int = option(1, "chunks proposed in each imagined future, at planner.depth 2 and 3; the best of them counts", low=1, high=64,
+                         rare=True)
+    beam: int = option(0, "plans of one observation that are looked further into after each chunk, 0 = all; at planner.depth 2 and 3",
+                       low=0, high=1024, rare=True)
     early_rejection: bool = option(
         False, "stop valuing a candidate that cannot win any more; the choice is the same with fewer evaluations, but the scores of the "
         "others are estimates", rare=True)
@@ -100,3 +106,18 @@ class PlannerConfig:
         if self.rank_by == "joint" and self.spread:
             raise ConfigError(f"planner.spread = {self.spread:g} moves candidates after their joint value was generated: set it to 0, or "
                               "planner.rank_by to 'future', 'action' or 'both'")
+        if self.depth == 1:
+            for name, value in (("branch", self.branch - 1), ("beam", self.beam)):
+                if value:
+                    raise ConfigError(f"planner.{name} = {getattr(self, name)} acts where a plan looks further than one chunk: set "
+                                      "planner.depth to 2 or 3")
+            return
+        if self.rank_by not in (*VALUED, "joint"):
+            raise ConfigError(f"planner.rank_by = {self.rank_by!r} asks no value, so there is nothing to look ahead for: set planner.depth "
+                              "to 1")
+        if self.early_rejection:
+            raise ConfigError(f"planner.early_rejection compares the candidates of one chunk, and planner.depth is {self.depth}: set one "
+                              "of the two to false or 1; planner.beam drops plans at any depth")
+        if self.depth == 3 and self.beam and self.futures > 1 and self.rank_by != "joint":
+            raise ConfigError(f"planner.beam = {self.beam} keeps single plans, and at planner.depth 3 a plan with planner.futures = "
+                              f"{self.futures} needs a next chunk in each future: set planner.beam to 0 or planner.futures to 1")

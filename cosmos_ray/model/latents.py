@@ -93,6 +93,18 @@ def read_future_proprio(policy: CosmosPolicy, latents: torch.Tensor) -> torch.Te
     return policy.proprio_scale.restore(extract(latents[:, :, policy.layout.future_proprio], policy.spec.proprio_dim))
 
 
+def next_state(policy: CosmosPolicy, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as of :func:`current_latents`, in the state s' that ``latents`` (B, C, T, h, w) have as their future.
+
+    The proprioception is the generated one, averaged and tiled as in training. The images stay latents: nothing is decoded.
+    """
+    layout, state = policy.layout, torch.zeros_like(latents)
+    state[:, :, 0] = latents[:, :, 0]
+    state[:, :, list(layout.images)] = latents[:, :, list(layout.future_images)]
+    state[:, :, layout.proprio] = _vector_frame(policy, policy.proprio_scale, read_future_proprio(policy, latents))
+    return state
+
+
 def read_future_images(policy: CosmosPolicy, latents: torch.Tensor, images: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
     """(B, cameras, H, W, 3) uint8 predicted images; ``images`` are the current ones, as for :func:`current_latents`.
 

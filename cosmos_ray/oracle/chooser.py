@@ -17,6 +17,7 @@ from cosmos_ray.model.sample_types import SampleType
 from cosmos_ray.model.training_batch import TrainingBatch
 from cosmos_ray.oracle.branch import Branch, Simulator
 from cosmos_ray.planning.aggregate import aggregate
+from cosmos_ray.planning.lookahead import look_ahead
 from cosmos_ray.planning.proposals import Proposals, propose
 from cosmos_ray.planning.scoring import score, value_samples
 from cosmos_ray.rollout.ticket import decision_noise_seed
@@ -62,7 +63,8 @@ class Chooser:
         return [self.simulator.run(branches[row // n], chunk) for row, chunk in enumerate(proposals.actions.cpu().numpy())]
 
     def imagined_values(self, proposals: Proposals, rank_by: RankBy = "future") -> np.ndarray:
-        """(B*N,) float32 scores of the planner in [0, 1]: V(s'), or Q(s, a) with ``rank_by`` "action"."""
+        """(B*N,) float32 scores of the planner in [0, 1]: V(s'), or Q(s, a) with ``rank_by`` "action". With ``planner.beam``, 1 less
+        for a candidate that was left behind."""
         return self._scores(proposals, rank_by, {})
 
     def true_future_values(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> np.ndarray:
@@ -82,8 +84,14 @@ class Chooser:
                 for name, frame in zip(("proprioception", *layout.cameras), layout.future, strict=True)}
 
     def _scores(self, proposals: Proposals, rank_by: RankBy, known: dict[int, torch.Tensor]) -> np.ndarray:
-        proposals = proposals.seen_by(self.planning_network, self._prompts(len(proposals.seeds)), self.policy)
-        return score(self.planning_network, proposals, dataclasses.replace(self.planner, rank_by=rank_by), known)[1].cpu().numpy()
+        planner, network = dataclasses.replace(self.planner, rank_by=rank_by), self.planning_network
+        if planner.depth > 1:
+            states = len(proposals) // planner.candidates
+            text = self.policy.embed([self.simulator.instruction] * states)
+            ahead = look_ahead(self.policy, text, network, self._prompts(states), proposals, self.steps, planner, known)
+            return ahead.ranking.flatten().cpu().numpy()
+        proposals = proposals.seen_by(network, self._prompts(len(proposals)), self.policy)
+        return score(network, proposals, planner, known)[1].cpu().numpy()
 
     def _true_latents(self, branches: list[Branch], proposals: Proposals, outcomes: list[Branch]) -> torch.Tensor:
         """Latents (B*N, C, T, h, w) float32 of state, candidate and true end."""

@@ -16,6 +16,7 @@ from cosmos_ray.model.injection import probability
 from cosmos_ray.model.latents import read_actions, read_value
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
+from cosmos_ray.planning.lookahead import look_ahead
 from cosmos_ray.planning.proposals import propose
 from cosmos_ray.planning.rejection import score_until_certain
 from cosmos_ray.planning.scoring import imagine, score
@@ -55,13 +56,17 @@ def best_of_n(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: t
 
     The score is V(s') of imagined futures; with ``config.rank_by`` "action" it is Q(s, a), with "both" the mean of the two. With "joint" it
     is the value that the policy generated with the candidate (``ar_future_prediction`` and ``ar_value_prediction`` are False in the public
-    code); then nothing else is evaluated, and the planning network is not asked. The other ranks are those of ``selectors``.
+    code); then nothing else is evaluated, and the planning network is not asked. The other ranks are those of ``selectors``. With
+    ``config.depth`` above 1 the score is that of :func:`look_ahead`.
     """
     b, n = len(seeds), config.candidates
     proposals = propose(policy, known, text, seeds, steps, n, config.spread)
     network, prompts = planning_network or (policy, text)
     chosen = None
-    if config.rank_by == "joint":
+    if config.depth > 1:
+        ahead = look_ahead(policy, text, network, prompts, proposals, steps, config)
+        futures, scores, chosen = ahead.first, ahead.scores, ahead.ranking.argmax(1).cpu()
+    elif config.rank_by == "joint":
         futures, scores = proposals.latents, probability(read_value(policy, proposals.latents))
     elif config.rank_by in ("random", "medoid"):
         futures, scores = proposals.latents, unjudged(proposals, config.rank_by, n)

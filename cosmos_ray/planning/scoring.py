@@ -39,20 +39,31 @@ def score(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
     All futures of all candidates are valued together: the members of an ensemble that take as many evaluations share one batch.
     ``known`` maps the position of a frame to latents (B*N, C, h, w) that replace the imagined frame before its future is valued.
     """
-    first, scores = proposals.latents, []
+    futures = imagine_all(policy, proposals, config, known) if config.rank_by != "action" else []
+    return (futures or [proposals.latents])[0], judge(policy, proposals, futures, config)
+
+
+def imagine_all(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig,
+                known: dict[int, torch.Tensor] | None = None) -> list[torch.Tensor]:
+    """All futures of every proposal, (B*N, C, T, h, w) each; ``known`` as for :func:`score`."""
+    futures = [imagine(policy, proposals, config, i) for i in range(config.futures)]
+    for frame, latents in (known or {}).items():
+        for future in futures:
+            future[:, :, frame] = latents
+    return futures
+
+
+def judge(policy: CosmosPolicy, proposals: Proposals, futures: list[torch.Tensor], config: PlannerConfig) -> torch.Tensor:
+    """Scores (B*N,) of proposals, whose ``futures`` are those of :func:`imagine_all`; these are not read with ``rank_by`` "action"."""
+    scores = []
     if config.rank_by != "action":
-        futures = [imagine(policy, proposals, config, i) for i in range(config.futures)]
-        for frame, latents in (known or {}).items():
-            for future in futures:
-                future[:, :, frame] = latents
-        first = futures[0]
         seeds = torch.cat([future_seeds(proposals.seeds, i) for i in range(config.futures)])
         values = value_samples(policy, torch.cat(futures), proposals.text.repeat(config.futures), seeds, config, SampleType.VALUE_FUTURE)
         scores.append(aggregate(probability(torch.cat(values.chunk(config.futures), dim=1)), config.aggregate))
     if config.rank_by != "future":
         values = value_samples(policy, proposals.latents, proposals.text, proposals.seeds, config, SampleType.VALUE_ACTION)
         scores.append(aggregate(probability(values), config.aggregate))
-    return first, torch.stack(scores).mean(0)
+    return torch.stack(scores).mean(0)
 
 
 def imagine(policy: CosmosPolicy, proposals: Proposals, config: PlannerConfig, index: int) -> torch.Tensor:
