@@ -59,6 +59,8 @@ def choose_backend() -> str:
         ConfigError: ``MUJOCO_GL`` names no backend, or one that does not render here.
         SimulationError: neither backend works; names the Debian packages that provide them.
     """
+    # A software rasteriser's own threads cost a sixth of a small picture, and take cores from other simulators.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen:
         if chosen not in DISABLED and os.environ.get(RENDERED) != chosen:
