@@ -27,6 +27,16 @@ from cosmos_ray.model.spec import make_spec
 INSTRUCTION = "task_description"  #: key of the instruction in an observation, as the public server has it
 
 
+class Query(NamedTuple):
+    """B observations as the networks take them. :meth:`DeployedPolicy.query` makes one."""
+
+    keys: tuple[str, ...]  #: of the cameras in the observation, in latent order
+    images: list[np.ndarray]  #: per camera (B, H, W, 3) uint8
+    proprio: np.ndarray  #: (B, p) float32
+    instructions: list[str]
+    seeds: torch.Tensor  #: (B,) int64
+
+
 class PolicyOutput(NamedTuple):
     """What a policy makes of one observation; of B observations, every array begins with B."""
 
@@ -120,18 +130,24 @@ class DeployedPolicy:
 
         ConfigError names the first key that is missing, unknown or holds something else.
         """
-        proprio = self._proprio(observation)
-        batched, rows = proprio.ndim == 2, len(np.atleast_2d(proprio))
-        keys = self._camera_keys(observation)
-        images = [self._image(key, observation[key], rows if batched else None) for key in keys]
-        told, seeds = _instructions(observation, instruction, rows), _seeds(self.seed if seed is None else seed, rows)
-        decision, frames = self.core.decide(images, np.atleast_2d(proprio), told, seeds, self.steps, self.planner, futures)
+        query = self.query(observation, instruction, seed)
+        decision, frames = self.core.decide(query.images, query.proprio, query.instructions, query.seeds, self.steps, self.planner, futures)
         actions = decision.actions.cpu().numpy()
         value = decision.scores.cpu().gather(1, decision.chosen.cpu()[:, None])[:, 0].numpy()
-        shown = {} if frames is None else dict(zip(keys, frames.cpu().numpy().swapaxes(0, 1), strict=True))
-        if batched:
+        shown = {} if frames is None else dict(zip(query.keys, frames.cpu().numpy().swapaxes(0, 1), strict=True))
+        if np.ndim(observation["proprio"]) == 2:
             return PolicyOutput(actions, value, shown)
         return PolicyOutput(actions[0], float(value[0]), {key: frame[0] for key, frame in shown.items()})
+
+    def query(self, observation: Mapping[str, Any], instruction: str | Sequence[str] | None = None,
+              seed: int | Sequence[int] | None = None) -> Query:
+        """The checked observation, or observations. Arguments and errors as for :meth:`get_action`."""
+        proprio = self._proprio(observation)
+        rows = len(np.atleast_2d(proprio))
+        keys = self._camera_keys(observation)
+        images = [self._image(key, observation[key], rows if proprio.ndim == 2 else None) for key in keys]
+        told, seeds = _instructions(observation, instruction, rows), _seeds(self.seed if seed is None else seed, rows)
+        return Query(tuple(keys), images, np.atleast_2d(proprio), told, seeds)
 
     def _camera_keys(self, observation: Mapping[str, Any]) -> list[str]:
         """The key of every camera, in latent order. ConfigError for keys that are missing, double or unknown."""

@@ -35,10 +35,11 @@ class RunFolder:
 
     Raises ConfigError when another process works in it, or when it was made with another simulator or model setting (such
     data cannot be mixed). With ``fresh`` an existing run is moved aside first, never deleted. ``check`` may refuse ``config`` before it
-    becomes the run's. A folder that cannot be written opens for who ``only_reads``.
+    becomes the run's. A folder that cannot be written opens for who ``only_reads``. Who reads ``beside`` another command leaves a folder on
+    this machine as it is, and takes no lock.
     """
 
-    def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True, only_reads: bool = False,
+    def __init__(self, config: RunConfig, fresh: bool = False, create: bool = True, only_reads: bool = False, beside: bool = False,
                  check: Callable[[RunFolder], None] | None = None):
         self.path = local_root(config.root).resolve() / config.name  #: on this machine
         self.results = self.path  #: where the report goes
@@ -54,7 +55,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}") from error
-        self.writable = os.access(self.path, os.W_OK)
+        self.writable = os.access(self.path, os.W_OK) and (not beside or bool(self.uri))
         if not self.writable and not only_reads:
             raise ConfigError(f"the run folder {self.path} cannot be written: mount it writable or copy the run; `replay`, `export` and "
                               "`report --to FOLDER` only read it")

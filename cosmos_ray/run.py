@@ -176,7 +176,8 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
 
     if use.acts and not use.needs_ray:
         check_own_gpu(config)
-    folder = RunFolder(config, fresh=fresh, create=use.creates, only_reads=use.only_reads, check=check_store)
+    folder = RunFolder(config, fresh=fresh, create=use.creates, only_reads=use.only_reads, beside=use.beside,
+                       check=check_store)
     tracker, connected, made = None, False, use.creates and before is None
     try:
         if folder.writable:

@@ -23,6 +23,7 @@ class Use:
     creates: bool = True  #: may begin a new run, which needs a plain name
     needs_ray: bool = True
     only_reads: bool = False  #: takes a folder that cannot be written
+    beside: bool = False  #: only reads, for long: takes no lock, keeps no settings; another command may work on the run meanwhile
     demonstrates: bool = False  #: a scripted expert records demonstrations
     simulates: Callable[[RunConfig], bool] = never  #: acts in the run's simulation, which the run's policies must fit
     acts: bool = False  #: policies answer requests, on the GPUs of inference

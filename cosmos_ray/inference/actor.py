@@ -49,7 +49,8 @@ class InferenceActor:
         torch.set_num_threads(config.threads)
         self._load = partial(load_core, config=config, device="cuda" if ray.get_gpu_ids() else "cpu")
         self._core = self._load(checkpoint)
-        self._batcher = Batcher(lambda requests: self._core.answer(requests), config.max_batch, config.wait_ms / 1000)
+        self._batcher: Batcher[ActRequest, ActReply] = Batcher(lambda requests: self._core.answer(requests), config.max_batch,
+                                                               config.wait_ms / 1000)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Answer a request, batched with whatever else is waiting."""

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from cosmos_ray.errors import CosmosRayError
-from cosmos_ray.inference.messages import ActReply, ActRequest
 
 
-class Batcher:
+class Rows(Protocol):
+    """A request of as many observation rows as it has seeds."""
+
+    @property
+    def seeds(self) -> Any: ...
+
+
+Request = TypeVar("Request", bound=Rows)
+Reply = TypeVar("Reply")
+
+
+class Batcher(Generic[Request, Reply]):
     """Runs ``answer`` on batches of waiting requests in a thread, one batch at a time.
 
     A batch leaves when it holds ``max_rows`` observation rows, or ``wait_s`` seconds after its first request arrived. Requests that
-    arrive while a batch runs form the next batch, so the wait costs nothing under load. ``between`` runs a function while no batch
-    runs; the actor swaps weights there.
+    arrive while a batch runs form the next batch, so the wait costs nothing under load. A request whose caller was cancelled is dropped.
+    ``between`` runs a function while no batch runs; the actor swaps weights there.
     """
 
-    def __init__(self, answer: Callable[[list[ActRequest]], list[ActReply | CosmosRayError]], max_rows: int, wait_s: float):
+    def __init__(self, answer: Callable[[list[Request]], list[Reply | CosmosRayError]], max_rows: int, wait_s: float):
         self.answer, self.max_rows, self.wait_s = answer, max_rows, wait_s
         self.batches = self.rows = 0
-        self._waiting: list[tuple[ActRequest, asyncio.Future]] = []
+        self._waiting: list[tuple[Request, asyncio.Future]] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Lock()
         self._loop: asyncio.Task | None = None
 
-    async def submit(self, request: ActRequest) -> ActReply:
+    async def submit(self, request: Request) -> Reply:
         """The answer to one request; raises what went wrong with it."""
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
@@ -58,23 +68,25 @@ class Batcher:
                 except TimeoutError:
                     break
             async with self._idle:
-                await self._answer(self._take())
+                if batch := self._take():
+                    await self._answer(batch)
             if not self._waiting:
                 self._arrived.clear()
 
-    def _take(self) -> list[tuple[ActRequest, asyncio.Future]]:
-        """The oldest requests that fit ``max_rows``; at least one, however large it is."""
+    def _take(self) -> list[tuple[Request, asyncio.Future]]:
+        """The oldest requests that fit ``max_rows``; at least one, however large it is, unless all were cancelled."""
+        self._waiting = [(request, future) for request, future in self._waiting if not future.cancelled()]
         rows, count = 0, 0
         for request, _ in self._waiting:
             if count and rows + len(request.seeds) > self.max_rows:
                 break
             rows, count = rows + len(request.seeds), count + 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        self.batches, self.rows = self.batches + 1, self.rows + rows
+        self.batches, self.rows = self.batches + bool(batch), self.rows + rows
         return batch
 
-    async def _answer(self, batch: list[tuple[ActRequest, asyncio.Future]]) -> None:
-        replies: Sequence[ActReply | Exception]
+    async def _answer(self, batch: list[tuple[Request, asyncio.Future]]) -> None:
+        replies: Sequence[Reply | Exception]
         try:
             replies = await asyncio.to_thread(self.answer, [request for request, _ in batch])
         except Exception as error:  # noqa: BLE001 - whatever it was, it belongs to the callers; the loop must go on serving

@@ -17,6 +17,8 @@ from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.model.exchange.files import reason
 from cosmos_ray.model.exchange.text_embeddings import read_text_embeddings
 
+TEXTS_KEPT = 1024  #: different instructions whose vectors are kept
+
 
 class HashText:
     """A fixed random vector per (position, word): no weights, no downloads, the same in every process.
@@ -32,6 +34,8 @@ class HashText:
     def __call__(self, instruction: str) -> torch.Tensor:
         """(tokens, width) float32."""
         if instruction not in self._cache:
+            if len(self._cache) >= TEXTS_KEPT:
+                self._cache.clear()
             out = np.zeros((self.tokens, self.width), np.float32)
             for i, word in enumerate(re.findall(r"\w+", instruction.lower())[: self.tokens]):
                 seed = int.from_bytes(hashlib.sha256(f"{i}:{word}".encode()).digest()[:8], "little")

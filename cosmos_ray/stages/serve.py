@@ -1,0 +1,132 @@
+"""A policy of the run behind a port, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmos_ray.deployment import DeployedPolicy
+from cosmos_ray.errors import ConfigError
+from cosmos_ray.inference.core import load_core
+from cosmos_ray.progress import say
+from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.run import Run
+from cosmos_ray.stages.acting import asked_policy, planning_checkpoint
+
+TOKEN = "COSMOS_RAY_TOKEN"
+EXTRA = "the policy server needs FastAPI and uvicorn: pip install 'cosmos-ray[serve]'"
+
+logger = logging.getLogger(__name__)
+
+
+def serve(run: Run, checkpoint: str | None, number: int | None, *, plan: bool, host: str, port: int, queue: int,
+          record: bool) -> dict[str, int]:
+    """Serve the policy of ``checkpoint`` ("refined" or "base", by default the newest) or of a round until the process is told to end.
+
+    ``plan``: best-of-N with the run's planner and planning network; else the policy alone. Returns how many requests were answered and
+    refused, and how many episodes were recorded. ConfigError for a port that is taken, and for an address beyond this machine without a
+    token.
+    """
+    try:
+        import uvicorn
+
+        from cosmos_ray.serving.app import MAX_BYTES, make_app
+        from cosmos_ray.serving.core import PolicyServer
+        from cosmos_ray.serving.recorder import Recorder
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{EXTRA} ({error})") from error
+    token = _token(host)
+    if queue < 1:
+        raise ConfigError(f"--queue {queue}: let at least 1 request wait")
+    with _bound(host, port) as listening:
+        name, path = asked_policy(run, checkpoint, number)
+        policy = _policy(run, name, path, plan, number)
+        address = f"{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        config = run.config
+        server = PolicyServer(policy, config.inference.max_batch, config.inference.wait_ms, queue)
+        info = _info(run, policy, name)
+        recorder = None
+        if record:
+            task = next(iter(config.sim.names), "served")
+            rate = {"control_freq": config.sim.control_freq} if config.sim.names else {}
+            recorder = Recorder(ReplayStore(str(run.folder.replay)), policy, run.folder.identity.key, task, config.rollout.execute, rate)
+        app = make_app(server, info, config.rollout.execute, token, recorder)
+        settings = uvicorn.Config(app, log_level="warning", ws_max_size=MAX_BYTES, ws="websockets-sansio", lifespan="off",
+                                  timeout_graceful_shutdown=10)
+
+        class Server(uvicorn.Server):
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield  # the command line has handlers of its own
+
+        say(f"serving {name} version {policy.core.version} on http://{address}/act, ws://{address}/ (openpi) and "
+            f"ws://{address}/vla-eval; Ctrl-C ends it", run.quiet)
+        running = Server(settings)
+        try:
+            asyncio.run(running.serve(sockets=[listening]))
+        except KeyboardInterrupt:
+            pass  # that is how a server ends
+        if recorder is not None:
+            recorder.close()
+        return {"answered": server.answered, "refused": server.refused, "recorded": recorder.recorded if recorder else 0}
+
+
+def _policy(run: Run, name: str, path: Path, plan: bool, number: int | None) -> DeployedPolicy:
+    if not (path / "policy.json").exists():
+        raise ConfigError(f"there is no {name} policy to serve: run `{'pretrain' if name == 'base' else 'refine'}` first")
+    config = run.config
+    planner = config.planner if plan else None
+    if planner is not None and planner.candidates < 2:
+        raise ConfigError("--plan chooses among candidates and planner.candidates is 1: raise it (8, say), or leave --plan out")
+    judge = planning_checkpoint(run, name, number) if plan else ""
+    torch.set_num_threads(config.inference.threads)
+    core = load_core(path, config.inference, "cuda" if config.inference.gpus else "cpu", judge)
+    return DeployedPolicy(core, planner, config.inference.steps, config.seed)
+
+
+def _info(run: Run, policy: DeployedPolicy, checkpoint: str) -> dict[str, Any]:
+    """What a client may know of the policy."""
+    spec = policy.spec
+    return {"run": run.config.name, "checkpoint": checkpoint, "policy_version": policy.core.version,
+            "cameras": {camera: list(keys) for camera, keys in policy.cameras.items()}, "proprio_dim": spec.proprio_dim,
+            "action_dim": spec.action_dim, "chunk": spec.chunk, "execute": run.config.rollout.execute, "steps": policy.steps,
+            "candidates": policy.planner.candidates if policy.planner else 1,
+            "planning_checkpoint": Path(policy.core.planning_checkpoint).name}
+
+
+def _token(host: str) -> str:
+    """The token that requests must bring. ConfigError where an address beyond this machine has none."""
+    token = os.environ.get(TOKEN, "").strip()
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local and len(token) < 16:
+        raise ConfigError(f"--host {host} lets other machines in: set ${TOKEN} to a secret of at least 16 letters, which every request "
+                          "must bring as `Authorization: Bearer SECRET`, or serve on 127.0.0.1")
+    return token
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that holds the port from now on. ConfigError."""
+    if not 0 <= port < 65536:
+        raise ConfigError(f"--port {port} is no port: give one from 1 to 65535, or 0 for a free one")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(found[4])
+    except OSError as error:
+        raise ConfigError(f"cannot serve on {host}:{port} ({error.strerror or error}): give another --host or --port") from error
+    with listening:
+        yield listening
