@@ -60,7 +60,7 @@ def serve(run: Run, checkpoint: str | None, number: int | None, *, plan: bool, h
             rate = {"control_freq": config.sim.control_freq} if config.sim.names else {}
             recorder = Recorder(ReplayStore(str(run.folder.replay)), policy, run.folder.identity.key, task, config.rollout.execute, rate)
         app = make_app(server, info, config.rollout.execute, token, recorder)
-        settings = uvicorn.Config(app, log_level="warning", ws_max_size=MAX_BYTES, ws="websockets-sansio", lifespan="off",
+        settings = uvicorn.Config(app, log_level="warning", ws_max_size=MAX_BYTES, ws="websockets-sansio", lifespan="off", timeout_keep_alive=120,
                                   timeout_graceful_shutdown=10)
 
         class Server(uvicorn.Server):
@@ -126,6 +126,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         listening = socket.socket(found[0], socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(found[4])
+        listening.listen(1024)  # whoever asks before the server runs waits
     except OSError as error:
         raise ConfigError(f"cannot serve on {host}:{port} ({error.strerror or error}): give another --host or --port") from error
     with listening:

@@ -157,6 +157,7 @@ def main() -> None:
     before = memory().rss / 2**20
     latencies, statuses = load(address, info, options.clients, options.seconds)
     after = memory().rss / 2**20
+    client = Client(address)  # the server has closed an idle connection
     status = client.info()
     filled = status["rows"] / max(status["batches"], 1)
     speed = len(latencies) / options.seconds
