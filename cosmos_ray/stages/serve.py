@@ -60,8 +60,8 @@ def serve(run: Run, checkpoint: str | None, number: int | None, *, plan: bool, h
             rate = {"control_freq": config.sim.control_freq} if config.sim.names else {}
             recorder = Recorder(ReplayStore(str(run.folder.replay)), policy, run.folder.identity.key, task, config.rollout.execute, rate)
         app = make_app(server, info, config.rollout.execute, token, recorder)
-        settings = uvicorn.Config(app, log_level="warning", ws_max_size=MAX_BYTES, ws="websockets-sansio", lifespan="off", timeout_keep_alive=120,
-                                  timeout_graceful_shutdown=10)
+        settings = uvicorn.Config(app, log_level="warning", ws_max_size=MAX_BYTES, ws="websockets-sansio", lifespan="off",
+                                  timeout_keep_alive=120, timeout_graceful_shutdown=10)
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager
