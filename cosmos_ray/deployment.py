@@ -95,7 +95,9 @@ def load_policy(path: str | Path, *, suite: str = "", statistics: str | Path = "
     policy, judge = networks[0], networks[1] if planning else None
     for network in networks:
         ready(network, config.inference, device)
-    return DeployedPolicy(InferenceCore(policy, 0, judge), planner, config.inference.steps, seed)
+    core = InferenceCore(policy, 0, judge, checkpoint=str(path) if (path / "policy.json").exists() else "")
+    core.prepare(planner)
+    return DeployedPolicy(core, planner, config.inference.steps, seed)
 
 
 class DeployedPolicy:

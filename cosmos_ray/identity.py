@@ -77,8 +77,8 @@ def _planner_values(planner: PlannerConfig | None) -> list[Any] | None:
         return None
     later = [["ladder", planner.ladder]] if planner.ladder != "rounded" else []
     later += [["early_rejection", True]] if planner.early_rejection else []
-    later += [[name, value] for name, value, before in (("depth", planner.depth, 1), ("branch", planner.branch, 1),
-                                                        ("beam", planner.beam, 0)) if value != before]
+    later += [[name, getattr(planner, name)] for name, before in (("depth", 1), ("branch", 1), ("beam", 0), ("deadline_ms", 0))
+              if getattr(planner, name) != before]
     return [planner.candidates, planner.rank_by, planner.spread, planner.futures, planner.future_steps, planner.value_samples,
             planner.value_steps, AGGREGATES.get(planner.aggregate, planner.aggregate), *later]
 

@@ -97,6 +97,18 @@ def test_results_are_counted_from_the_store(run):
     assert [(p["won"], p["lost"]) for p in out["pairs"]] == [(1, 0), (3, 0)]
 
 
+def test_an_evaluation_by_a_deadline_says_that_it_cannot_be_repeated(run):
+    assert not any("reproducible" in arm for arm in _counted(run)["arms"].values())
+    timed = _counted(changed(run, planner=PlannerConfig(candidates=2, deadline_ms=50.0)))["arms"]
+    assert timed["refined + planning"]["reproducible"] is False and timed["refined + planning"]["planner"]["deadline_ms"] == 50
+    assert "reproducible" not in timed["refined"] and timed["refined"]["planner"] is None
+
+
+def _counted(run: Run) -> dict:
+    fill(run, base="0001", refined="0011", refined_planning="1111")
+    return results(run, run.folder.store())
+
+
 def test_missing_episodes_are_named_not_counted_as_failures(run):
     fill(run, base="0001", refined="001", refined_planning="1111")
     with pytest.raises(StoreError, match=r"1 of 4 evaluation episodes of arm 'refined' .*run `evaluate` again"):

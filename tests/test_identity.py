@@ -166,7 +166,8 @@ def test_every_setting_of_the_simulator_changes_the_digest(change):
 @pytest.mark.parametrize("change", [field.name for field in dataclasses.fields(PlannerConfig)])
 def test_every_setting_of_the_planner_changes_the_digest(digest_version, change):
     other = {"candidates": 3, "rank_by": "both", "spread": 0.3, "futures": 2, "future_steps": 4, "value_samples": 3, "value_steps": 2,
-             "aggregate": "success_vote", "ladder": "truncated", "early_rejection": True, "depth": 2, "branch": 2, "beam": 3}
+             "aggregate": "success_vote", "ladder": "truncated", "early_rejection": True, "depth": 2, "branch": 2,
+             "beam": 3, "deadline_ms": 100.0}
     assert change in other, f"give planner.{change} another value in this table, and append it in _planner_values of cosmos_ray/identity.py"
     identity, config = dataclasses.replace(RunIdentity("run"), digest_version=digest_version), RunConfig()
     changed = dataclasses.replace(config, planner=dataclasses.replace(config.planner, **{change: other[change]}))

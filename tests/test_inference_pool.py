@@ -1,6 +1,7 @@
 """The shared pool of real actors: pushes while it serves, actors that die, checkpoints that are damaged."""
 
 import dataclasses
+import json
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.inference.pool import InferencePool
 from cosmos_ray.model.checkpoint import load_checkpoint, save_policy
+from cosmos_ray.planning.costs import costs_file
 from cosmos_ray.weights import pack
 from tests.test_inference import assert_same, policy, request  # noqa: F401 - a fixture among them
 from tests.test_model import tiny
@@ -122,6 +124,28 @@ def test_the_pool_switches_to_another_checkpoint_whatever_its_version(shared_poo
     asked = request(version=1)
     assert_same(PoolClient(shared_pool.actors, LONG).result(PoolClient(shared_pool.actors, LONG).submit(asked)),
                 InferenceCore(*load_checkpoint(checkpoint)).answer([asked])[0])
+
+
+def test_a_pool_that_loads_for_a_deadline_is_measured_before_it_is_asked(shared_pool, checkpoint, tmp_path):
+    """And it says what it chose: the actor reads the speed that lies beside the checkpoint, here an impossible one."""
+    path = tmp_path / "timed"
+    save_policy(demo_policy(), path, version=1)
+    acting = ActingPolicy(1, PlannerConfig(candidates=3, deadline_ms=60_000.0))
+    shared_pool.load(path, acting)
+    settle(shared_pool)
+    (entry,) = json.loads(costs_file(path).read_text()).values()
+    client = PoolClient(shared_pool.actors, LONG)
+    told = [client.result(client.submit(dataclasses.replace(request(2, seed=5), acting=acting))).autopilot]
+    for table in ("first", "each"):
+        entry[table] = {kind: [1e6] * len(entry["rows"]) for kind in entry[table]}
+    where = next(iter(json.loads(costs_file(path).read_text())))
+    costs_file(path).write_text(json.dumps({where: entry}))
+    shared_pool.load(path, acting)
+    settle(shared_pool)
+    told.append(client.result(client.submit(dataclasses.replace(request(2, seed=5), acting=acting))).autopilot)
+    assert [(choice["gear"], choice["candidates"]) for choice in told] == [("full", 3), ("policy alone", 1)]
+    shared_pool.load(checkpoint, ActingPolicy(1))
+    settle(shared_pool)
 
 
 def test_an_actor_restarted_by_sigkill_gets_back_its_planning_network(local_ray, checkpoint, tmp_path):

@@ -91,6 +91,10 @@ class PlannerConfig:
     aggregate: Literal["average", "lcb", "lcb_population", "success_vote", "majority_mean"] = option(
         "average", "how value samples become one score; 'lcb' is the mean less the samples' standard deviation, 'lcb_population' less the "
         "population's, as earlier versions had it")
+    deadline_ms: float = option(
+        0.0, "ms in which a decision is made, 0 = take what it takes; the planner then chooses candidates, steps and ensembles, at most as "
+        "many as are set here, by what the network takes on this device, and answers with the best found. Choices depend on the clock: "
+        "such an evaluation cannot be repeated bit for bit", low=0, high=600_000)
     depth: int = option(1, "chunks that a plan looks ahead, 1 to 3; from an imagined future the policy proposes again, the world model "
                         "imagines on, and the value judges the last state", low=1, high=3)
     branch: int = option(1, "chunks proposed in each imagined future, at planner.depth 2 and 3; the best of them counts", low=1, high=64,
@@ -106,6 +110,14 @@ class PlannerConfig:
         if self.rank_by == "joint" and self.spread:
             raise ConfigError(f"planner.spread = {self.spread:g} moves candidates after their joint value was generated: set it to 0, or "
                               "planner.rank_by to 'future', 'action' or 'both'")
+        if self.deadline_ms:
+            if self.rank_by not in (*VALUED, "joint"):
+                raise ConfigError(f"planner.rank_by = {self.rank_by!r} compares all candidates at once, and with planner.deadline_ms they "
+                                  "come one after another: set planner.deadline_ms to 0, or rank by a value")
+            if self.depth > 1 or self.early_rejection:
+                name = "depth" if self.depth > 1 else "early_rejection"
+                raise ConfigError(f"planner.{name} does not go with planner.deadline_ms, which chooses how the time is spent: leave one of "
+                                  "the two out")
         if self.depth == 1:
             for name, value in (("branch", self.branch - 1), ("beam", self.beam)):
                 if value:

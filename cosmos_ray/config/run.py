@@ -68,6 +68,9 @@ class RunConfig:
         if planner.rank_by in VALUED and learner.value_mode not in (planner.rank_by, "both"):  # policy samples train the joint value
             raise ConfigError(f"planner.rank_by = {planner.rank_by!r} ranks by what learner.value_mode = {learner.value_mode!r} does not "
                               "train: set learner.value_mode to it or to 'both'")
+        if self.repeat and planner.deadline_ms:
+            raise ConfigError(f"repeat = {self.repeat} compares episodes bit for bit, and with planner.deadline_ms choices depend on the "
+                              "clock: set one of the two to 0")
         if learner.advantage_temperature and not self.planning_steps:
             raise ConfigError("learner.advantage_temperature weighs by the value of the planning network: set planning_steps, as many as "
                               "refine_steps, or learner.advantage_temperature to 0")

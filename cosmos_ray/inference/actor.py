@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 from functools import partial
 
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from cosmos_ray.config import InferenceConfig
+from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.batcher import Batcher
-from cosmos_ray.inference.core import load_core
+from cosmos_ray.inference.core import InferenceCore, load_core
 from cosmos_ray.inference.messages import ActReply, ActRequest
 from cosmos_ray.supervision import PUSH_S
 from cosmos_ray.weights import Weights
@@ -54,7 +55,7 @@ class InferenceActor:
 
     async def act(self, request: ActRequest) -> ActReply:
         """Answer a request, batched with whatever else is waiting."""
-        return await self._batcher.submit(request)
+        return await self._batcher.submit(dataclasses.replace(request, arrived=time.monotonic()))
 
     async def set_weights(self, weights: Weights) -> int:
         """Fetch and check weights while the old ones serve, swap them between two batches; returns the version now held.
@@ -69,10 +70,16 @@ class InferenceActor:
         # Another checkpoint may have been loaded meanwhile.
         return await self._batcher.between(lambda: self._core.set_weights(fetched, checked=self._core is core))
 
-    async def load(self, checkpoint: str, planning_checkpoint: str = "") -> int:
-        """Replace the policy by that of a checkpoint, older or newer, and return its version. Arguments as in :func:`load_core`."""
-        self._core = await self._batcher.between(partial(self._load, planning_checkpoint=planning_checkpoint), checkpoint)
+    async def load(self, checkpoint: str, planning_checkpoint: str = "", planner: PlannerConfig | None = None) -> int:
+        """Replace the policy by that of a checkpoint, older or newer, and return its version. Arguments as in :func:`load_core`; ready for
+        ``planner``, if one is given."""
+        self._core = await self._batcher.between(self._prepared, checkpoint, planning_checkpoint, planner)
         return self._core.version
+
+    def _prepared(self, checkpoint: str, planning_checkpoint: str, planner: PlannerConfig | None) -> InferenceCore:
+        core = self._load(checkpoint, planning_checkpoint=planning_checkpoint)
+        core.prepare(planner)
+        return core
 
     async def status(self) -> dict:
         """{version, planning_checkpoint, batches, rows, pid, node}."""

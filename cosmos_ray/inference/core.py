@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,11 @@ from cosmos_ray.memory import enough_memory
 from cosmos_ray.model.checkpoint import load_checkpoint
 from cosmos_ray.model.latents import current_latents, read_future_images
 from cosmos_ray.model.policy import CosmosPolicy
+from cosmos_ray.model.prompts import Prompts
 from cosmos_ray.model.speed.accelerate import accelerate
+from cosmos_ray.planning.autopilot import Autopilot
 from cosmos_ray.planning.best_of_n import Decision, act_directly, best_of_n
+from cosmos_ray.planning.costs import kept_costs
 from cosmos_ray.weights import Weights, check, write
 
 
@@ -31,14 +35,29 @@ class InferenceCore:
     Args:
         planning_network: None lets the policy score its own candidates.
         planning_checkpoint: where the planning network came from; requests name it.
+        checkpoint: folder of the policy, beside which its speed is kept for deadlines; "" keeps the speed in this process.
     """
 
-    def __init__(self, policy: CosmosPolicy, version: int, planning_network: CosmosPolicy | None = None, planning_checkpoint: str = ""):
+    def __init__(self, policy: CosmosPolicy, version: int, planning_network: CosmosPolicy | None = None, planning_checkpoint: str = "",
+                 checkpoint: str = ""):
         self.policy, self.version = policy.eval(), version
         self.planning_network, self.planning_checkpoint = planning_network and planning_network.eval(), planning_checkpoint
+        self._checkpoint = checkpoint
+        self._pilot: Autopilot | None = None
         policy.serve()
         if planning_network is not None:
             planning_network.serve()
+
+    def prepare(self, planner: PlannerConfig | None) -> None:
+        """Measure how fast the network is, where ``planner`` has a deadline and this is not known yet: takes up to a minute, which else
+        the first request would take."""
+        if planner is not None and planner.deadline_ms:
+            self._autopilot(self.policy.embed([next(iter(getattr(self.policy.text, "embeddings", {})), "lift the cube")]))
+
+    def _autopilot(self, text: Prompts) -> Autopilot:
+        if self._pilot is None:
+            self._pilot = Autopilot(kept_costs(self.policy, text.take(torch.zeros(1, dtype=torch.int64)), self._checkpoint))
+        return self._pilot
 
     def check_weights(self, weights: Weights, node: str = "") -> None:
         """CheckpointError for weights that are damaged or of another model; ``node`` as in :func:`check`. May run beside
@@ -94,17 +113,23 @@ class InferenceCore:
         return None
 
     def decide(self, images: np.ndarray | Sequence[np.ndarray], proprio: np.ndarray, instructions: list[str], seeds: torch.Tensor,
-               steps: int, planner: PlannerConfig | None, decode_futures: bool) -> tuple[Decision, torch.Tensor | None]:
+               steps: int, planner: PlannerConfig | None, decode_futures: bool,
+               arrived: float | None = None) -> tuple[Decision, torch.Tensor | None]:
         """(decision, predicted frames (B, cameras, H, W, 3) uint8 if asked for) for B observations.
 
-        Images and proprio as for :func:`current_latents`, seeds (B,) int64, one per decision.
+        Images and proprio as for :func:`current_latents`, seeds (B,) int64, one per decision. The planner's deadline counts from
+        ``arrived``, a time of ``time.monotonic``, by default from now; predicted frames are decoded after it.
         """
+        arrived = time.monotonic() if arrived is None else arrived
         known, text, network = current_latents(self.policy, images, proprio), self.policy.embed(instructions), self.planning_network
         if planner is None:
             decision = act_directly(self.policy, known, text, seeds, steps)
         else:
             planning = (network, network.embed(instructions)) if network is not None and planner.rank_by in JUDGED else None
-            decision = best_of_n(self.policy, known, text, seeds, steps, planner, planning)
+            if planner.deadline_ms:
+                decision = self._autopilot(text).decide(self.policy, known, text, seeds, steps, planner, arrived, planning)
+            else:
+                decision = best_of_n(self.policy, known, text, seeds, steps, planner, planning)
         return decision, read_future_images(self.policy, decision.latents, images) if decode_futures else None
 
     def _answer_alike(self, requests: list[ActRequest]) -> list[ActReply]:
@@ -112,14 +137,15 @@ class InferenceCore:
         decision, futures = self.decide(
             np.concatenate([r.images for r in requests]), np.concatenate([r.proprio for r in requests]),
             [i for r in requests for i in r.instructions], torch.from_numpy(np.concatenate([r.seeds for r in requests]).astype(np.int64)),
-            first.steps, first.acting.planner, first.decode_futures)
+            first.steps, first.acting.planner, first.decode_futures,
+            min((r.arrived for r in requests if r.arrived is not None), default=None))
         replies, start = [], 0
         for request in requests:
             end = start + len(request.seeds)
             actions, values, scores, chosen, candidates = (tensor[start:end].cpu().numpy() for tensor in (
                 decision.actions, decision.values, decision.scores, decision.chosen, decision.candidates))
             replies.append(ActReply(actions, values, scores, chosen, self.version, candidates,
-                                    None if futures is None else futures[start:end].cpu().numpy()))
+                                    None if futures is None else futures[start:end].cpu().numpy(), decision.autopilot))
             start = end
         return replies
 
@@ -129,7 +155,7 @@ def load_core(checkpoint: str | Path, config: InferenceConfig, device: str, plan
     its own candidates. CheckpointError for a checkpoint that cannot be read."""
     policy, version = _load(checkpoint, config, device)
     planning_network = _load(planning_checkpoint, config, device)[0] if planning_checkpoint else None
-    return InferenceCore(policy, version, planning_network, str(planning_checkpoint))
+    return InferenceCore(policy, version, planning_network, str(planning_checkpoint), str(checkpoint))
 
 
 @enough_memory("raise inference.gpus, so that fewer actors share a GPU, or set inference.precision to bf16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class ActRequest:
     steps: int = 5  #: network evaluations per chunk
     acting: ActingPolicy = ActingPolicy()
     decode_futures: bool = False  #: also return the predicted frames
+    arrived: float | None = None  #: ``time.monotonic`` of the process that answers, which a deadline counts from; None is now
 
     def __post_init__(self):
         rows = (len(self.images), len(self.proprio), len(self.instructions), len(self.seeds))
@@ -52,3 +54,4 @@ class ActReply:
     version: int  #: policy version that answered
     candidates: np.ndarray  #: (B, N, K, d) float32, every proposed chunk
     futures: np.ndarray | None = None  #: (B, cameras, H, W, 3) uint8 predicted frames at the end of the chunk
+    autopilot: dict[str, Any] | None = None  #: what the planner chose for ``planner.deadline_ms``: plain numbers and words

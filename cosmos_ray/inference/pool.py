@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
-from cosmos_ray.config import InferenceConfig
+from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CheckpointError, PoolUnavailable
 from cosmos_ray.inference.actor import InferenceActor, WeightsLate, WeightsLost
 from cosmos_ray.inference.messages import ActingPolicy
@@ -50,10 +50,11 @@ class LoadedCheckpoint:
     version: int
     checkpoint: str
     planning_checkpoint: str
+    planner: PlannerConfig | None = None  #: that requests will ask for
     within_s: float = POOL_START_S
 
     def give(self, actor: ActorHandle) -> ray.ObjectRef:
-        return actor.load.remote(self.checkpoint, self.planning_checkpoint)
+        return actor.load.remote(self.checkpoint, self.planning_checkpoint, self.planner)
 
     def is_held(self, version: int, planning_checkpoint: str) -> bool:
         return (version, planning_checkpoint) == (self.version, self.planning_checkpoint)
@@ -125,7 +126,8 @@ class InferencePool:
         """Have every actor switch to the policy of ``checkpoint`` and to the planning network of ``acting``."""
         if acting.version is None:
             raise ValueError("a checkpoint is loaded with its version: requests insist on that version")
-        self._wanted = LoadedCheckpoint(acting.version, str(Path(checkpoint).resolve()), acting.planning_checkpoint)
+        self._wanted = LoadedCheckpoint(acting.version, str(Path(checkpoint).resolve()), acting.planning_checkpoint,
+                                        acting.planner)
         for seat in self._seats:
             seat.held = None
         self._deliver()

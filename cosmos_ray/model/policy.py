@@ -23,7 +23,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.model.given import Given
 from cosmos_ray.model.injection import Normalizer
 from cosmos_ray.model.prompts import Prompts, make_prompts
-from cosmos_ray.model.sample_types import clean_frames, mask_table, target_frames
+from cosmos_ray.model.sample_types import SampleType, clean_frames, mask_table, target_frames
 from cosmos_ray.model.serving_cache import PROMPTS_KEPT, ServingCache
 from cosmos_ray.model.spec import PolicySpec
 from cosmos_ray.model.text import HashText, T5Text
@@ -34,10 +34,20 @@ from cosmos_ray.model.transformer import Transformer
 class AcceleratedSampler(Protocol):
     """A faster stand-in for ``sampling.sample``."""
 
+    how: str  #: the setting ``inference.accelerate``
+
     def forget(self) -> None:
         """Drop everything that depends on the weights."""
 
     def __call__(self, policy: CosmosPolicy, given: Given, noise: torch.Tensor, steps: int) -> torch.Tensor: ...
+
+
+class Watch(Protocol):
+    """Is asked before every network evaluation of the sampler; see ``CosmosPolicy.watch``."""
+
+    def __call__(self, sample_type: SampleType, rows: int, predicted: torch.Tensor | None) -> bool:
+        """Whether the sampler of ``rows`` samples ends with what it has ``predicted`` so far, which is None before the first evaluation.
+        May raise to give the samples up."""
 
 
 class CosmosPolicy(nn.Module):
@@ -65,6 +75,7 @@ class CosmosPolicy(nn.Module):
         self.register_buffer("hidden", 1 - self.clean - mask_table(self.layout, target_frames), persistent=False)
         self.reference_steps = False  #: two sampler steps make one network evaluation, as in the public code (method 2.6)
         self.accelerated: AcceleratedSampler | None = None  #: see ``model.speed.accelerate``
+        self.watch: Watch | None = None  #: has an eye on the clock while a planner has a deadline
         self.cache: ServingCache | None = None  #: None while the policy trains
 
     def serve(self) -> None:

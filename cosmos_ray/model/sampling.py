@@ -6,6 +6,8 @@ any number of samples share one reading.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from cosmos_ray.model import solver
@@ -79,21 +81,22 @@ def generate(policy: CosmosPolicy, given: Given, seeds: torch.Tensor, steps: int
 def sample(policy: CosmosPolicy, given: Given, noise: torch.Tensor, steps: int) -> torch.Tensor:
     """:func:`generate` from given standard-normal noise: (B, C, T, h, w), or of the target frames alone for a one-way network.
 
-    All work is on the device: nothing random, nothing read back.
+    All work is on the device: nothing random, nothing read back. The policy's ``watch`` may end the sampling early.
     """
     spec, known = policy.spec, given.known
     noised, count = noise * spec.sigma_max, solver.evaluations(steps, policy.reference_steps)
+    ends = None if policy.watch is None else partial(policy.watch, given.sample_type, len(noise))
     if given.keys is not None:
         still = known.new_zeros(1, 1)
         made = solver.sample(
             lambda x, sigma: denoise_targets(policy, x, sigma, given, _modulation(policy, None, still, sigma)),
-            noised, count, spec.sigma_max, spec.sigma_min)
+            noised, count, spec.sigma_max, spec.sigma_min, ends)
         return torch.cat((known[:, :, :given.targets[0]], made), 2)
     clean, hidden = (mask[int(given.sample_type)][None] for mask in (policy.clean, policy.hidden))
     return solver.sample(
         lambda x, sigma: denoise(policy, policy.net, x, sigma, known, clean, hidden, given.text,
                                  _modulation(policy, given.sample_type, clean, sigma)),
-        noised, count, spec.sigma_max, spec.sigma_min)
+        noised, count, spec.sigma_max, spec.sigma_min, ends)
 
 
 def _modulation(policy: CosmosPolicy, sample_type: SampleType | None, clean: torch.Tensor, sigma: float) -> Modulation:

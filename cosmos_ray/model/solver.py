@@ -31,21 +31,27 @@ def karras_sigmas(steps: int, sigma_max: float, sigma_min: float) -> list[float]
 
 
 def sample(denoise: Callable[[torch.Tensor, float], torch.Tensor], x: torch.Tensor, steps: int,
-           sigma_max: float = 80.0, sigma_min: float = 4.0) -> torch.Tensor:
+           sigma_max: float = 80.0, sigma_min: float = 4.0, ends: Callable[[torch.Tensor | None], bool] | None = None) -> torch.Tensor:
     """Integrate from noise to data.
 
     Args:
         denoise: maps (x_sigma float32, sigma) to the predicted x0, float32.
         x: noise already scaled by ``sigma_max``, any shape, float32.
         steps: network evaluations, >= 1.
+        ends: asked before every evaluation, with the x0 prediction so far (None before the first): True ends with that prediction.
 
     Returns the x0 prediction at the last sigma, float32. The state is float64 between evaluations.
     """
     sigmas = karras_sigmas(steps, sigma_max, sigma_min)
     state = x.double()
     previous = None
+    if ends is not None:
+        ends(None)
     for now, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x0 = denoise(state.float(), now).double()
+        predicted = denoise(state.float(), now)
+        x0 = predicted.double()
+        if ends is not None and ends(predicted):
+            return predicted
         if previous is None:
             state = (now - following) / now * x0 + following / now * state
         else:

@@ -7,6 +7,7 @@ Candidate 0 keeps the caller's seed. With N = 1 the result is therefore the poli
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ class Decision:
     chosen: torch.Tensor  #: (B,) int64 index of the chosen candidate
     candidates: torch.Tensor  #: (B, N, K, d) every proposed chunk
     latents: torch.Tensor  #: (B, C, T, h, w) of the chosen candidate; with planning, its first imagined future, if there is one
+    autopilot: dict[str, Any] | None = None  #: with a deadline, what :class:`Autopilot` chose: plain numbers and words
 
 
 def act_directly(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int) -> Decision:

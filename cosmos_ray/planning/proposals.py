@@ -38,14 +38,15 @@ class Proposals:
 
 
 def propose(policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, n: int,
-            spread: float = 0.0) -> Proposals:
-    """``n`` chunks of the policy per observation. ``spread`` moves every second chunk. Other arguments as for :func:`best_of_n`."""
-    own = torch.tensor([s if q == 0 else mix_seed(s, 1, q) for s in seeds.tolist() for q in range(n)])
+            spread: float = 0.0, first: int = 0) -> Proposals:
+    """``n`` chunks of the policy per observation, from candidate ``first`` on. ``spread`` moves every second chunk. Other arguments as for
+    :func:`best_of_n`."""
+    own = torch.tensor([s if q == 0 else mix_seed(s, 1, q) for s in seeds.tolist() for q in range(first, first + n)])
     latents = sampling.act(policy, known, text, own, steps)
     seeds, text = seeds.repeat_interleave(n), text.repeat_interleave(n)
     actions = read_actions(policy, latents)
-    if spread and n > 1:
-        rows = torch.arange(len(own)) % n % 2 == 1
+    rows = (torch.arange(len(own)) % n + first) % 2 == 1
+    if spread and rows.any():
         moving = policy.spec.moving
         offsets = np.stack([chunk_offset(mix_seed(s, 5), actions.shape[2], spread, moving) for s in own[rows].tolist()])
         actions[rows] = (actions[rows] + torch.as_tensor(offsets[:, None]).to(actions)).clamp(-1, 1)

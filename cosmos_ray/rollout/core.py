@@ -204,7 +204,8 @@ class RolloutCore:
         episode.versions += [reply.version] * done
         episode.values += [float(reply.values[row])] + [np.nan] * (done - 1) if done else []
         episode.decisions.append({"step": before, "value": round(float(reply.values[row]), 4), "chosen": int(reply.chosen[row]),
-                                  "scores": [round(float(s), 4) for s in reply.scores[row]]})
+                                  "scores": [round(float(s), 4) for s in reply.scores[row]],
+                                  **({"autopilot": reply.autopilot} if reply.autopilot else {})})
         if trajectory.done:
             slot.running = None
             self._commit(episode)

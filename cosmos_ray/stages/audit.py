@@ -41,6 +41,9 @@ def audit(run: Run, checkpoint: str | None = None, probes: int = 24, number: int
     config = run.config
     if config.planner.candidates < 2:
         raise ConfigError("planner.candidates = 1 leaves nothing to choose: an audit needs at least 2")
+    if config.planner.deadline_ms:
+        raise ConfigError(f"planner.deadline_ms = {config.planner.deadline_ms:g} makes choices depend on the clock, and an audit compares "
+                          "choices: set it to 0")
     if probes < 0:
         raise ConfigError(f"--probes {probes} must be at least 0")
     checkpoint, path = asked_policy(run, checkpoint, number)

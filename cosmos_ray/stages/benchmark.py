@@ -139,6 +139,7 @@ def results(run: Run, store: ReplayStore, asked: Benchmark, played: Sequence[Arm
         table[arm.name] = {
             **counted(list(won.values())), "policy_version": arm.acting.version, "checkpoint": str(arm.checkpoint),
             "planner": dataclasses.asdict(arm.acting.planner) if arm.acting.planner else None,
+            **({"reproducible": False} if arm.acting.planner and arm.acting.planner.deadline_ms else {}),
             "invalid": sum(bool(known[t.key.name].invalid) for t in tickets), "digests": dict(arm.run_keys),
             "tasks": {sim.task: {**counted(of_task), "instruction": sim.instruction} for sim in run.config.sim.each()
                       if (of_task := [success for (task, _, _), success in won.items() if task == sim.task])},

@@ -189,6 +189,7 @@ def results(run: Run, store: ReplayStore, only: Sequence[str] = (), rounds: Sequ
         table[arm.name] = {**counted(outcomes), "mean_steps_of_successes": float(np.mean(lengths)) if lengths else None,
                            "policy_version": arm.acting.version, "round": arm.round,
                            "planner": dataclasses.asdict(planner) if planner else None,
+                           **({"reproducible": False} if planner and planner.deadline_ms else {}),  # choices depend on the clock
                            "invalid": sum(bool(known[n].invalid) for n in names), "outcomes": [int(o) for o in outcomes],
                            "episode_names": names}
         if config.sim.suite:

@@ -24,7 +24,7 @@ def accelerate(policy: CosmosPolicy, how: str) -> None:
     if how in ("compile", "both"):
         compile_network(policy.net, by_block=graphs)
     if how != "none":
-        policy.accelerated = PaddedSampler(graphs)
+        policy.accelerated = PaddedSampler(graphs, how)
 
 
 def compile_network(net: Transformer, by_block: bool) -> None:
@@ -44,7 +44,8 @@ class PaddedSampler:
     keys of its prompts and its modulations where they lay at the capture, so new weights or new prompts drop all graphs.
     """
 
-    def __init__(self, graphs: bool):
+    def __init__(self, graphs: bool, how: str = ""):
+        self.how = how
         self._stream = torch.cuda.Stream() if graphs else None
         self._keys: tuple | None = None  #: keys and values of the last call's prompts
         self._prompts: Prompts | None = None  #: these prompts padded; None with graphs
@@ -67,10 +68,16 @@ class PaddedSampler:
                 self._prompts = _padded_prompts(text)
             padded = _with(given, [_padded(x, rows) for x in _tensors(given)], self._prompts)
             return sampling.sample(policy, padded, _padded(noise, rows), steps)[:n]
+        if policy.watch is not None:
+            policy.watch(given.sample_type, rows, None)  # a graph is one call: nobody is asked between its evaluations
         key = (given.sample_type, rows, steps)
         if key not in self._graphs:
             def sample(noise: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-                return sampling.sample(policy, _with(given, tensors, text), noise, steps)
+                watch, policy.watch = policy.watch, None
+                try:
+                    return sampling.sample(policy, _with(given, tensors, text), noise, steps)
+                finally:
+                    policy.watch = watch
 
             self._graphs[key] = PaddedGraph(sample, [noise, *_tensors(given)], rows, self._stream, self._pool)
         return self._graphs[key](noise, *_tensors(given))
