@@ -32,6 +32,8 @@ ENOUGH = 4  #: candidates for which a gear is not left for a cheaper one
 FEW = 2  #: evaluations of a chunk in the cheaper gears
 SHARE = 0.5  #: of the time left, what a wave may take; the last wave takes all
 RESERVE = (0.003, 0.03)  #: seconds, and share of the deadline, that are kept for the way back, times the slowness
+GROWS, SHRINKS = 0.5, 0.01  #: of the margin: by this share of the time that a decision is late by; by this share of itself when it is not
+CAUTION = 0.3  #: share of the deadline that the margin takes at most
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Autopilot:
     def __init__(self, costs: Costs, clock: Clock = time.monotonic):
         self.costs, self.clock = costs, clock
         self.slowness = 1.0  #: seconds that something takes, over those that were measured
+        self.margin = 0.0  #: seconds that decisions end earlier by, so that interruptions make few of them late
 
     def decide(self, policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig,
                arrived: float, planning_network: tuple[CosmosPolicy, Prompts] | None = None) -> Decision:
@@ -104,8 +107,8 @@ class Autopilot:
         """
         began, rows, allowed = self.clock(), len(seeds), config.deadline_ms / 1000
         network, prompts = planning_network or (policy, text)
-        way_back = (RESERVE[0] + RESERVE[1] * allowed) * max(1.0, self.slowness)
-        watch = _Watch(self, policy.device, arrived + allowed - way_back)
+        ready = arrived + allowed - (RESERVE[0] + RESERVE[1] * allowed) * max(1.0, self.slowness)
+        watch = _Watch(self, policy.device, ready - min(self.margin, CAUTION * allowed))
         gear, most = self.choose(policy.reference_steps, config, steps, rows, watch.end - began)
         waves = Waves(policy, known, text, seeds, gear.steps, gear.planner, network, prompts)
         policy.watch = network.watch = watch
@@ -120,6 +123,8 @@ class Autopilot:
         finally:
             policy.watch = network.watch = None
         decision, now = waves.decision(), self.clock()
+        if began < watch.end:  # else nothing could have been ready in time
+            self.margin += GROWS * (now - ready) if now > ready else -SHRINKS * self.margin
         decision.autopilot = {
             "gear": gear.name, "steps": gear.steps, "rank_by": gear.planner.rank_by, "futures": gear.planner.futures,
             "value_samples": gear.planner.value_samples, "candidates": decision.scores.shape[1], "waves": waves.count,

@@ -59,7 +59,9 @@ def ask(client: PoolClient, states: tuple[np.ndarray, np.ndarray, list[str]], pl
 def summary(found: list[tuple[float, dict[str, Any]]], deadline_ms: float) -> dict[str, Any]:
     late = [1000 * seconds - deadline_ms for seconds, _ in found]
     told = [autopilot for _, autopilot in found]
-    return {"in_time": sum(ms <= 0 for ms in late) / len(late), "candidates": statistics.mean(a["candidates"] for a in told),
+    return {"in_time": sum(ms <= 0 for ms in late) / len(late), "in_time_at_the_actor": sum(a["in_time"] for a in told) / len(told),
+            "way_ms": statistics.median(1000 * seconds - a["waited_ms"] - a["took_ms"] for seconds, a in found),
+             "candidates": statistics.mean(a["candidates"] for a in told),
             "gear": Counter(a["gear"] for a in told).most_common(1)[0][0], "median_ms": statistics.median(late) + deadline_ms,
             "latest_ms": max(late), "answers": len(found)}
 
@@ -100,7 +102,8 @@ def main() -> None:
             for deadline_ms in map(float, options.deadlines.split(",")):
                 planner = PlannerConfig(candidates=options.candidates, deadline_ms=deadline_ms)
                 row = results[f"{deadline_ms:g}"] = summary(ask(client, states, planner, options.steps, options.answers), deadline_ms)
-                print(f"{deadline_ms:6.0f} ms: {100 * row['in_time']:5.1f} % in time (at least {100 * WANTED:.0f}), "
+                print(f"{deadline_ms:6.0f} ms: {100 * row['in_time']:5.1f} % in time (at least {100 * WANTED:.0f}; "
+                      f"{100 * row['in_time_at_the_actor']:.0f} % at the actor, the way takes {row['way_ms']:.1f} ms), "
                       f"{row['candidates']:5.1f} candidates, mostly {row['gear']!r}, median {row['median_ms']:.0f} ms, "
                       f"the latest {row['latest_ms']:+.0f} ms", flush=True)
         finally:
