@@ -23,7 +23,7 @@ from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.replay.upkeep import retention
 from cosmos_ray.uri import is_uri
 
-EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "aloha", "parquet")
+EXPORTS = ("lerobot", "cosmos", "cosmos-demos", "libero", "aloha", "parquet")
 IMPORTS = ("robomimic", "cosmos", "aloha", "lerobot")
 
 
@@ -242,22 +242,31 @@ def _export(options: argparse.Namespace) -> tuple[str, int]:
     from cosmos_ray.replay.exchange.cosmos_demos import export_demonstrations
     from cosmos_ray.replay.exchange.cosmos_hdf5 import export_rollouts
     from cosmos_ray.replay.exchange.lerobot import export_lerobot
+    from cosmos_ray.replay.exchange.libero import export_libero
     from cosmos_ray.replay.exchange.parquet import export_parquet
 
     store = _open(options)
     episodes, progress = _chosen(store, options), _progress(options, "export", "episodes")
-    renderer = None
-    if options.render:
+    if options.actions and options.format != "libero":
+        raise ConfigError(f"--actions is of --format libero alone, and the export is --format {options.format}: leave it out")
+    renderer = simulator = None
+    if options.render or options.format == "libero":
         from cosmos_ray.sim.state_render import StateRenderer
 
         _load_simulator(options)
-        renderer = StateRenderer()
+        simulator = StateRenderer()
+        renderer = simulator if options.render else None
     if options.format == "lerobot":
         done = export_lerobot(store, episodes, options.to, frames=options.frames, render=renderer, progress=progress)
     elif options.format == "cosmos":
         done = export_rollouts(store, episodes, options.to, render=renderer, progress=progress)
     elif options.format == "cosmos-demos":
         done = export_demonstrations(store, episodes, options.to, suite=options.suite, render=renderer, progress=progress)
+    elif simulator is not None and options.format == "libero":
+        from cosmos_ray.sim.libero.models import LiberoModels
+
+        done = export_libero(store, episodes, options.to, LiberoModels(simulator), actions=options.actions or "label", render=renderer,
+                             progress=progress)
     elif options.format == "aloha":
         done = export_aloha(store, episodes, options.to, render=renderer, progress=progress)
     elif options.format == "parquet":
@@ -355,11 +364,13 @@ VERBS = {
         (("--max-gb",), {"type": float, "metavar": "GB", "help": "keep the newest of the others, as many as fit into GB"}),
         (("--dry-run",), {"action": "store_true", "help": "only list the episodes that would be deleted"}))),
     "export": Verb("write episodes in another project's format", _export, (
-        (("--format",), {"required": True, "choices": EXPORTS, 
-                         "help": "LeRobot v3; rollouts, demonstrations or ALOHA episodes (HDF5) for cosmos-policy; Parquet"}),
+        (("--format",), {"required": True, "choices": EXPORTS, "help": "LeRobot v3; rollouts, demonstrations or ALOHA episodes (HDF5) for "
+                         "cosmos-policy; LIBERO's own HDF5; Parquet"}),
         (("--to",), {"required": True, "metavar": "FOLDER", "help": "folder to write; it must not exist yet"}),
         (("--frames",), {"default": "h264", "choices": ("h264", "av1", "image"), "help": "lerobot: videos, or the stored JPEGs [h264]"}),
         (("--suite",), {"default": "libero_goal", "help": "cosmos-demos: name of the suite's folder [libero_goal]"}),
+        (("--actions",), {"choices": ("label", "executed"),
+                          "help": "libero: the actions to imitate, or those executed, for scripts that play files again [label]"}),
         (("--render",), {"action": "store_true", "help": "render the frames that are not stored from the simulator states"}), *_CHOOSE)),
     "import": Verb("commit episodes of another project's files; makes the run if there is none of this name", _import, (
         (("paths",), {"nargs": "+", "metavar": "PATH", "help": "HDF5 files or folders of them; for lerobot dataset folders"}),

@@ -58,16 +58,22 @@ class StateRenderer:
         for step in steps:
             if not 0 <= step <= view.length:
                 raise StoreError(f"episode {name} has no step {step}: its steps are 0..{view.length}")
+        env = self.simulation(view)
+        if self.strict:
+            self._compare(view, name, stored_fingerprint(info, name), states, env)
+        # Copied, because a view's rows are read-only, which MuJoCo's bindings refuse.
+        return {step: encode_cameras(env.render_state(states[step].copy())) for step in steps}
+
+    def simulation(self, view: EpisodeView | Episode) -> Simulation:
+        """The environment that restores the episode's states, until another episode is asked for. StoreError as :meth:`render`."""
+        name, info, states = _parts(view)
         try:
             fingerprint = stored_fingerprint(info, name)
             env = self._environment(config_from_fingerprint(fingerprint, name), make_seed_of(fingerprint, name))
         except ConfigError as error:
             raise StoreError(f"cannot render from states: {error}") from error
         self._check(name, view.cameras, states, env)
-        if self.strict:
-            self._compare(view, name, fingerprint, states, env)
-        # Copied, because a view's rows are read-only, which MuJoCo's bindings refuse.
-        return {step: encode_cameras(env.render_state(states[step].copy())) for step in steps}
+        return env
 
     def close(self) -> None:
         """Release the simulators. The next call makes new ones."""

@@ -7,6 +7,7 @@
 ``cosmos_hdf5``        rollouts of the public cosmos-policy code (HDF5, a file per episode) into a store, and episodes of a
                        store as such files
 ``cosmos_demos``       successful episodes as the demonstration files of the public cosmos-policy trainer
+``libero``             successful episodes of LIBERO's tasks in the layout of LIBERO's released demonstrations
 ``aloha``              episodes of ALOHA (HDF5, a file per episode, videos beside it), in and out
 ``lerobot``            episodes of a store as a LeRobot v3 dataset
 ``lerobot_import``     LeRobot v3 and v2 datasets into a store; ``lerobot_meta`` reads what describes them, ``lerobot_pictures`` pictures

@@ -94,6 +94,15 @@ def quaternions(rotations: np.ndarray) -> np.ndarray:
     return np.hstack([axis * np.sin(angle / 2), np.cos(angle / 2)]).astype(np.float32)
 
 
+def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
+    """(n, 3) axis-angle vectors in radians of (n, 4) quaternions (x, y, z, w), angles within 0 to 2 pi as robosuite's: a quaternion whose
+    ``w`` is negative has an angle above pi, and its vector does not jump while the hand turns."""
+    sine = np.linalg.norm(rotations[:, :3], axis=1, keepdims=True)
+    angle = 2 * np.arctan2(sine, rotations[:, 3:])
+    axis = np.divide(rotations[:, :3], sine, out=np.zeros_like(rotations[:, :3]), where=sine > 0)
+    return axis * angle
+
+
 def _cameras(group: h5py.Group) -> dict[str, str]:
     """Camera -> its dataset, without ``_jpeg``: by the endings of LIBERO and robomimic, else whatever holds colour pictures."""
     found: dict[str, str] = {}
