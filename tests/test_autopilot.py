@@ -1,5 +1,6 @@
 """Planning by a deadline, on a clock that only network evaluations move."""
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from cosmos_ray.config import LearnerConfig, PlannerConfig, RunConfig, check
+from cosmos_ray.deployment import DeployedPolicy
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore, load_core
 from cosmos_ray.model import sampling
@@ -19,6 +21,7 @@ from cosmos_ray.planning import costs as costs_module
 from cosmos_ray.planning.autopilot import ENOUGH, Autopilot, gears
 from cosmos_ray.planning.best_of_n import act_directly, best_of_n
 from cosmos_ray.planning.costs import KINDS, Costs, costs_file, kept_costs, measure
+from cosmos_ray.serving.core import PolicyServer
 from tests.test_inference import request
 from tests.test_planning import demo_policy, observed
 
@@ -297,3 +300,21 @@ def test_settings_that_do_not_go_with_a_deadline_are_refused(change, words):
         check(RunConfig(planner=PlannerConfig(**{"deadline_ms": 100.0, **change}), learner=LearnerConfig(value_mode="both")))
     with pytest.raises(ConfigError, match="repeat = 2 compares episodes bit for bit"):
         check(RunConfig(repeat=2, planner=PlannerConfig(deadline_ms=100.0)))
+
+
+def test_a_policy_server_counts_the_deadline_from_the_arrival_of_a_request(policy):
+    """Of the request that waited longest: what is answered together has one decision."""
+    core = InferenceCore(policy, 1)
+    core._pilot = Autopilot(COSTS)
+    server = PolicyServer(DeployedPolicy(core, PlannerConfig(candidates=3, deadline_ms=FOREVER), steps=1), 16, 50.0, 8)
+    told = []
+    decide = core._pilot.decide
+    core._pilot.decide = lambda *given: told.append(decide(*given).autopilot) or decide(*given)
+    seen = {"proprio": np.zeros(9, np.float32), "task_description": "lift the cube",
+            **{camera: np.zeros((64, 64, 3), np.uint8) for camera in policy.spec.cameras}}
+
+    async def two():
+        return await asyncio.gather(server.ask(seen, seed=1), server.ask(seen, seed=2))
+
+    assert [len(answer.scores[0]) for answer in asyncio.run(two())] == [3, 3]
+    assert len(told) == 1 and told[0]["candidates"] == 3 and told[0]["waited_ms"] > 40

@@ -53,6 +53,20 @@ def test_graphs_act_as_the_eager_sampler_also_after_new_weights(planner):
         assert eager.set_weights(weights) == graphed.set_weights(weights) == version
 
 
+@pytest.mark.parametrize("how", ["none", "graphs"])
+def test_a_deadline_chooses_as_best_of_n_where_there_is_time_and_keeps_it_where_there_is_little(how):
+    made = policy()
+    accelerate(made, how)
+    core = InferenceCore(made, 1)
+    unhurried, hurried = (PlannerConfig(candidates=6, deadline_ms=ms) for ms in (1e5, 200.0))
+    core.prepare(hurried)
+    plain, timed = (core.answer([request(2, planner)])[0] for planner in (PlannerConfig(candidates=6), unhurried))
+    assert timed.autopilot["candidates"] == 6 and timed.chosen.tolist() == plain.chosen.tolist()
+    np.testing.assert_allclose(timed.candidates, plain.candidates, atol=1e-4)
+    told = [core.answer([request(2, hurried)])[0].autopilot for _ in range(30)]
+    assert told[-1]["candidates"] > 1 and any(choice["in_time"] for choice in told[-10:])
+
+
 def test_bf16_on_the_gpu_acts_like_fp32_on_the_cpu():
     here = policy()
     there = build(here.spec, seed=0)

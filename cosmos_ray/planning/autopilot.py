@@ -33,6 +33,7 @@ FEW = 2  #: evaluations of a chunk in the cheaper gears
 SHARE = 0.5  #: of the time left, what a wave may take; the last wave takes all
 RESERVE = (0.003, 0.03)  #: seconds, and share of the deadline, that are kept for the way back, times the slowness
 GROWS, SHRINKS = 0.5, 0.01  #: of the margin: by this share of the time that a decision is late by; by this share of itself when it is not
+LEAP = 4.0  #: times slower than expected that something counts at most: what happens once, such as compiling, says little
 CAUTION = 0.3  #: share of the deadline that the margin takes at most
 
 
@@ -125,6 +126,7 @@ class Autopilot:
         decision, now = waves.decision(), self.clock()
         if began < watch.end:  # else nothing could have been ready in time
             self.margin += GROWS * (now - ready) if now > ready else -SHRINKS * self.margin
+            self.margin = min(self.margin, CAUTION * allowed)
         decision.autopilot = {
             "gear": gear.name, "steps": gear.steps, "rank_by": gear.planner.rank_by, "futures": gear.planner.futures,
             "value_samples": gear.planner.value_samples, "candidates": decision.scores.shape[1], "waves": waves.count,
@@ -179,5 +181,6 @@ class Autopilot:
         finally:  # what was given up after more than its time was slow, too
             ratio = (self.clock() - began) / max(gear.seconds(self.costs, reference_steps, *rows), 1e-9)
             if finished or ratio > self.slowness:
+                ratio = min(ratio, LEAP * self.slowness)
                 self.slowness += (0.5 if ratio > self.slowness else 0.1) * (ratio - self.slowness)
                 self.slowness = min(max(self.slowness, 0.5), 50.0)

@@ -26,6 +26,7 @@ class Asked:
 
     query: Query
     futures: bool  #: also decode the predicted frames
+    arrived: float  #: ``time.monotonic``: the planner's deadline counts from then
 
     @property
     def seeds(self) -> torch.Tensor:
@@ -63,8 +64,9 @@ class PolicyServer:
     async def ask(self, observation: Mapping[str, Any], seed: Any = None, futures: bool = False) -> Answer:
         """The policy's answer to one observation, or to B of them. BadRequest for an observation that it does not take (422) and while
         the queue is full (429)."""
+        arrived = time.monotonic()
         try:
-            asked = Asked(self.policy.query(as_arrays(observation), seed=seed), futures)
+            asked = Asked(self.policy.query(as_arrays(observation), seed=seed), futures, arrived)
         except ConfigError as error:
             raise self._refuse(str(error), 422) from error
         if len(asked.seeds) > ROWS:
@@ -110,7 +112,8 @@ class PolicyServer:
         images = [np.concatenate(views) for views in zip(*(query.images for query in queries), strict=True)]
         decision, frames = policy.core.decide(
             images, np.concatenate([query.proprio for query in queries]), [text for query in queries for text in query.instructions],
-            torch.cat([query.seeds for query in queries]), policy.steps, policy.planner, asked[0].futures)
+            torch.cat([query.seeds for query in queries]), policy.steps, policy.planner, asked[0].futures,
+            min(one.arrived for one in asked))
         actions, scores, chosen, candidates = (
             part.cpu().numpy() for part in (decision.actions, decision.scores, decision.chosen, decision.candidates))
         values = np.take_along_axis(scores, chosen[:, None], 1)[:, 0]

@@ -90,6 +90,7 @@ def _policy(run: Run, name: str, path: Path, plan: bool, number: int | None) -> 
     judge = planning_checkpoint(run, name, number) if plan else ""
     torch.set_num_threads(config.inference.threads)
     core = load_core(path, config.inference, "cuda" if config.inference.gpus else "cpu", judge)
+    core.prepare(planner)
     return DeployedPolicy(core, planner, config.inference.steps, config.seed)
 
 
