@@ -12,6 +12,7 @@ import torch
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.inference.batcher import Batcher
+from cosmos_ray.inference.client import Loads
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy, ActRequest, WrongVersion
@@ -103,6 +104,66 @@ def test_a_full_batch_does_not_wait_for_the_deadline():
         return await asyncio.wait_for(asyncio.gather(first, batcher.submit(request(3))), LONG)
 
     assert asyncio.run(main()) == [1, 3] and batches == [[1, 3]]
+
+
+def test_a_request_goes_to_the_actor_with_least_to_do():
+    now = [0.0]
+    loads = Loads(3, start=2, clock=lambda: now[0])
+    assert [loads.choose(1) for _ in range(4)] == [0, 1, 2, 0]  # in turn while they are equal
+    loads.tell(1, 9)
+    assert [loads.choose(2) for _ in range(3)] == [2, 0, 2]
+    loads.failed(0)
+    loads.tell(2, 20)
+    assert loads.choose(1) == 1  # whatever it has to do, it is there
+    now[0] = 5.1  # what they told is forgotten, and the actor that failed is asked again
+    assert sorted(loads.choose(1) for _ in range(3)) == [0, 1, 2]
+
+
+def test_a_closed_loop_does_not_settle_at_half_batches():
+    """Sixteen clients ask again once they are answered. Without the wait for those just answered, batches of 8 take turns for ever."""
+    batches = []
+
+    def answer(requests):
+        batches.append(len(requests))
+        time.sleep(0.05)
+        return rows_of(requests)
+
+    async def client(batcher, later):
+        await asyncio.sleep(later)
+        for _ in range(30):
+            await batcher.submit(request(1))
+
+    async def main():
+        batcher = Batcher(answer, max_rows=16, wait_s=0.0)  # half of the clients come while a batch of the others runs
+        await asyncio.wait_for(asyncio.gather(*(client(batcher, 0.03 * (i % 2)) for i in range(16))), LONG)
+
+    asyncio.run(main())
+    assert np.median(batches) >= 14, batches
+
+
+def test_a_lone_client_does_not_wait_for_others():
+    async def main():
+        batcher = Batcher(rows_of, max_rows=16, wait_s=0.01)
+        await batcher.submit(request(1))
+        batcher.wait_s = batcher._patience = batcher._longest = 3600.0
+        for _ in range(3):
+            batcher._lately.append(1)
+        return await asyncio.wait_for(batcher.submit(request(1)), LONG)
+
+    assert asyncio.run(main()) == 1
+
+
+def test_waits_that_bring_nobody_get_short():
+    """Clients that think for longer than a batch takes: the batcher does not hold batches back for them."""
+
+    async def main():
+        batcher = Batcher(lambda requests: time.sleep(0.1) or rows_of(requests), max_rows=16, wait_s=0.001)
+        for _ in range(8):
+            batcher._lately.extend([8, 8, 8])  # as if many had been there
+            await batcher.submit(request(1))
+        return batcher._patience
+
+    assert asyncio.run(main()) <= 0.004
 
 
 @pytest.mark.parametrize("bad", [

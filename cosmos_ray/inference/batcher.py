@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,6 +18,10 @@ class Rows(Protocol):
     def seeds(self) -> Any: ...
 
 
+LATELY = 3  #: batches
+SHARE = 0.1  #: of a batch's time that its successor may wait for more rows
+AGAIN = 20  #: batches after which one more such wait is tried, where none paid
+
 Request = TypeVar("Request", bound=Rows)
 Reply = TypeVar("Reply")
 
@@ -23,17 +29,24 @@ Reply = TypeVar("Reply")
 class Batcher(Generic[Request, Reply]):
     """Runs ``answer`` on batches of waiting requests in a thread, one batch at a time.
 
-    A batch leaves when it holds ``max_rows`` observation rows, or ``wait_s`` seconds after its first request arrived. Requests that
-    arrive while a batch runs form the next batch, so the wait costs nothing under load. A request whose caller was cancelled is dropped.
-    ``between`` runs a function while no batch runs; the actor swaps weights there.
+    A batch leaves when it holds ``max_rows`` observation rows, or as many as there seem to be in all, or when the first request has waited
+    long enough. There seem to be as many rows as a batch and its waiting room held together, lately: a lone client never waits, and the
+    clients of a closed loop, who ask again once they are answered, do not split into two batches that take turns. Long enough is
+    ``wait_s`` seconds, or a tenth of a batch's time for as long as this brings the rows that are awaited.
+
+    A request whose caller was cancelled is dropped. ``between`` runs a function while no batch runs; the actor swaps weights there.
     """
 
     def __init__(self, answer: Callable[[list[Request]], list[Reply | CosmosRayError]], max_rows: int, wait_s: float):
         self.answer, self.max_rows, self.wait_s = answer, max_rows, wait_s
         self.batches = self.rows = 0
+        self.computing = 0  #: rows of the batch that runs
+        self._patience = wait_s
+        self._lately: deque[int] = deque([max_rows], maxlen=LATELY)  #: rows that a batch and its waiting room held
         self._waiting: list[tuple[Request, asyncio.Future]] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Lock()
+        self._longest = wait_s
         self._loop: asyncio.Task | None = None
 
     async def submit(self, request: Request) -> Reply:
@@ -44,6 +57,11 @@ class Batcher(Generic[Request, Reply]):
         self._waiting.append((request, future))
         self._arrived.set()
         return await future
+
+    @property
+    def load(self) -> int:
+        """Rows that wait or are computed."""
+        return _rows(self._waiting) + self.computing
 
     async def between(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run ``function`` in a thread between two batches. It runs to its end, and no batch before that, also if the caller is
@@ -57,21 +75,31 @@ class Batcher(Generic[Request, Reply]):
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            deadline = asyncio.get_running_loop().time() + self.wait_s
-            while sum(len(r.seeds) for r, _ in self._waiting) < self.max_rows:
-                left = deadline - asyncio.get_running_loop().time()
-                if left <= 0:
-                    break
-                self._arrived.clear()
-                try:
-                    await asyncio.wait_for(self._arrived.wait(), left)
-                except TimeoutError:
-                    break
+            await self._fill()
             async with self._idle:
                 if batch := self._take():
+                    began, self.computing = asyncio.get_running_loop().time(), _rows(batch)
                     await self._answer(batch)
+                    self.computing = 0
+                    self._longest = max(self.wait_s, SHARE * (asyncio.get_running_loop().time() - began))
+                    if self.batches == 1:
+                        self._patience = self._longest
+                    self._lately.append(_rows(batch) + _rows(self._waiting))
             if not self._waiting:
                 self._arrived.clear()
+
+    async def _fill(self) -> None:
+        """Wait for the rows that are likely to come."""
+        loop, awaited = asyncio.get_running_loop(), min(self.max_rows, max(self._lately))
+        deadline = loop.time() + self._patience
+        while _rows(self._waiting) < awaited and (left := deadline - loop.time()) > 0:
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+        if _rows(self._waiting) >= awaited or self.batches % AGAIN == 0:
+            self._patience = self._longest
+        else:
+            self._patience = max(self._patience / 2, self.wait_s)
 
     def _take(self) -> list[tuple[Request, asyncio.Future]]:
         """The oldest requests that fit ``max_rows``; at least one, however large it is, unless all were cancelled."""
@@ -98,3 +126,7 @@ class Batcher(Generic[Request, Reply]):
                 future.set_exception(reply)
             else:
                 future.set_result(reply)
+
+
+def _rows(waiting: Sequence[tuple[Rows, Any]]) -> int:
+    return sum(len(request.seeds) for request, _ in waiting)

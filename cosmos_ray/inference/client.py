@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
@@ -17,7 +18,39 @@ from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.25  #: pause before a request is sent again
+STALE_S = 5.0  #: after which what an actor told of its load counts no more
+LOST = 10**6  #: load of an actor that failed a request
 ACTOR_TRIES = 3  #: actors that one request can wait for: each gets this fraction of the timeout to answer
+
+
+class Loads:
+    """Which actor has least to do, as one client knows: by what its answers told, and by what the client has sent since.
+
+    What an actor told is forgotten after ``STALE_S`` seconds. Among equals the actors take turns.
+    """
+
+    def __init__(self, count: int, start: int = 0, clock: Callable[[], float] = time.monotonic):
+        self._loads, self._told, self._clock = [0] * count, [clock()] * count, clock
+        self._last = start % count
+
+    def choose(self, rows: int) -> int:
+        """The actor for a request of ``rows`` rows, which count as its load from now on."""
+        now, count = self._clock(), len(self._loads)
+        for index, told in enumerate(self._told):
+            if now - told > STALE_S:
+                self.tell(index, 0)
+        in_turn = [(self._last + 1 + i) % count for i in range(count)]
+        self._last = min(in_turn, key=lambda index: self._loads[index])  # the first of equals
+        self._loads[self._last] += rows
+        return self._last
+
+    def tell(self, index: int, load: int) -> None:
+        """Take in the load of an actor."""
+        self._loads[index], self._told[index] = load, self._clock()
+
+    def failed(self, index: int) -> None:
+        """Ask the others for a while."""
+        self.tell(index, LOST)
 
 
 @dataclass
@@ -27,19 +60,21 @@ class Pending:
     request: ActRequest
     reference: ray.ObjectRef
     deadline: float
+    actor: int = 0  #: that it was sent to
 
 
 class PoolClient:
-    """Sends requests to the actors in turn. When an actor dies or holds the wrong version, its request goes to the next actor."""
+    """Sends each request to the actor with least to do. When an actor dies or holds the wrong version, its request goes to another one."""
 
     def __init__(self, actors: list[ActorHandle], timeout_s: float, start: int = 0):
         self.actors, self.timeout_s = actors, timeout_s
         self.retries = 0
-        self._next = start
+        self._loads = Loads(len(actors), start)
 
     def submit(self, request: ActRequest) -> Pending:
         """Send without waiting."""
-        return Pending(request, self._send(request), time.monotonic() + self.timeout_s)
+        reference, actor = self._send(request)
+        return Pending(request, reference, time.monotonic() + self.timeout_s, actor)
 
     def result(self, pending: Pending) -> ActReply:
         """Wait for the answer. PoolUnavailable when no actor gave one within ``timeout_s`` of :meth:`submit`."""
@@ -48,7 +83,9 @@ class PoolClient:
         answered = None  # what the last actor to answer said: it tells more than the silence that follows
         while True:
             try:
-                return ray.get(pending.reference, timeout=max(0.0, min(patience, pending.deadline - time.monotonic())))
+                reply = ray.get(pending.reference, timeout=max(0.0, min(patience, pending.deadline - time.monotonic())))
+                self._loads.tell(pending.actor, reply.load)
+                return reply
             except (*ACTOR_LOST, GetTimeoutError, RayTaskError) as error:
                 reason = own_error(error) if isinstance(error, RayTaskError) else error
                 if isinstance(error, RayTaskError) and not isinstance(reason, (WrongVersion, *ACTOR_LOST)):
@@ -61,8 +98,9 @@ class PoolClient:
                 logger.info("inference request goes to another actor: %s", type(error).__name__)
                 self.retries += 1
                 time.sleep(RETRY_S)
-                pending.reference = self._send(pending.request)
+                self._loads.failed(pending.actor)
+                pending.reference, pending.actor = self._send(pending.request)
 
-    def _send(self, request: ActRequest) -> ray.ObjectRef:
-        self._next = (self._next + 1) % len(self.actors)
-        return self.actors[self._next].act.remote(request)
+    def _send(self, request: ActRequest) -> tuple[ray.ObjectRef, int]:
+        actor = self._loads.choose(len(request.seeds))
+        return self.actors[actor].act.remote(request), actor

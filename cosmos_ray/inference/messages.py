@@ -55,3 +55,4 @@ class ActReply:
     candidates: np.ndarray  #: (B, N, K, d) float32, every proposed chunk
     futures: np.ndarray | None = None  #: (B, cameras, H, W, 3) uint8 predicted frames at the end of the chunk
     autopilot: dict[str, Any] | None = None  #: what the planner chose for ``planner.deadline_ms``: plain numbers and words
+    load: int = 0  #: rows that waited at the actor, or were computed, when it sent the answer
