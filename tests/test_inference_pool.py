@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -76,6 +77,22 @@ def test_the_pool_answers_as_a_policy_in_this_process(shared_pool, checkpoint, p
     for asked, waiting in zip(requests, pending, strict=True):
         assert_same(client.result(waiting), local.result(local.submit(asked)))
     assert client.retries == 0
+
+
+def test_prometheus_sees_queue_fill_waits_and_version(shared_pool):
+    client = PoolClient(shared_pool.actors, LONG)
+    for asked in [client.submit(request(2, seed=i)) for i in range(4)]:
+        client.result(asked)
+    node = ray.nodes()[0]
+    names = {f"ray_cosmos_ray_inference_{name}" for name in ("rows", "queue_rows", "batch_fill", "policy_version", "wait_ms_bucket")}
+    until, text = time.monotonic() + LONG, ""
+    while not all(name in text for name in names):  # a node collects its metrics every ten seconds
+        assert time.monotonic() < until, text
+        time.sleep(0.5)
+        with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10) as reply:
+            text = reply.read().decode()
+    values = [float(line.split()[-1]) for line in text.splitlines() if line.startswith("ray_cosmos_ray_inference_batch_fill{")]
+    assert values and all(0 < value <= 1 for value in values)
 
 
 def test_a_bad_request_raises_its_own_error_through_the_pool(shared_pool):

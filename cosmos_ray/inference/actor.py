@@ -17,6 +17,7 @@ from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.batcher import Batcher
 from cosmos_ray.inference.core import InferenceCore, load_core
 from cosmos_ray.inference.messages import ActReply, ActRequest
+from cosmos_ray.inference.metrics import ActorMetrics
 from cosmos_ray.supervision import PUSH_S
 from cosmos_ray.weights import Weights
 
@@ -51,11 +52,15 @@ class InferenceActor:
         self._load = partial(load_core, config=config, device="cuda" if ray.get_gpu_ids() else "cpu")
         self._core = self._load(checkpoint)
         self._batcher: Batcher[ActRequest, ActReply] = Batcher(lambda requests: self._core.answer(requests), config.max_batch,
-                                                               config.wait_ms / 1000)
+                                                               config.wait_ms / 1000, self._told)
+        self._metrics = ActorMetrics(ray.get_runtime_context().get_node_id()[:8], config.max_batch)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Answer a request, batched with whatever else is waiting."""
         return await self._batcher.submit(dataclasses.replace(request, arrived=time.monotonic()))
+
+    def _told(self, rows: int, waiting: int, waits_s: list[float]) -> None:
+        self._metrics.batch(rows, waiting, waits_s, self._core.version)
 
     async def set_weights(self, weights: Weights) -> int:
         """Fetch and check weights while the old ones serve, swap them between two batches; returns the version now held.

@@ -35,15 +35,17 @@ class Batcher(Generic[Request, Reply]):
     ``wait_s`` seconds, or a tenth of a batch's time for as long as this brings the rows that are awaited.
 
     A request whose caller was cancelled is dropped. ``between`` runs a function while no batch runs; the actor swaps weights there.
+    ``told`` hears of every batch: its rows, the rows that wait after it, and the seconds from each of its requests to the answer.
     """
 
-    def __init__(self, answer: Callable[[list[Request]], list[Reply | CosmosRayError]], max_rows: int, wait_s: float):
-        self.answer, self.max_rows, self.wait_s = answer, max_rows, wait_s
+    def __init__(self, answer: Callable[[list[Request]], list[Reply | CosmosRayError]], max_rows: int, wait_s: float,
+                 told: Callable[[int, int, list[float]], None] = lambda rows, waiting, seconds: None):
+        self.answer, self.max_rows, self.wait_s, self.told = answer, max_rows, wait_s, told
         self.batches = self.rows = 0
         self.computing = 0  #: rows of the batch that runs
         self._patience = wait_s
         self._lately: deque[int] = deque([max_rows], maxlen=LATELY)  #: rows that a batch and its waiting room held
-        self._waiting: list[tuple[Request, asyncio.Future]] = []
+        self._waiting: list[tuple[Request, asyncio.Future, float]] = []  #: request, its answer, when it came
         self._arrived = asyncio.Event()
         self._idle = asyncio.Lock()
         self._longest = wait_s
@@ -53,8 +55,9 @@ class Batcher(Generic[Request, Reply]):
         """The answer to one request; raises what went wrong with it."""
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._waiting.append((request, future, loop.time()))
         self._arrived.set()
         return await future
 
@@ -80,8 +83,9 @@ class Batcher(Generic[Request, Reply]):
                 if batch := self._take():
                     began, self.computing = asyncio.get_running_loop().time(), _rows(batch)
                     await self._answer(batch)
-                    self.computing = 0
-                    self._longest = max(self.wait_s, SHARE * (asyncio.get_running_loop().time() - began))
+                    ended, self.computing = asyncio.get_running_loop().time(), 0
+                    self.told(_rows(batch), _rows(self._waiting), [ended - since for _, _, since in batch])
+                    self._longest = max(self.wait_s, SHARE * (ended - began))
                     if self.batches == 1:
                         self._patience = self._longest
                     self._lately.append(_rows(batch) + _rows(self._waiting))
@@ -101,11 +105,11 @@ class Batcher(Generic[Request, Reply]):
         else:
             self._patience = max(self._patience / 2, self.wait_s)
 
-    def _take(self) -> list[tuple[Request, asyncio.Future]]:
+    def _take(self) -> list[tuple[Request, asyncio.Future, float]]:
         """The oldest requests that fit ``max_rows``; at least one, however large it is, unless all were cancelled."""
-        self._waiting = [(request, future) for request, future in self._waiting if not future.cancelled()]
+        self._waiting = [one for one in self._waiting if not one[1].cancelled()]
         rows, count = 0, 0
-        for request, _ in self._waiting:
+        for request, *_ in self._waiting:
             if count and rows + len(request.seeds) > self.max_rows:
                 break
             rows, count = rows + len(request.seeds), count + 1
@@ -113,13 +117,13 @@ class Batcher(Generic[Request, Reply]):
         self.batches, self.rows = self.batches + bool(batch), self.rows + rows
         return batch
 
-    async def _answer(self, batch: list[tuple[Request, asyncio.Future]]) -> None:
+    async def _answer(self, batch: list[tuple[Request, asyncio.Future, float]]) -> None:
         replies: Sequence[Reply | Exception]
         try:
-            replies = await asyncio.to_thread(self.answer, [request for request, _ in batch])
+            replies = await asyncio.to_thread(self.answer, [request for request, *_ in batch])
         except Exception as error:  # noqa: BLE001 - whatever it was, it belongs to the callers; the loop must go on serving
             replies = [error] * len(batch)
-        for (_, future), reply in zip(batch, replies, strict=True):
+        for (_, future, _), reply in zip(batch, replies, strict=True):
             if future.cancelled():
                 continue
             if isinstance(reply, Exception):
@@ -128,5 +132,5 @@ class Batcher(Generic[Request, Reply]):
                 future.set_result(reply)
 
 
-def _rows(waiting: Sequence[tuple[Rows, Any]]) -> int:
-    return sum(len(request.seeds) for request, _ in waiting)
+def _rows(waiting: Sequence[tuple[Rows, Any, float]]) -> int:
+    return sum(len(request.seeds) for request, *_ in waiting)
