@@ -108,7 +108,7 @@ def test_without_any_time_the_answer_is_the_policys_own_after_one_evaluation(pol
     clock = Slow(monkeypatch)
     found = decided(policy, PlannerConfig(deadline_ms=1), clock)
     known, text, seeds = observed(policy, 1)
-    assert clock.evaluations == 1 and found.chosen.tolist() == [0] and found.autopilot["gear"] == "policy alone"
+    assert clock.evaluations == 1 and found.chosen.tolist() == [0] and found.autopilot["gear"] == "policy first"
     assert torch.equal(found.actions, act_directly(policy, known, text, seeds, 1).actions)
 
 
@@ -166,7 +166,7 @@ def test_a_shorter_deadline_takes_a_cheaper_gear(policy, monkeypatch):
     config = dataclasses.replace(ENSEMBLES, candidates=16)
     taken = {ms: decided(policy, dataclasses.replace(config, deadline_ms=ms), clock).autopilot for ms in (20, 45, 80, 120, 220, 1000)}
     names = [taken[ms]["gear"] for ms in taken]
-    assert names == ["policy alone", "joint value, one step", "joint value", "few steps", "single values", "full"]
+    assert names == ["policy first", "joint value, one step", "joint value", "few steps", "single values", "full"]
     assert [(taken[ms]["steps"], taken[ms]["value_samples"]) for ms in (120, 220, 1000)] == [(2, 1), (5, 1), (5, 3)]
     assert taken[220]["candidates"] >= ENOUGH and all(t["in_time"] for t in taken.values())
 

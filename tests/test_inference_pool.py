@@ -160,7 +160,7 @@ def test_a_pool_that_loads_for_a_deadline_is_measured_before_it_is_asked(shared_
     shared_pool.load(path, acting)
     settle(shared_pool)
     told.append(client.result(client.submit(dataclasses.replace(request(2, seed=5), acting=acting))).autopilot)
-    assert [(choice["gear"], choice["candidates"]) for choice in told] == [("full", 3), ("policy alone", 1)]
+    assert [(choice["gear"], choice["candidates"]) for choice in told] == [("full", 3), ("policy first", 1)]
     shared_pool.load(checkpoint, ActingPolicy(1))
     settle(shared_pool)
 

@@ -32,7 +32,7 @@ ENOUGH = 4  #: candidates for which a gear is not left for a cheaper one
 FEW = 2  #: evaluations of a chunk in the cheaper gears
 SHARE = 0.5  #: of the time left, what a wave may take; the last wave takes all
 RESERVE = (0.003, 0.03)  #: seconds, and share of the deadline, that are kept for the way back, times the slowness
-GROWS, SHRINKS = 0.5, 0.01  #: of the margin: by this share of the time that a decision is late by; by this share of itself when it is not
+GROWS, SHRINKS = 0.5, 0.02  #: of the margin: by this share of the time that a decision is late by; by this share of itself when it is not
 LEAP = 4.0  #: times slower than expected that something counts at most: what happens once, such as compiling, says little
 CAUTION = 0.3  #: share of the deadline that the margin takes at most
 
@@ -110,13 +110,13 @@ class Autopilot:
         network, prompts = planning_network or (policy, text)
         ready = arrived + allowed - (RESERVE[0] + RESERVE[1] * allowed) * max(1.0, self.slowness)
         watch = _Watch(self, policy.device, ready - min(self.margin, CAUTION * allowed))
-        gear, most = self.choose(policy.reference_steps, config, steps, rows, watch.end - began)
+        gear = self.choose(policy.reference_steps, config, steps, rows, watch.end - began)
         waves = Waves(policy, known, text, seeds, gear.steps, gear.planner, network, prompts)
         policy.watch = network.watch = watch
         try:
             self._timed(watch, gear, policy.reference_steps, (rows, 0), waves.begin)
             watch.gives_up = True
-            while most > 1 and (new := self._next(policy, gear, rows, waves, config.candidates, watch.end)):
+            while new := self._next(policy, gear, rows, waves, config.candidates, watch.end):
                 self._timed(watch, gear, policy.reference_steps, (rows * new, rows * (new + waves.valued_again)),
                             partial(waves.add, new))
         except OutOfTime:
@@ -134,23 +134,23 @@ class Autopilot:
             "slowness": round(self.slowness, 2), "in_time": now <= arrived + allowed}
         return decision
 
-    def choose(self, reference_steps: bool, config: PlannerConfig, steps: int, rows: int, left: float) -> tuple[Gear, int]:
-        """(gear, candidates that fit) for a decision of ``rows`` observations in ``left`` seconds. With one candidate, the steps of the
-        gear are as many as fit, at least 1."""
+    def choose(self, reference_steps: bool, config: PlannerConfig, steps: int, rows: int, left: float) -> Gear:
+        """For a decision of ``rows`` observations in ``left`` seconds. Where no gear has time for two candidates, the policy's own chunk
+        gets as many evaluations as fit, at least one, and the cheapest way to value others, should there be time after all."""
         left /= self.slowness
         best: tuple[Gear, int] | None = None
         for gear in gears(config, steps):
             alone = gear.seconds(self.costs, reference_steps, rows, 0)
             fits = 1 + self._most(reference_steps, gear, rows, 1, left - alone, config.candidates - 1)
             if fits >= min(ENOUGH, config.candidates) and alone <= left:
-                return gear, fits
+                return gear
             if fits > (best[1] if best else 1):
                 best = gear, fits
         if best is not None:
-            return best
+            return best[0]
         fitting = [n for n in range(1, steps + 1)
                    if self.costs.call(SampleType.POLICY, rows, solver.evaluations(n, reference_steps)) <= left]
-        return Gear("policy alone", max(fitting, default=1), config), 1
+        return Gear("policy first", max(fitting, default=1), gears(config, steps)[-1].planner)
 
     def _most(self, reference_steps: bool, gear: Gear, rows: int, again: int, left: float, limit: int) -> int:
         """New candidates of ``rows`` observations that can be proposed and valued in ``left`` seconds, at most ``limit``; ``again`` of
