@@ -10,7 +10,8 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.seeds import state_seed
 from cosmos_ray.sim.environment import Environment
 from cosmos_ray.sim.experts import check_expert, expert
-from cosmos_ray.sim.libero.experts import LIBERO_EXPERTS, Grasp, across, by_rim, choose
+from cosmos_ray.sim.libero.experts import LIBERO_EXPERTS
+from cosmos_ray.sim.libero.grasp import Grasp, across, by_rim, choose
 
 QUICK = ("libero_spatial/7", "libero_object/0")  # a bowl on the stove, taken by its rim, and a can, taken whole
 CIRCLE = np.stack([np.cos(angles := np.arange(36) * 2 * np.pi / 36), np.sin(angles)], axis=1)

@@ -1,4 +1,4 @@
-"""Scripted experts for LIBERO's tasks that put one object on or into another: grasp from above, carry over everything, release.
+"""Scripted experts for LIBERO's tasks. Those that put one object on or into another grasp from above, carry over everything, and release.
 
 The experts read shapes from the model's collision geometry, so one expert serves all objects. Registered in :data:`LIBERO_EXPERTS`.
 """
@@ -6,81 +6,85 @@ The experts read shapes from the model's collision geometry, so one expert serve
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cosmos_ray.sim.libero.fixture_experts import open_drawer, opening, push, towards, turn_knob
+from cosmos_ray.sim.libero.grasp import TIP, across, by_rim, choose
 from cosmos_ray.sim.libero.shapes import Scene
 from cosmos_ray.sim.servo import CLOSE, OPEN, Actions, Servo, downward, nearest, up
 
 if TYPE_CHECKING:
     from cosmos_ray.sim.environment import Environment
 
-DIRECTIONS = 24  #: of the finger axis, of which the expert takes the best
-APART = 0.04  #: metres from the grip site to each open finger
-TIP = 0.013  #: metres that the fingers reach below the grip site
-PALM = 0.035  #: metres from the grip site up to the palm, which must stay above the object
-RIM = 0.015  #: metres from an object's rim down to the grip site
 ABOVE = 0.05  #: metres of air below the hand and what the hand holds, over all that a path crosses
 AGAIN = 2.0  #: what it costs to take an object as in an attempt before, radians
+WIDE = 0.97  #: share of a drawer's way that counts as open
+HALF = 0.75  #: share that leaves room for a bowl, in the drawer and on the table beside the drawer
+ASLANT = 0.5  #: radians that the hand leans away from an open drawer
 LIFTED = 0.03  #: metres that an object must have risen to count as held
 
 
-class Grasp(NamedTuple):
-    """One way to take an object."""
-
-    position: np.ndarray  #: of the grip site, (3,) metres
-    yaw: float  #: of the finger axis, radians
-    cost: float  #: of the grasp by itself, radians of turning that it is worth to avoid the grasp
-
-
-def by_rim(points: np.ndarray) -> list[Grasp]:
-    """Pinch the upper edge of an object that is too wide to take whole, one finger inside. ``points`` (n, 3) are on its surface."""
-    top = float(points[:, 2].max())
-    rim = points[points[:, 2] > top - 0.01, :2]
-    middle = (rim.min(axis=0) + rim.max(axis=0)) / 2
-    radius = float(np.linalg.norm(rim - middle, axis=1).max()) - 0.004
-    angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
-    return [Grasp(np.array([*(middle + radius * np.array([np.cos(angle), np.sin(angle)])), top - RIM]), angle, 0.0) for angle in angles]
-
-
-def across(points: np.ndarray) -> list[Grasp]:
-    """Both fingers outside, across the object. ``points`` (n, 3) are on the object's surface. Wide directions cost more, and those that
-    the open hand does not fit over are left out."""
-    low, high = float(points[:, 2].min()), float(points[:, 2].max())
-    height = max((low + high) / 2, high - PALM + 0.01, low + 0.005)  # lower, and a carton sticks to a finger
-    held = points[np.abs(points[:, 2] - height) < 0.012]
-    found = []
-    for angle in np.arange(DIRECTIONS) * np.pi / DIRECTIONS:
-        fingers = np.array([np.cos(angle), np.sin(angle)])
-        along, aside = held[:, :2] @ fingers, held[:, :2] @ np.array([-fingers[1], fingers[0]])
-        width = float(np.ptp(along))
-        if width < 2 * APART - 0.004:
-            middle = np.array([(along.min() + along.max()) / 2, (aside.min() + aside.max()) / 2])
-            place = middle[0] * fingers + middle[1] * np.array([-fingers[1], fingers[0]])
-            found.append(Grasp(np.array([*place, height]), angle, 40 * width))
-    return found
-
-
-def choose(grasps: list[Grasp], obstacles: np.ndarray, yaw: float) -> Grasp:
-    """The grasp that touches the fewest points of ``obstacles`` (n, 3); among equals the cheapest, with the turn from ``yaw``."""
-    def score(grasp: Grasp) -> tuple[int, float]:
-        relative = obstacles - grasp.position
-        along = np.abs(relative[:, :2] @ np.array([np.cos(grasp.yaw), np.sin(grasp.yaw)]))
-        aside = np.abs(relative[:, :2] @ np.array([-np.sin(grasp.yaw), np.cos(grasp.yaw)]))
-        height = relative[:, 2]
-        fingers = (np.abs(along - APART - 0.008) < 0.018) & (aside < 0.017) & (height > 0.003 - TIP) & (height <= PALM)
-        palm = (along < 0.11) & (aside < 0.04) & (height > PALM) & (height < 0.2)
-        return int((fingers | palm).sum()), grasp.cost + abs(nearest(grasp.yaw, yaw, np.pi) - yaw)
-
-    return min(grasps, key=score)
-
-
 def _place(env: Environment) -> Actions:
-    """Put the one object of the task's goal on or into the other, again and again until the episode ends."""
+    """Put the one object of the task's goal on or into the other."""
+    relation, name, target = _goal(env)
+    servo = Servo(env)
+    yield from place(servo, Scene(env), name, target, relation == "in", servo.yaw)
+
+
+def _open(env: Environment) -> Actions:
+    """Open the drawer of the task's goal."""
+    servo = Servo(env)
+    yield from open_drawer(servo, Scene(env), _goal(env)[1], WIDE)
+    yield from servo.rest()
+
+
+def _open_and_place(env: Environment) -> Actions:
+    """Open the drawer of the task's goal, and put the goal's object into it. The open drawer is over a part of the object, so the hand
+    comes from the side, leaning away from the drawer."""
     servo, scene = Servo(env), Scene(env)
-    relation, name, target = env.sim_env.parsed_problem["goal_state"][0]
-    body, into, home = scene.body(name), relation == "in", servo.yaw
+    (_, name, region), home, beginning = _goal(env), servo.yaw, servo.position
+    body, drawer = scene.body(name), int(scene.model.site_bodyid[scene.model.site(region).id])
+    outwards = opening(scene, drawer)
+    yield from open_drawer(servo, scene, region, HALF)
+    yield from servo.move(beginning, downward(home), tolerance=0.08, angle=0.3)  # from elsewhere the arm's joints come to their limits
+    while True:
+        servo.gripper = OPEN
+        ways = [way._replace(cost=5 * abs(float(outwards[:2] @ [np.cos(way.yaw), np.sin(way.yaw)]))) for way in by_rim(scene.points(body))]
+        others = scene.obstacles(body)
+        grasp = choose(ways, others[others[:, 2] < scene.part(drawer)[:, 2].min()], home)
+        yaw = nearest(grasp.yaw, home, np.pi)
+        fingers = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+        aside = np.cross(up(1.0), fingers)
+        approach = -np.sin(ASLANT) * np.sign(aside @ outwards) * aside - up(np.cos(ASLANT))
+        turned = towards(approach, fingers)
+        yield from servo.move(grasp.position - 0.2 * approach, turned, tolerance=0.02)
+        yield from servo.move(grasp.position, turned, tolerance=0.006, angle=0.05, speed=0.6, limit=40)
+        yield from servo.grip(CLOSE, turned)
+        yield from servo.move(grasp.position - 0.2 * approach, turned, tolerance=0.02, limit=30)
+        yield from carry(servo, scene, body, region, True, turned)
+
+
+def _turn_on(env: Environment) -> Actions:
+    """Turn on the fixture of the task's goal."""
+    yield from turn_knob(env, Servo(env), Scene(env), _goal(env)[1])
+
+
+def _push(env: Environment) -> Actions:
+    """Push the object of the task's goal into the goal's region of the table."""
+    yield from push(Servo(env), Scene(env), *_goal(env)[1:])
+
+
+def _goal(env: Environment) -> list[str]:
+    """What must hold at the end: a relation, and the names of which it must hold."""
+    return env.sim_env.parsed_problem["goal_state"][0]
+
+
+def place(servo: Servo, scene: Scene, name: str, target: str, into: bool, home: float) -> Actions:
+    """Put an object on or into another, again and again until the episode ends. ``home`` is the finger axis that the hand turns least
+    from, radians."""
+    body = scene.body(name)
     tried: list[float] = []
     while True:
         servo.gripper = OPEN
@@ -99,23 +103,27 @@ def _place(env: Environment) -> Actions:
         if scene.data.xpos[body][2] < before + LIFTED:
             yield from _release(servo, turned)
             continue
+        yield from carry(servo, scene, body, target, into, turned)
 
-        offset = scene.data.xpos[body] - servo.position
 
-        def dropped(offset: np.ndarray = offset) -> bool:
-            return bool(np.linalg.norm(scene.data.xpos[body] - servo.position - offset) > 0.04)
+def carry(servo: Servo, scene: Scene, body: int, target: str, into: bool, turned: np.ndarray) -> Actions:
+    """Bring the object in the hand to where it goes, and release it; release it at once when it slips."""
+    offset = scene.data.xpos[body] - servo.position
 
-        below = servo.position[2] - scene.points(body)[:, 2].min()
-        goal = scene.place(target, into)
-        yield from _travel(servo, scene, goal + up(below), turned, body, below, held=body, until=dropped)
+    def dropped(offset: np.ndarray = offset) -> bool:
+        return bool(np.linalg.norm(scene.data.xpos[body] - servo.position - offset) > 0.04)
 
-        def over(height: float, goal: np.ndarray = goal, below: float = below) -> np.ndarray:
-            shift = servo.position[:2] - scene.middle(body)
-            return np.append(goal[:2] + shift, goal[2] + below + height)
+    below = servo.position[2] - scene.points(body)[:, 2].min()
+    goal = scene.place(target, into)
+    yield from _travel(servo, scene, goal + up(below), turned, body, below, held=body, until=dropped)
 
-        yield from servo.move(lambda: over(0.06), turned, tolerance=0.015, until=dropped, limit=40)
-        yield from servo.move(lambda: over(0.005), turned, tolerance=0.008, speed=0.5, limit=25, until=dropped)
-        yield from _release(servo, turned)
+    def over(height: float, goal: np.ndarray = goal, below: float = below) -> np.ndarray:
+        shift = servo.position[:2] - scene.middle(body)
+        return np.append(goal[:2] + shift, goal[2] + below + height)
+
+    yield from servo.move(lambda: over(0.06), turned, tolerance=0.015, until=dropped, limit=40)
+    yield from servo.move(lambda: over(0.005), turned, tolerance=0.008, speed=0.5, limit=25, until=dropped)
+    yield from _release(servo, turned)
 
 
 def _travel(
@@ -138,7 +146,7 @@ def _release(servo: Servo, turned: np.ndarray) -> Actions:
 LIBERO_EXPERTS: dict[str, Callable[[Any], Actions]] = {
     **{f"libero_spatial/{number}": _place for number in range(10)},
     **{f"libero_object/{number}": _place for number in range(10)},
-    **{f"libero_goal/{number}": _place for number in (1, 2, 4, 6, 8, 9)},
+    **{f"libero_goal/{number}": {0: _open, 3: _open_and_place, 5: _push, 7: _turn_on}.get(number, _place) for number in range(10)},
 }
 """The expert of each task of LIBERO that has one. docs/libero.md has the counts."""
 

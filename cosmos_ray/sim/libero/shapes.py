@@ -33,6 +33,10 @@ class Scene:
         """Points on the surface of a body and all that hangs on it, (n, 3)."""
         return self._world(self._solid[self._roots[self._solid] == self.model.body_rootid[body]])
 
+    def part(self, body: int) -> np.ndarray:
+        """Points on the surface of one body alone, such as a drawer of a cabinet, (n, 3)."""
+        return self._world(self._solid[self.model.geom_bodyid[self._solid] == body])
+
     def obstacles(self, body: int) -> np.ndarray:
         """Points on the surfaces of all but a body and the robot, (n, 3)."""
         return self._world(self._solid[self._roots[self._solid] != self.model.body_rootid[body]])
