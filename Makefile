@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON_BIN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo libero test test-slow chaos-replay chaos-loop lint setup setup-dev setup-libero clean
+.PHONY: demo libero test test-slow bench-gpu chaos-replay chaos-loop lint setup setup-dev setup-libero clean
 
 demo: setup
 	$(PYTHON_BIN) -m cosmos_ray demo $(ARGS)
@@ -17,6 +17,9 @@ test: setup-dev lint
 
 test-slow: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m slow $(ARGS)
+
+bench-gpu: setup-dev
+	$(PYTHON_BIN) jobs/bench/gpu.py --json gpu.json --page gpu.md $(ARGS)
 
 chaos-replay: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos/replay.py $(ARGS)
