@@ -150,6 +150,22 @@ def test_a_device_that_got_slower_gets_smaller_tasks_and_comes_back(policy, monk
     assert found[4.0]["candidates"] < found[1.0]["candidates"]
 
 
+@pytest.mark.parametrize("clients", [2, 5])
+def test_clients_that_come_at_any_time_are_answered_in_time(policy, clients, monkeypatch):
+    """One that comes just after a decision began has to wait for its end, and needs time for its own."""
+    clock, config, draws = Slow(monkeypatch, network=False), PlannerConfig(candidates=64, deadline_ms=400), np.random.default_rng(1)
+    pilot, waiting, found = Autopilot(COSTS, clock), [clock() + 0.1 * i for i in range(clients)], []
+    while len(found) < 150:
+        taken = clock.now = max(clock(), min(waiting))
+        together = [arrived for arrived in waiting if arrived <= taken]
+        known, text, seeds = observed(policy, len(together))
+        choice = pilot.decide(policy, known, text, seeds, 5, config, min(together), None, taken).autopilot
+        found += [(clock() - arrived <= 0.4, choice["candidates"]) for arrived in together]
+        waiting = [arrived for arrived in waiting if arrived > taken] + [clock() + float(draws.random()) * 0.5 for _ in together]
+    in_time, candidates = np.array(found).T
+    assert in_time.mean() >= 0.95 and np.percentile(candidates[50:], 5) > {2: 6, 5: 2}[clients]  # all of them get some
+
+
 @pytest.mark.parametrize("deadline_ms", [50, 100])
 def test_interruptions_make_few_answers_late(policy, deadline_ms, monkeypatch):
     """Every tenth evaluation is interrupted for up to 15 ms, as on a core that is shared: the autopilot learns to end earlier."""

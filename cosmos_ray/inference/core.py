@@ -120,14 +120,15 @@ class InferenceCore:
         Images and proprio as for :func:`current_latents`, seeds (B,) int64, one per decision. The planner's deadline counts from
         ``arrived``, a time of ``time.monotonic``, by default from now; predicted frames are decoded after it.
         """
-        arrived = time.monotonic() if arrived is None else arrived
+        taken = time.monotonic()
         known, text, network = current_latents(self.policy, images, proprio), self.policy.embed(instructions), self.planning_network
         if planner is None:
             decision = act_directly(self.policy, known, text, seeds, steps)
         else:
             planning = (network, network.embed(instructions)) if network is not None and planner.rank_by in JUDGED else None
             if planner.deadline_ms:
-                decision = self._autopilot(text).decide(self.policy, known, text, seeds, steps, planner, arrived, planning)
+                decision = self._autopilot(text).decide(self.policy, known, text, seeds, steps, planner,
+                                                        taken if arrived is None else arrived, planning, taken)
             else:
                 decision = best_of_n(self.policy, known, text, seeds, steps, planner, planning)
         return decision, read_future_images(self.policy, decision.latents, images) if decode_futures else None

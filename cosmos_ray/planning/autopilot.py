@@ -33,6 +33,7 @@ FEW = 2  #: evaluations of a chunk in the cheaper gears
 SHARE = 0.5  #: of the time left, what a wave may take; the last wave takes all
 RESERVE = (0.003, 0.03)  #: seconds, and share of the deadline, that are kept for the way back, times the slowness
 GROWS, SHRINKS = 0.5, 0.02  #: of the margin: by this share of the time that a decision is late by; by this share of itself when it is not
+CROWDED = 0.1  #: share of the deadline from which a wait in the queue is one for another decision
 LEAP = 4.0  #: times slower than expected that something counts at most: what happens once, such as compiling, says little
 CAUTION = 0.3  #: share of the deadline that the margin takes at most
 
@@ -98,17 +99,24 @@ class Autopilot:
     def __init__(self, costs: Costs, clock: Clock = time.monotonic):
         self.costs, self.clock = costs, clock
         self.slowness = 1.0  #: seconds that something takes, over those that were measured
+        self.crowd = 0.0  #: 1 where a request waited for another, less with every decision that did not
         self.margin = 0.0  #: seconds that decisions end earlier by, so that interruptions make few of them late
 
     def decide(self, policy: CosmosPolicy, known: torch.Tensor, text: Prompts, seeds: torch.Tensor, steps: int, config: PlannerConfig,
-               arrived: float, planning_network: tuple[CosmosPolicy, Prompts] | None = None) -> Decision:
+               arrived: float, planning_network: tuple[CosmosPolicy, Prompts] | None = None, taken: float | None = None) -> Decision:
         """As :func:`best_of_n`, within ``config.deadline_ms`` of ``arrived``, a time of the clock: what a request has waited counts.
 
-        ``steps`` and the numbers of ``config`` are the most that is taken. ``Decision.autopilot`` says what was.
+        ``taken`` is when the request left its queue. While requests wait for each other, a decision takes half of the deadline at most: one
+        that has just missed it has the other half. ``steps`` and the numbers of ``config`` are the most that is taken.
+        ``Decision.autopilot`` says what was.
         """
         began, rows, allowed = self.clock(), len(seeds), config.deadline_ms / 1000
         network, prompts = planning_network or (policy, text)
         ready = arrived + allowed - (RESERVE[0] + RESERVE[1] * allowed) * max(1.0, self.slowness)
+        taken = began if taken is None else taken
+        self.crowd = 1.0 if taken - arrived > CROWDED * allowed else 0.9 * self.crowd
+        if self.crowd > 0.5:
+            ready = min(ready, taken + allowed / 2)
         watch = _Watch(self, policy.device, ready - min(self.margin, CAUTION * allowed))
         gear = self.choose(policy.reference_steps, config, steps, rows, watch.end - began)
         waves = Waves(policy, known, text, seeds, gear.steps, gear.planner, network, prompts)
@@ -130,8 +138,8 @@ class Autopilot:
         decision.autopilot = {
             "gear": gear.name, "steps": gear.steps, "rank_by": gear.planner.rank_by, "futures": gear.planner.futures,
             "value_samples": gear.planner.value_samples, "candidates": decision.scores.shape[1], "waves": waves.count,
-            "waited_ms": round(1000 * (began - arrived), 1), "took_ms": round(1000 * (now - began), 1),
-            "slowness": round(self.slowness, 2), "in_time": now <= arrived + allowed}
+            "queued_ms": round(1000 * (taken - arrived), 1), "waited_ms": round(1000 * (began - arrived), 1),
+            "took_ms": round(1000 * (now - began), 1), "slowness": round(self.slowness, 2), "in_time": now <= arrived + allowed}
         return decision
 
     def choose(self, reference_steps: bool, config: PlannerConfig, steps: int, rows: int, left: float) -> Gear:
