@@ -13,6 +13,7 @@ from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy
+from cosmos_ray.replay.format import codec
 from cosmos_ray.replay.format.episode import EpisodeKey
 from cosmos_ray.replay.sampling.windows import window_offsets
 from cosmos_ray.replay.store import ReplayStore
@@ -94,6 +95,18 @@ def test_what_an_episode_records(work, settings, stride, frames, decisions):
         assert decision["chosen"] == 0 and len(decision["scores"]) == 1
     assert (episode.info["arm"], episode.info["noise_seed"], episode.info["candidates"], episode.info["steps"]) == ("rollout", 1000, 1, 1)
     assert np.array_equal(episode.actions, episode.labels) and np.abs(episode.actions).max() <= 1
+
+
+@pytest.mark.parametrize("settings, stride, frames", [({}, 0, 4), ({}, 4, 6), ({"execute": 5}, 0, 8)])
+def test_no_frame_is_drawn_or_encoded_that_nobody_reads(work, monkeypatch, settings, stride, frames):
+    """A frame is read by a decision, by either end of a training window, or as the last one by the report."""
+    drawn, encoded = [], []
+    draw, encode = Environment.render_state, codec.encode_jpeg
+    monkeypatch.setattr(Environment, "render_state", lambda env, state: drawn.append(1) or draw(env, state))
+    monkeypatch.setattr(codec, "encode_jpeg", lambda image: encoded.append(1) or encode(image))
+    (done,) = finish(core := work(1, **settings), [ticket(0, frame_stride=stride)])
+    assert len(core.store.read(done.name).frames) == len(drawn) == frames
+    assert len(encoded) == frames * len(SIM.cameras)
 
 
 def test_a_rollout_may_be_longer_or_shorter_than_the_environments_own_horizon(work):
