@@ -33,7 +33,7 @@ FEW = 2  #: evaluations of a chunk in the cheaper gears
 SHARE = 0.5  #: of the time left, what a wave may take; the last wave takes all
 RESERVE = (0.003, 0.03)  #: seconds, and share of the deadline, that are kept for the way back, times the slowness
 GROWS, SHRINKS = 0.5, 0.02  #: of the margin: by this share of the time that a decision is late by; by this share of itself when it is not
-CROWDED = 0.1  #: share of the deadline from which a wait in the queue is one for another decision
+CROWDED = 0.2  #: share of the deadline from which a wait in the queue is one for another decision
 LEAP = 4.0  #: times slower than expected that something counts at most: what happens once, such as compiling, says little
 CAUTION = 0.3  #: share of the deadline that the margin takes at most
 
