@@ -7,13 +7,13 @@ harm: the store commits an episode once per key, and an audit's answer depends o
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.rollout.ledger import Ledger
+from cosmos_ray.rollout.line import Line
 from cosmos_ray.rollout.ticket import SimulatorDied, Waiting
 from cosmos_ray.supervision import PROBE_S, WORKER_START_S, WORKER_STARTS, WORKER_STARTS_S, RestartBudget, Supervisor
 
@@ -84,7 +84,7 @@ class Fleet:
         self._capacity, self._names, self._deadline, self._who, self._turn = capacity, name_of, deadline_s, who, turn_s
         self._kind = kind_of
         self._seats = [_Seat(i) for i in range(count)]
-        self._queue: deque[Any] = deque()
+        self._line = Line(kind_of)
         self._starts = RestartBudget(WORKER_STARTS * count, WORKER_STARTS_S, clock)  #: workers that died before their first answer
         self._ledger = Ledger()
         self.quarantined = self._ledger.quarantined  #: name -> reason, of tickets that broke too many workers
@@ -99,11 +99,12 @@ class Fleet:
     @property
     def outstanding(self) -> int:
         """Tickets submitted and not finished."""
-        return len(self._queue) + sum(len(seat.tickets) for seat in self._seats)
+        return len(self._line) + sum(len(seat.tickets) for seat in self._seats)
 
     def submit(self, tickets: list[Any]) -> None:
-        """Add tickets to the queue."""
-        self._queue.extend(tickets)
+        """Add tickets at the end of the line."""
+        for ticket in tickets:
+            self._line.append(ticket)
 
     def poll(self, timeout: float) -> list[Any]:
         """Hand out work, wait up to ``timeout`` seconds for a worker to answer, and return the results. Does not wait when idle.
@@ -132,7 +133,7 @@ class Fleet:
             if seat.handle is not None:
                 self._calls.stop(seat.handle)
                 self._vacate(seat)
-        self._queue.clear()
+        self._line.clear()
         self._say_waits()  # which have ended
 
     def _probe(self) -> None:
@@ -160,25 +161,18 @@ class Fleet:
         # Shares are even, so that the last tickets of a queue do not all land on one worker.
         working = sum(s.answered and not s.moving for s in self._seats)
         room = 0 if seat.moving else min(self._capacity, -(-self.outstanding // working)) - len(seat.tickets)
-        while len(fresh) < room and self._queue:
+        others = {kind for other in self._seats if other is not seat for kind in other.kinds}
+        while len(fresh) < room and len(self._line):
             # A suspect runs alone: whatever takes the worker down then, it was not its neighbour.
-            held, place = [*seat.tickets.values(), *fresh], self._place(seat)
-            if held and any(self._ledger.suspect(self._names(ticket)[0]) for ticket in [*held, self._queue[place]]):
+            held, ticket = [*seat.tickets.values(), *fresh], self._line.next(seat.kinds, others)
+            if held and any(self._ledger.suspect(self._names(one)[0]) for one in [*held, ticket]):
                 break
-            fresh.append(self._queue[place])
-            seat.kinds.add(self._kind(fresh[-1]))
-            del self._queue[place]
+            self._line.take(ticket)
+            fresh.append(ticket)
+            seat.kinds.add(self._kind(ticket))
         seat.tickets.update({self._names(ticket)[0]: ticket for ticket in fresh})
         if seat.tickets:
             seat.call, seat.called = self._calls.advance(seat.handle, fresh, self._turn), self._clock()
-
-    def _place(self, seat: _Seat) -> int:
-        """Where in the queue the ticket stands that a worker gets next."""
-        others = {kind for other in self._seats if other is not seat for kind in other.kinds}
-        for wanted in (lambda kind: kind in seat.kinds, lambda kind: kind not in others):
-            if (place := next((i for i, ticket in enumerate(self._queue) if wanted(self._kind(ticket))), None)) is not None:
-                return place
-        return 0
 
     def _collect(self, seat: _Seat) -> list[Any]:
         """The results that an ended call brought."""
@@ -204,7 +198,7 @@ class Fleet:
                 if not answer.broken:
                     finished.append(answer)
                 elif self._ledger.strike(name, answer.broken):
-                    self._queue.appendleft(ticket)
+                    self._line.put_back(ticket)
         self._ledger.finished += len(finished)
         return finished
 
@@ -218,7 +212,7 @@ class Fleet:
         self._vacate(seat, "" if seat.answered or with_node or self._starts.take() else why)
         for name, ticket in seat.tickets.items():
             if with_node or self._ledger.strike(name, why, alone=len(seat.tickets) == 1):
-                self._queue.appendleft(ticket)
+                self._line.put_back(ticket)
 
     def _vacate(self, seat: _Seat, resting: str = "") -> None:
         self._seats[seat.index] = _Seat(seat.index, resting=resting)
