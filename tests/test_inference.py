@@ -15,7 +15,7 @@ from cosmos_ray.inference.batcher import Batcher
 from cosmos_ray.inference.client import Loads
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
-from cosmos_ray.inference.messages import ActingPolicy, ActRequest, WrongVersion
+from cosmos_ray.inference.messages import ActingPolicy, ActRequest, Busy, Expired, WrongVersion
 from cosmos_ray.weights import pack
 from tests.test_planning import demo_policy
 
@@ -222,6 +222,53 @@ def test_an_abandoned_request_does_not_stop_the_batcher():
         return await asyncio.wait_for(batcher.submit(request(2)), LONG)
 
     assert asyncio.run(main()) == 2
+
+
+def test_requests_that_nobody_awaits_any_more_are_dropped():
+    """As those of a worker that died are."""
+    batches, gate = [], threading.Event()
+
+    def answer(requests):
+        batches.append(rows_of(requests))
+        gate.wait(LONG)
+        return rows_of(requests)
+
+    async def main():
+        batcher = Batcher(answer, max_rows=4, wait_s=0.0)
+        computed = asyncio.create_task(batcher.submit(request(1), within_s=LONG))
+        while not batches:
+            await asyncio.sleep(0.001)
+        stays = asyncio.create_task(batcher.submit(request(2), within_s=LONG))
+        with pytest.raises(Expired, match="nobody awaits"):
+            await batcher.submit(request(3), within_s=0.01)
+        gate.set()
+        return await asyncio.wait_for(asyncio.gather(computed, stays), LONG)
+
+    assert asyncio.run(main()) == [1, 2] and batches == [[1], [2]]
+
+
+def test_a_full_queue_refuses_further_requests_and_takes_them_later():
+    batches, gate = [], threading.Event()
+
+    def answer(requests):
+        batches.append(rows_of(requests))
+        gate.wait(LONG)
+        return rows_of(requests)
+
+    async def main():
+        batcher = Batcher(answer, max_rows=1, wait_s=0.0, queue_rows=2)
+        calls = [asyncio.create_task(batcher.submit(request(1)))]
+        while not batches:
+            await asyncio.sleep(0.001)
+        calls += [asyncio.create_task(batcher.submit(request(1))) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="2 observations wait already"):
+            await batcher.submit(request(1))
+        gate.set()
+        await asyncio.wait_for(asyncio.gather(*calls), LONG)
+        return await asyncio.wait_for(batcher.submit(request(3)), LONG)
+
+    assert asyncio.run(main()) == 3 and batches == [[1], [1], [1], [3]]
 
 
 def test_between_never_overlaps_a_batch():

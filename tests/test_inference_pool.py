@@ -79,6 +79,30 @@ def test_the_pool_answers_as_a_policy_in_this_process(shared_pool, checkpoint, p
     assert client.retries == 0
 
 
+def test_an_answer_tells_how_much_its_actor_has_to_do(shared_pool):
+    client = PoolClient(shared_pool.actors, LONG)
+    pending = [client.submit(request(8, seed=i)) for i in range(8)]
+    loads = [client.result(one).load for one in pending]
+    assert max(loads) >= 8 and loads[-1] == 0 and client.retries == 0
+
+
+def test_a_long_wait_for_an_answer_is_said_and_what_nobody_awaits_is_not_computed(local_ray, checkpoint, caplog, monkeypatch):
+    """The pool hangs until a request's patience is over; then it answers the next request alone."""
+    monkeypatch.setattr("cosmos_ray.supervision.SAY_AFTER_S", 0.5)
+    monkeypatch.setattr("cosmos_ray.inference.client.SAY_AFTER_S", 0.2)
+    pool = InferencePool(checkpoint, InferenceConfig(wait_ms=1000.0), options=[{"num_cpus": 0.5}]).start()
+    try:
+        with caplog.at_level("WARNING"), pytest.raises(PoolUnavailable):  # wait_ms holds the batch back for longer than it is awaited
+            impatient = PoolClient(pool.actors, timeout_s=0.8)
+            impatient.result(impatient.submit(request(3)))
+        assert "waiting for an answer of an inference actor" in caplog.text
+        patient = PoolClient(pool.actors, LONG)
+        patient.result(patient.submit(request(2)))
+        assert pool.status()[0]["rows"] == 2
+    finally:
+        pool.close()
+
+
 def test_prometheus_sees_queue_fill_waits_and_version(shared_pool):
     client = PoolClient(shared_pool.actors, LONG)
     for asked in [client.submit(request(2, seed=i)) for i in range(4)]:

@@ -21,6 +21,8 @@ from cosmos_ray.inference.metrics import ActorMetrics
 from cosmos_ray.supervision import PUSH_S
 from cosmos_ray.weights import Weights
 
+QUEUE_ROWS = 1024  #: observations that may wait in an actor: 300 MB of two 224-pixel cameras
+
 
 class WeightsLost(CosmosRayError):
     """Pushed weights that can no longer be had: the learner that put them has ended. The next push mends it."""
@@ -52,12 +54,13 @@ class InferenceActor:
         self._load = partial(load_core, config=config, device="cuda" if ray.get_gpu_ids() else "cpu")
         self._core = self._load(checkpoint)
         self._batcher: Batcher[ActRequest, ActReply] = Batcher(lambda requests: self._core.answer(requests), config.max_batch,
-                                                               config.wait_ms / 1000, self._told)
+                                                               config.wait_ms / 1000, self._told, QUEUE_ROWS)
         self._metrics = ActorMetrics(ray.get_runtime_context().get_node_id()[:8], config.max_batch)
 
     async def act(self, request: ActRequest) -> ActReply:
-        """Answer a request, batched with whatever else is waiting."""
-        return await self._batcher.submit(dataclasses.replace(request, arrived=time.monotonic()))
+        """Answer a request, batched with whatever else is waiting. WrongVersion, Busy, Expired: see the batcher."""
+        reply = await self._batcher.submit(dataclasses.replace(request, arrived=time.monotonic()), request.within_s)
+        return dataclasses.replace(reply, load=self._batcher.load)
 
     def _told(self, rows: int, waiting: int, waits_s: list[float]) -> None:
         self._metrics.batch(rows, waiting, waits_s, self._core.version)

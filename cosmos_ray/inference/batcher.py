@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from cosmos_ray.errors import CosmosRayError
+from cosmos_ray.inference.messages import Busy, Expired
 
 
 class Rows(Protocol):
@@ -34,13 +35,16 @@ class Batcher(Generic[Request, Reply]):
     clients of a closed loop, who ask again once they are answered, do not split into two batches that take turns. Long enough is
     ``wait_s`` seconds, or a tenth of a batch's time for as long as this brings the rows that are awaited.
 
-    A request whose caller was cancelled is dropped. ``between`` runs a function while no batch runs; the actor swaps weights there.
+    A request whose caller was cancelled, or waits no longer, is dropped. ``between`` runs a function while no batch runs; the actor swaps
+    weights there.
     ``told`` hears of every batch: its rows, the rows that wait after it, and the seconds from each of its requests to the answer.
+    With ``queue_rows`` rows waiting, a further request is refused.
     """
 
     def __init__(self, answer: Callable[[list[Request]], list[Reply | CosmosRayError]], max_rows: int, wait_s: float,
-                 told: Callable[[int, int, list[float]], None] = lambda rows, waiting, seconds: None):
-        self.answer, self.max_rows, self.wait_s, self.told = answer, max_rows, wait_s, told
+                 told: Callable[[int, int, list[float]], None] = lambda rows, waiting, seconds: None,
+                 queue_rows: int | None = None):
+        self.answer, self.max_rows, self.wait_s, self.told, self.queue_rows = answer, max_rows, wait_s, told, queue_rows
         self.batches = self.rows = 0
         self.computing = 0  #: rows of the batch that runs
         self._patience = wait_s
@@ -51,15 +55,28 @@ class Batcher(Generic[Request, Reply]):
         self._longest = wait_s
         self._loop: asyncio.Task | None = None
 
-    async def submit(self, request: Request) -> Reply:
-        """The answer to one request; raises what went wrong with it."""
+    async def submit(self, request: Request, within_s: float | None = None) -> Reply:
+        """The answer to one request; raises what went wrong with it. Busy while the queue is full; Expired for a request whose batch does
+        not begin within ``within_s`` seconds."""
+        if self.queue_rows is not None and (waiting := _rows(self._waiting)) >= self.queue_rows:
+            raise Busy(f"{waiting} observations wait already at this inference actor, which takes {self.queue_rows}")
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self._waiting.append((request, future, loop.time()))
         self._arrived.set()
-        return await future
+        timer = None if within_s is None else loop.call_later(within_s, self._expire, future, within_s)
+        try:
+            return await future
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, future: asyncio.Future, within_s: float) -> None:
+        """Drop a request that still waits. One that is computed gets its answer."""
+        if not future.done() and any(waiting is future for _, waiting, _ in self._waiting):
+            future.set_exception(Expired(f"the request waited for {within_s:g} s, and nobody awaits its answer any more"))
 
     @property
     def load(self) -> int:
@@ -107,7 +124,7 @@ class Batcher(Generic[Request, Reply]):
 
     def _take(self) -> list[tuple[Request, asyncio.Future, float]]:
         """The oldest requests that fit ``max_rows``; at least one, however large it is, unless all were cancelled."""
-        self._waiting = [one for one in self._waiting if not one[1].cancelled()]
+        self._waiting = [one for one in self._waiting if not one[1].done()]
         rows, count = 0, 0
         for request, *_ in self._waiting:
             if count and rows + len(request.seeds) > self.max_rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -12,14 +13,16 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cosmos_ray.errors import PoolUnavailable
-from cosmos_ray.inference.messages import ActReply, ActRequest, WrongVersion
+from cosmos_ray.inference.messages import ActReply, ActRequest, Busy, Expired, WrongVersion
 from cosmos_ray.remote import ACTOR_LOST, first_line, own_error
+from cosmos_ray.supervision import SAY_AFTER_S, Supervisor
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.25  #: pause before a request is sent again
 STALE_S = 5.0  #: after which what an actor told of its load counts no more
 LOST = 10**6  #: load of an actor that failed a request
+ASK_ANOTHER = (WrongVersion, Busy, Expired)  #: what an actor says where another one may answer
 ACTOR_TRIES = 3  #: actors that one request can wait for: each gets this fraction of the timeout to answer
 
 
@@ -70,11 +73,13 @@ class PoolClient:
         self.actors, self.timeout_s = actors, timeout_s
         self.retries = 0
         self._loads = Loads(len(actors), start)
+        self._supervisor, self._who = Supervisor(), f"client {start} of the inference pool"
 
     def submit(self, request: ActRequest) -> Pending:
         """Send without waiting."""
-        reference, actor = self._send(request)
-        return Pending(request, reference, time.monotonic() + self.timeout_s, actor)
+        deadline = time.monotonic() + self.timeout_s
+        reference, actor = self._send(request, deadline)
+        return Pending(request, reference, deadline, actor)
 
     def result(self, pending: Pending) -> ActReply:
         """Wait for the answer. PoolUnavailable when no actor gave one within ``timeout_s`` of :meth:`submit`."""
@@ -83,24 +88,40 @@ class PoolClient:
         answered = None  # what the last actor to answer said: it tells more than the silence that follows
         while True:
             try:
-                reply = ray.get(pending.reference, timeout=max(0.0, min(patience, pending.deadline - time.monotonic())))
+                reply = self._await(pending.reference, min(time.monotonic() + patience, pending.deadline))
                 self._loads.tell(pending.actor, reply.load)
+                self._supervisor.goes_on(self._who)
                 return reply
             except (*ACTOR_LOST, GetTimeoutError, RayTaskError) as error:
                 reason = own_error(error) if isinstance(error, RayTaskError) else error
-                if isinstance(error, RayTaskError) and not isinstance(reason, (WrongVersion, *ACTOR_LOST)):
+                if isinstance(error, RayTaskError) and not isinstance(reason, (*ASK_ANOTHER, *ACTOR_LOST)):
                     raise reason from error
-                if not isinstance(reason, GetTimeoutError):
+                if isinstance(reason, GetTimeoutError):
+                    ray.cancel(pending.reference)  # nobody awaits that answer now
+                elif not isinstance(reason, Expired):
                     answered = reason
                 if time.monotonic() + RETRY_S >= pending.deadline:
+                    self._supervisor.goes_on(self._who)
                     raise PoolUnavailable(f"none of {len(self.actors)} inference actors answered within "
                                           f"{self.timeout_s:g} s: {first_line(answered or reason)}") from error
                 logger.info("inference request goes to another actor: %s", type(error).__name__)
                 self.retries += 1
                 time.sleep(RETRY_S)
                 self._loads.failed(pending.actor)
-                pending.reference, pending.actor = self._send(pending.request)
+                pending.reference, pending.actor = self._send(pending.request, pending.deadline)
 
-    def _send(self, request: ActRequest) -> tuple[ray.ObjectRef, int]:
+    def _send(self, request: ActRequest, deadline: float) -> tuple[ray.ObjectRef, int]:
         actor = self._loads.choose(len(request.seeds))
-        return self.actors[actor].act.remote(request), actor
+        within = max(0.0, deadline - time.monotonic())
+        return self.actors[actor].act.remote(dataclasses.replace(request, within_s=within)), actor
+
+    def _await(self, reference: ray.ObjectRef, until: float) -> ActReply:
+        """The answer, or GetTimeoutError at the time ``until``. A wait of more than ten seconds is said."""
+        while True:
+            self._supervisor.waits(self._who, "an answer of an inference actor")
+            left = until - time.monotonic()
+            try:
+                return ray.get(reference, timeout=max(0.0, min(SAY_AFTER_S, left)))
+            except GetTimeoutError:
+                if left <= SAY_AFTER_S:
+                    raise

@@ -15,6 +15,14 @@ class WrongVersion(CosmosRayError):
     """This actor does not hold the policy version or the planning network that the request names: ask again, or ask another actor."""
 
 
+class Busy(CosmosRayError):
+    """This actor's queue is full: ask again, or ask another actor."""
+
+
+class Expired(CosmosRayError):
+    """The request waited so long that nobody awaits its answer any more."""
+
+
 @dataclass(frozen=True)
 class ActingPolicy:
     """Which policy acts, and how it chooses a chunk. The three travel together, from an episode's ticket to the actor that answers."""
@@ -35,6 +43,7 @@ class ActRequest:
     steps: int = 5  #: network evaluations per chunk
     acting: ActingPolicy = ActingPolicy()
     decode_futures: bool = False  #: also return the predicted frames
+    within_s: float | None = None  #: seconds that the answer is awaited for; the actor drops the request after that. None is for ever
     arrived: float | None = None  #: ``time.monotonic`` of the process that answers, which a deadline counts from; None is now
 
     def __post_init__(self):
