@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from vla_eval.connection import Connection
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -274,53 +275,50 @@ def test_openpi_client_gets_chunks(serving, policy):
 # ---------------------------------------------------------------- vla-eval
 
 
-def vla_eval_messages(policy) -> list[dict]:
-    """The messages of vla-eval's client for two steps of an episode."""
-    states = np.array([0.1, 0.2, 0.9, 0.0, 2.0, 0.0, 0.04, -0.04])
-    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    encoded = {"__image__": True, "format": "raw", "data": image.tobytes(), "dtype": "|u1", "shape": [64, 64, 3]}
-    array = {"__ndarray__": True, "data": states.tobytes(), "dtype": "<f8", "shape": [8]}
-    seen = {"images": {"agentview": encoded, "wrist": encoded}, "task_description": LIFT, "states": array}
-    kinds = [("hello", {"harness_version": "0.8.0", "protocol_version": 1}), ("episode_start", {"task": {"name": "x"}}),
-             ("observation", seen), ("observation", seen), ("episode_end", {"steps": 2})]
-    return [{"type": kind, "payload": payload, "seq": i, "timestamp": 0.0} for i, (kind, payload) in enumerate(kinds)]
+IMAGE = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+SEEN = {"images": {"agentview": IMAGE, "wrist": IMAGE}, "task_description": LIFT,
+        "states": np.array([0.1, 0.2, 0.9, 0.0, 2.0, 0.0, 0.04, -0.04]), "controller_states": np.zeros(8, np.float32)}
 
 
-def test_vla_eval_gets_one_action_at_a_time(serving, policy):
-    hello, start, first, second, end = vla_eval_messages(policy)
-    with connect(f"ws://{serving.address}/vla-eval", compression=None) as client:
-        def ask(message):
-            client.send(msgpack.packb(message))
-            return msgpack.unpackb(client.recv(timeout=60))
+def test_vla_evals_client_gets_one_action_at_a_time(serving, policy):
+    """vla-eval's own client, which sends PNG; what LIBERO sends of the state."""
+    async def episodes() -> tuple[dict, list]:
+        async with Connection(f"ws://{serving.address}/vla-eval") as client:
+            actions = []
+            for steps in (3, 1):  # a new episode begins with a new chunk
+                await client.start_episode({"task": {"name": "x", "suite": "libero_goal", "task_id": 0, "episode_idx": 0}})
+                actions += [(await client.act(SEEN))["actions"] for _ in range(steps)]
+                await client.end_episode({"steps": steps, "metrics": {"success": False}})
+            return client.server_info, actions
 
-        greeted = ask(hello)
-        assert greeted["type"] == "hello" and greeted["payload"]["observation_params"] == {"send_wrist_image": True, "send_state": True}
-        client.send(msgpack.packb(start))  # gets no reply
-        replies = [ask(first), ask(second)]
-        client.send(msgpack.packb(end))
-        client.send(msgpack.packb(start))
-        again = ask(first)
-    assert [(reply["type"], reply["seq"]) for reply in replies] == [("action", 2), ("action", 3)]
-    actions = [np.frombuffer(reply["payload"]["actions"]["data"], reply["payload"]["actions"]["dtype"]) for reply in (*replies, again)]
-    image = np.frombuffer(first["payload"]["images"]["wrist"]["data"], np.uint8).reshape(64, 64, 3)
+    told, actions = asyncio.run(episodes())
+    assert told["observation_params"] == {"send_wrist_image": True, "send_state": True} and told["protocol_version"] == 1
     proprio = np.array([0.04, -0.04, 0.1, 0.2, 0.9, 0.0, np.sin(1.0), 0.0, np.cos(1.0)], np.float32)
-    mine = policy.get_action({"primary_image": image, "wrist_image": image, "proprio": proprio}, LIFT).actions
-    assert np.array_equal(actions[0], mine[0]) and np.array_equal(actions[1], mine[1]) and np.array_equal(actions[2], mine[0])
+    mine = policy.get_action({"primary_image": IMAGE, "wrist_image": IMAGE, "proprio": proprio}, LIFT).actions
+    for got, wanted in zip(actions, (mine[0], mine[1], mine[2], mine[0]), strict=True):
+        assert np.array_equal(got, wanted)
 
 
-def test_vla_eval_gets_an_error_for_what_is_no_observation(serving, policy):
-    hello, start, first, *_ = vla_eval_messages(policy)
+def test_vla_evals_client_raises_what_is_wrong_with_an_observation(serving):
+    async def ask() -> None:
+        async with Connection(f"ws://{serving.address}/vla-eval") as client:
+            with pytest.raises(RuntimeError, match="has images, states and task_description"):
+                await client.act({"images": {}})
+            assert (await client.act(SEEN))["actions"].shape == (4,)
+
+    asyncio.run(ask())
+
+
+def test_what_is_no_message_of_vla_eval_gets_an_error(serving):
     with connect(f"ws://{serving.address}/vla-eval", compression=None) as client:
-        client.send(msgpack.packb({**first, "payload": {"images": {}}}))
-        reply = msgpack.unpackb(client.recv(timeout=60))
-        assert reply["type"] == "error" and "states" in reply["payload"]["error"]
         for bad in (b"\xc1", msgpack.packb([1]), msgpack.packb({"type": "nonsense", "payload": {}, "seq": 1, "timestamp": 0})):
             client.send(bad)
             assert client.recv(timeout=60).startswith("error: ")
         client.send("text")
         assert "binary" in client.recv(timeout=60)
-        client.send(msgpack.packb(first))
-        assert msgpack.unpackb(client.recv(timeout=60))["type"] == "action"
+        client.send(msgpack.packb({"type": "hello", "payload": {}, "seq": 7, "timestamp": 0.0}))  # the connection outlives them
+        reply = msgpack.unpackb(client.recv(timeout=60))
+        assert (reply["type"], reply["seq"]) == ("hello", 7)
 
 
 # ---------------------------------------------------------------- recorded episodes
