@@ -111,6 +111,7 @@ def test_cameras_and_limits_are_those_of_the_environment(pick):
 
 @pytest.mark.parametrize(("settings", "said"), [
     ({"task": "gym:Nothing-v4"}, "name the module that registers the environment too: gym:MODULE:Nothing-v4"),
+    ({"task": REACH.replace("v4", "v9")}, r"It provides versioned environments: \[ `v1`, `v4` \]$"),
     ({"task": "gym:no_such_module:Some-v0"}, "module no_such_module cannot be imported"),
     ({"task": REACH, "controller": "JOINT_POSITION"}, "sim.controller is of robosuite"),
     ({"task": REACH, "placement": 0.1}, "sim.placement is of robosuite"),

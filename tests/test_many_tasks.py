@@ -81,6 +81,11 @@ def test_tasks_that_do_not_go_together_are_refused_in_one_line(values, complaint
     assert str(caught.value).startswith(complaint) or complaint in str(caught.value)
 
 
+def test_a_suite_that_there_is_not_is_named_before_its_tasks():
+    with pytest.raises(ConfigError, match="sim.suite = 'libero_gaol' is not one of .*libero_goal"):
+        check(new_config({"sim.suite": "libero_gaol", "sim.tasks": ("5",)}))
+
+
 # ---------------------------------------------------------------- whose turn it is
 
 

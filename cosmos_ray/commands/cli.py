@@ -43,7 +43,8 @@ class _Parser(argparse.ArgumentParser):
             if name == "recipe":
                 raise ConfigError("--recipe is for the commands that make a run (collect, demo, import): a run keeps its settings")
             if not bad.startswith("-"):
-                raise ConfigError(f"unexpected word {bad!r}: did you mean --name {bad}?")
+                raise ConfigError(f"unexpected word {bad!r}: did you mean --name {bad}? Several values of a setting are written with "
+                                  "commas, as in --sim.tasks 0,3")
             message = f"unknown flag {bad}" + flag_meant(bad, [s for action in self._actions for s in action.option_strings])
         elif wrong := re.match(r"argument (COMMAND|VERB): invalid choice: '(.*?)' ", message):
             message = f"unknown command {wrong[2]!r}" + command_meant(wrong[2]) if wrong[1] == "COMMAND" else message

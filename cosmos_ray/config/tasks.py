@@ -99,6 +99,8 @@ def suite_tasks(suite: str, chosen: tuple[str, ...] = ()) -> tuple[str, ...]:
         known = {name: name for name in SPECS}
     else:
         known = {str(number): f"{suite}/{number}" for number in range(LIBERO_SUITES[suite].tasks if suite in LIBERO_SUITES else 0)}
+    if not known:
+        return ()
     for task in chosen:
         if task not in known:
             there = ", ".join(known) if suite == "robosuite" else f"0 to {len(known) - 1}"

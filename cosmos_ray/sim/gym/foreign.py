@@ -243,8 +243,9 @@ def load(task: str) -> ModuleType:
         raise ConfigError(f"sim.task {task}: module {module} cannot be imported ({error}); install the package that registers "
                           f"{name}") from error
     except gymnasium.error.Error as error:
-        said = str(error).partition("\n")[0]
-        raise ConfigError(f"sim.task {task}: {said}; name the module that registers the environment too: {GYM}MODULE:{name}") from error
+        said = str(error).partition("\n")[0].rstrip(".")
+        more = "" if module else f"; name the module that registers the environment too: {GYM}MODULE:{name}"
+        raise ConfigError(f"sim.task {task}: {said}{more}") from error
     return gymnasium
 
 

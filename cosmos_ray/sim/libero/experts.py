@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cosmos_ray.config.libero import LIBERO_SUITES
 from cosmos_ray.sim.libero.fixture_experts import open_drawer, opening, push, towards, turn_knob
 from cosmos_ray.sim.libero.grasp import TIP, across, by_rim, choose
 from cosmos_ray.sim.libero.shapes import Scene
@@ -152,9 +153,10 @@ LIBERO_EXPERTS: dict[str, Callable[[Any], Actions]] = {
 
 
 def libero_tasks() -> str:
-    """The tasks of :data:`LIBERO_EXPERTS` in words, for messages: ``libero_object/0,1,2 and libero_spatial/4``."""
-    numbers: dict[str, list[str]] = {}
+    """The tasks of :data:`LIBERO_EXPERTS` in words, for messages: ``libero_object/0 to 9 and libero_10/3,4``."""
+    numbers: dict[str, list[int]] = {}
     for task in LIBERO_EXPERTS:
         suite, _, number = task.partition("/")
-        numbers.setdefault(suite, []).append(number)
-    return " and ".join(f"{suite}/{','.join(found)}" for suite, found in numbers.items())
+        numbers.setdefault(suite, []).append(int(number))
+    return " and ".join(f"{suite}/" + (f"0 to {len(found) - 1}" if len(found) == LIBERO_SUITES[suite].tasks else ",".join(map(str, found)))
+                        for suite, found in numbers.items())
