@@ -31,8 +31,9 @@ def request(rows: int = 1, seed: int = 0, size: int = 64, *, planner=None, versi
 
 
 def assert_same(left, right):
+    """Of two replies all but the load, which the actor had besides."""
     for name, value in vars(left).items():
-        assert np.array_equal(value, getattr(right, name)), name
+        assert name == "load" or np.array_equal(value, getattr(right, name)), name
 
 
 @pytest.fixture

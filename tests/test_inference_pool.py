@@ -240,6 +240,27 @@ def test_a_request_survives_sigkill_of_the_only_inference_actor(local_ray, check
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_an_actor_killed_under_load_loses_no_request_and_changes_no_answer(local_ray, checkpoint, policy):  # noqa: F811
+    """Directly and with planning, in one pool; the other actor answers meanwhile, and the killed one comes back."""
+    local = LocalClient(InferenceCore(*load_checkpoint(checkpoint)))
+    pool = InferencePool(checkpoint, InferenceConfig(), options=[{"num_cpus": 0.25}] * 2).start()
+    try:
+        client = PoolClient(pool.actors, LONG)
+        asked = [request(2, seed=i, planner=PlannerConfig(candidates=3) if i % 2 else None) for i in range(24)]
+        pending = [client.submit(one) for one in asked]
+        first = client.result(pending[0])
+        victim = pool.actors[pending[-1].actor]
+        os.kill(ray.get(victim.status.remote())["pid"], signal.SIGKILL)
+        replies = [first, *map(client.result, pending[1:])]
+        for one, reply in zip(asked, replies, strict=True):
+            assert_same(reply, local.result(one))
+        assert client.retries >= 1
+        poll_until(pool, lambda: pool.restarts == 1)
+        settle(pool)
+    finally:
+        pool.close()
+
+
 def test_no_actor_that_answers_is_pool_unavailable(shared_pool):
     client = PoolClient(shared_pool.actors, timeout_s=1.0)
     (status,) = shared_pool.status()

@@ -20,7 +20,7 @@ class Rows(Protocol):
 
 
 LATELY = 3  #: batches
-SHARE = 0.1  #: of a batch's time that its successor may wait for more rows
+SHARE = 0.25  #: of a batch's time that its successor may wait for more rows
 AGAIN = 20  #: batches after which one more such wait is tried, where none paid
 
 Request = TypeVar("Request", bound=Rows)
@@ -33,7 +33,7 @@ class Batcher(Generic[Request, Reply]):
     A batch leaves when it holds ``max_rows`` observation rows, or as many as there seem to be in all, or when the first request has waited
     long enough. There seem to be as many rows as a batch and its waiting room held together, lately: a lone client never waits, and the
     clients of a closed loop, who ask again once they are answered, do not split into two batches that take turns. Long enough is
-    ``wait_s`` seconds, or a tenth of a batch's time for as long as this brings the rows that are awaited.
+    ``wait_s`` seconds, or a quarter of a batch's time for as long as this brings the rows that are awaited.
 
     A request whose caller was cancelled, or waits no longer, is dropped. ``between`` runs a function while no batch runs; the actor swaps
     weights there.
