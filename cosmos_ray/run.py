@@ -74,7 +74,7 @@ class Run:
 
         def show(done: int, total: int) -> None:
             if not begun and time.monotonic() - began > PATIENCE_S:
-                begun.append(self.progress(what, total, unit=unit))
+                begun.append(self.progress(what, total, done, unit))  # the rate counts from here
             if begun:
                 (begun[0].finish if done >= total else begun[0].update)(done)
 

@@ -235,6 +235,7 @@ def test_a_run_of_two_tasks_goes_through_every_stage_with_a_worker_killed_and_do
     out = json.loads((folder / "suite_robosuite.json").read_text())
     assert list(out["arms"]) == ["refined"] and out["arms"]["refined"]["episodes"] == 2 * 2 * 2 and out["tasks"] == ["Stack", "Lift"]
     assert len(list((folder / "videos" / "robosuite").glob("*.mp4"))) == 8 and "over 2 seeds" in done.stdout
+    assert f"videos in {folder / 'videos' / 'robosuite'}" in done.stdout
     page = (folder / "suite_robosuite.html").read_text()
     assert "--trials 2 --seeds 195,196" in page and out["fingerprint"]["mujoco"] in page
 

@@ -69,7 +69,8 @@ def _evaluate(run: Run, arms: str | None, round: str | None, suite: str | None =
     trials = TRIALS if of_suite["trials"] is None else of_suite["trials"]
     asked = Benchmark(suite, tuple(_listed(of_suite["tasks"])), trials, numbers)
     done = benchmark(run, asked, only, rounds, of_suite["against"], video)
-    return f"{benchmark_text(done)}\npage in {done['page']}, the same numbers in {done['file']}"
+    shown = f"\nvideos in {done['videos']}" if video else ""
+    return f"{benchmark_text(done)}\npage in {done['page']}, the same numbers in {done['file']}{shown}"
 
 
 def _listed(text: str | None) -> list[str]:

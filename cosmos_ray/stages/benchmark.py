@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cosmos_ray.config import SimConfig, check
@@ -87,9 +88,10 @@ def benchmark(run: Run, asked: Benchmark, only: Sequence[str] = (), rounds: Sequ
     run.folder.write_json(file, out)
     write_benchmark_page(out, page)
     run.tracker.log("evaluate_suite", suite=asked.suite, **{f"{name}_successes": arm["successes"] for name, arm in out["arms"].items()})
+    videos = run.folder.results / "videos" / asked.suite
     if video:
-        _videos(run, store, [ticket for arm in played for ticket in _tickets(run, arm, asked)], asked.suite)
-    return {**out, "new": new, "page": str(page), "file": str(run.folder.path / file)}
+        _videos(run, store, [ticket for arm in played for ticket in _tickets(run, arm, asked)], videos)
+    return {**out, "new": new, "page": str(page), "file": str(run.folder.path / file), "videos": str(videos)}
 
 
 def simulation(run: Run, asked: Benchmark) -> SimConfig:
@@ -187,9 +189,8 @@ def _paired_runs(ours: dict, theirs: dict) -> dict[str, Any]:
     return {"arm": name, "other": other, "counts": counts, **_paired(ours["arms"][name], theirs["arms"][other])}
 
 
-def _videos(run: Run, store: ReplayStore, tickets: Sequence[EpisodeTicket], suite: str) -> None:
-    """An mp4 of every episode that has none yet. An episode that was played without --video has the frames of its chunks' ends alone."""
-    folder = run.folder.results / "videos" / suite
+def _videos(run: Run, store: ReplayStore, tickets: Sequence[EpisodeTicket], folder: Path) -> None:
+    """An mp4 in ``folder`` of every episode that has none yet. One that was played without --video has the frames of its chunks' ends."""
     folder.mkdir(parents=True, exist_ok=True)
     show = run.counter("video", "episodes")
     for number, ticket in enumerate(tickets):
