@@ -22,7 +22,8 @@ class InferenceConfig:
     actors: int = option(1, "inference actors", low=1)
     gpus: float = option(0.0, "GPUs per inference actor, 0 = run on the CPU", low=0)
     max_batch: int = option(16, "most observation rows per forward pass", low=1)
-    wait_ms: float = option(2.0, "longest wait in ms for more requests to fill a batch", low=0, high=1000)
+    wait_ms: float = option(2.0, "ms to wait for requests to fill a batch; longer, up to a quarter of a batch's time, where that "
+                            "fills it", low=0, high=1000)
     threads: int = option(1, "CPU threads per inference actor", low=1)
     steps: int = option(5, "network evaluations per action chunk", low=1, high=100)
     reference_steps: bool = option(False, "count steps as the public code does; its 2 steps are one evaluation", rare=True)
