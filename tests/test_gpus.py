@@ -82,6 +82,6 @@ def test_graphs_without_a_gpu_are_refused(local_ray):
 
 def test_which_commands_act_and_which_learn():
     acting = [name for name, command in COMMANDS.items() if command.use.acts]
-    assert acting == ["demo", "rollout", "refine", "evaluate", "plan", "audit", "report"]
+    assert acting == ["demo", "rollout", "refine", "evaluate", "plan", "audit", "serve", "report"]
     assert [name for name, command in COMMANDS.items() if command.use.learns] == ["demo", "pretrain", "refine"]
     assert main(["rollout", "--name", "x", "--inference.accelerate", "graphs"]) == 2

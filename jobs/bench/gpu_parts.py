@@ -151,8 +151,8 @@ def weights(bench: Bench) -> None:
     bench.add("weights_write_ms", bench.ms(lambda: write(record, other.net), 3.0))
 
 
-def turn(bench: Bench) -> None:
-    """`demo` itself: every stage at the smallest counts, with the networks of these shapes."""
+def turn_flags(bench: Bench) -> list[str]:
+    """Arguments of `demo`: every stage at the smallest counts, with the networks of these shapes."""
     files = bench.files()
     flags = {"root": bench.folder / "runs", "name": "turn", "demos": 1, "pretrain-steps": 2, "rollouts": 4, "refine-steps": 5,
              "planning-steps": 0, "refine-rollouts": 0, "rounds": 1, "publish-every": 5, "eval-episodes": 1, "sim.task": TASK,
@@ -162,8 +162,13 @@ def turn(bench: Bench) -> None:
     if bench.small:
         flags |= {f"model.{name.replace('_', '-')}": value for name, value in SMALL.items()} | {"sim.image-size": 32}
     else:
-        flags |= {"inference.gpus": 0.4, "learner.gpus": 0.6, "learner.checkpointing": True}
-    command = [sys.executable, "-m", "cosmos_ray", "demo", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]
+        flags |= {"inference.gpus": 0.4, "learner.gpus": 0.6, "learner.activation-checkpointing": "true"}
+    return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+
+
+def turn(bench: Bench) -> None:
+    """`demo` itself."""
+    command = [sys.executable, "-m", "cosmos_ray", "demo", *turn_flags(bench)]
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
