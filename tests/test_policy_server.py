@@ -27,7 +27,6 @@ from cosmos_ray.config import InferenceConfig, RunConfig
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import save_policy
 from cosmos_ray.replay.store import ReplayStore
-from cosmos_ray.serving import wire
 from cosmos_ray.serving.core import PolicyServer
 from cosmos_ray.serving.wire import BadRequest
 from cosmos_ray.stages.serve import _bound
@@ -381,22 +380,3 @@ def test_malformed_requests_get_a_status_and_nothing_grows(serving):
     statuses = {serving.act(body).status_code for body in malformed(150, seed=3)}
     assert statuses <= {200, 400, 413, 422} and 400 in statuses and 422 in statuses
     assert serving.http.get("/health").status_code == 200
-
-
-@pytest.mark.parametrize("data", [
-    b"\x85", b"\x91" * 5000, b"\xdf\xff\xff\xff\xff", msgpack.packb({b"__ndarray__": True, b"data": b"1", b"dtype": "<f8", b"shape": [2]}),
-    msgpack.packb({"__image__": True, "format": "png", "data": b"no picture"}),
-    msgpack.packb({"__image__": True, "format": "exe", "data": b""})])
-def test_msgpack_that_is_none_is_refused(data):
-    with pytest.raises(BadRequest):
-        wire.from_msgpack(data)
-
-
-def test_arrays_survive_both_wires():
-    for array in (np.arange(6, dtype=np.int16).reshape(2, 3), np.float32(2.5), np.zeros((0, 3)), np.array(True)):
-        packed = [wire.from_msgpack(wire.to_msgpack({"a": array}, bytes_keys=keys))["a"] for keys in (True, False)]
-        for back in (wire.from_json(wire.to_json({"a": array}, arrays=True))["a"], *packed):
-            assert np.array_equal(back, array) and back.dtype == array.dtype
-        assert np.array_equal(json_numpy.loads(wire.to_json({"a": array}, arrays=True))["a"], array)
-
-
