@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,15 +67,18 @@ def serve(run: Run, checkpoint: str | None, number: int | None, *, plan: bool, h
         class Server(uvicorn.Server):
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
-                yield  # the command line has handlers of its own
+                """Ctrl-C and SIGTERM end the server and nothing else; an exception could be lost in whatever runs at the moment."""
+                before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+                try:
+                    yield
+                finally:
+                    for number, handler in before.items():
+                        signal.signal(number, handler)
 
         say(f"serving {name} version {policy.core.version} on http://{address}/act, ws://{address}/ (openpi) and "
             f"ws://{address}/vla-eval; Ctrl-C ends it", run.quiet)
-        running = Server(settings)
-        try:
-            asyncio.run(running.serve(sockets=[listening]))
-        except KeyboardInterrupt:
-            pass  # that is how a server ends
+        with contextlib.suppress(KeyboardInterrupt):  # before the server had its handlers
+            asyncio.run(Server(settings).serve(sockets=[listening]))
         if recorder is not None:
             recorder.close()
         return {"answered": server.answered, "refused": server.refused, "recorded": recorder.recorded if recorder else 0}
