@@ -21,6 +21,7 @@ from cosmos_ray.serving.wire import BadRequest
 MAX_BYTES = 64 * 2**20  #: of one request
 MAX_TEXT = 1000  #: letters of an instruction
 OWN_KEYS = ("return_all_query_results", "futures", "seed", "episode", "executed")  #: of a request that are no part of the observation
+NO_TOKEN = "give the server's token as `Authorization: Bearer TOKEN`"
 REFUSED = 1008  #: websocket's code for a message that breaks the rules
 
 
@@ -43,7 +44,7 @@ def make_app(server: PolicyServer, info: dict[str, Any], execute: int, token: st
         """The response to a request with a JSON body; every error is one sentence."""
         try:
             if not allowed(request.headers):
-                raise BadRequest("give the server's token as `Authorization: Bearer TOKEN`", 401)
+                raise BadRequest(NO_TOKEN, 401)
             body = wire.from_json(await _body(request))
             double = isinstance(body, dict) and body.keys() == {"encoded"}
             reply = await work(wire.from_json(_text(body["encoded"])) if double else body)
@@ -61,7 +62,7 @@ def make_app(server: PolicyServer, info: dict[str, Any], execute: int, token: st
     @app.get("/info")
     async def about(request: Request) -> Response:
         if not allowed(request.headers):
-            return _json(json.dumps({"error": "give the server's token as `Authorization: Bearer TOKEN`"}), 401)
+            return _json(json.dumps({"error": NO_TOKEN}), 401)
         return _json(json.dumps({**info, **server.status(), "recorded": recorder.recorded if recorder else 0}), 200)
 
     async def ask(observation: dict[str, Any], own: dict[str, Any]) -> Answer:
@@ -82,7 +83,7 @@ def make_app(server: PolicyServer, info: dict[str, Any], execute: int, token: st
             else:
                 with recorder.turn(own["episode"], own["executed"]) as record:
                     answer = await ask(observation, own)
-                    record(observation, answer)
+                    record(answer)
             return aloha_reply(answer, bool(own["return_all_query_results"]))
 
         return await guarded(request, work)

@@ -44,6 +44,7 @@ class Answer:
     chosen: np.ndarray  #: (B,) index of the chosen candidate
     candidates: np.ndarray  #: (B, N, K, d) float32
     futures: dict[str, np.ndarray]  #: {key of the observation: (B, H, W, 3) uint8 after the chunk}; empty when not asked for
+    query: Query  #: that was answered
 
 
 class PolicyServer:
@@ -122,7 +123,7 @@ class PolicyServer:
         for query in queries:
             mine = slice(start, start := start + len(query.seeds))
             futures = {} if shown is None else dict(zip(query.keys, shown[mine].swapaxes(0, 1), strict=True))
-            answers.append(Answer(actions[mine], values[mine], scores[mine], chosen[mine], candidates[mine], futures))
+            answers.append(Answer(actions[mine], values[mine], scores[mine], chosen[mine], candidates[mine], futures, query))
         return answers
 
 

@@ -59,9 +59,9 @@ class Recorder:
         self.open: dict[str, _Open] = {}
 
     @contextmanager
-    def turn(self, name: Any, executed: Any) -> Iterator[Callable[[dict[str, Any], Answer], None]]:
-        """The next decision of an episode. Yields what records the observation and the chunk that was answered: a request that fails before
-        leaves the episode as it was.
+    def turn(self, name: Any, executed: Any) -> Iterator[Callable[[Answer], None]]:
+        """The next decision of an episode. Yields what records the answer, with the observation that was asked about: a request that fails
+        before leaves the episode as it was.
 
         Args:
             executed: what was executed of the chunk before, as their number or as (n, d) actions; None for as many as usual.
@@ -74,8 +74,8 @@ class Recorder:
         episode = self.open.get(name) or _Open()
         done = self._done(name, episode, executed)
 
-        def record(observation: dict[str, Any], answer: Answer) -> None:
-            query = self.policy.query(as_arrays(observation))
+        def record(answer: Answer) -> None:
+            query = answer.query
             episode.actions += done
             episode.instruction = episode.instruction or query.instructions[0]
             self._see(episode, query)

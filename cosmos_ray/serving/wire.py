@@ -51,8 +51,6 @@ def from_msgpack(data: bytes) -> Any:
 
     try:
         return msgpack.unpackb(data, object_hook=_array_of_msgpack, strict_map_key=True)
-    except BadRequest:
-        raise
     except (ValueError, RecursionError, msgpack.UnpackException, TypeError) as error:
         raise BadRequest(f"the message is no msgpack ({_short(error)})") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -25,8 +24,6 @@ from cosmos_ray.stages.acting import asked_policy, planning_checkpoint
 
 TOKEN = "COSMOS_RAY_TOKEN"
 EXTRA = "the policy server needs FastAPI and uvicorn: pip install 'cosmos-ray[serve]'"
-
-logger = logging.getLogger(__name__)
 
 
 def serve(run: Run, checkpoint: str | None, number: int | None, *, plan: bool, host: str, port: int, queue: int,

@@ -34,7 +34,7 @@ from cosmos_ray.inference.client import PoolClient  # noqa: E402
 from cosmos_ray.inference.messages import ActingPolicy, ActRequest  # noqa: E402
 from cosmos_ray.model.checkpoint import read_description, save_policy  # noqa: E402
 from cosmos_ray.model.spec import make_spec  # noqa: E402
-from jobs.bench.planning import random_states, recorded_states, untrained  # noqa: E402
+from jobs.bench.planning import add_source, parse, random_states, recorded_states, untrained  # noqa: E402
 from jobs.bench.replay_timing import progress  # noqa: E402
 
 WANTED = 0.95  #: share of answers in time
@@ -68,8 +68,7 @@ def summary(found: list[tuple[float, dict[str, Any]]], deadline_ms: float) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="a checkpoint folder; the default is an untrained network")
-    parser.add_argument("--store", help="the store whose states are planned from")
+    add_source(parser)
     parser.add_argument("--deadlines", default="50,100,300,1000", help="in ms")
     parser.add_argument("--answers", type=int, default=100, help="counted answers at each deadline")
     parser.add_argument("--candidates", type=int, default=64, help="the most that may be proposed")
@@ -78,9 +77,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=0, help="cores that all processes share, 0 = all")
     parser.add_argument("--decisions", type=int, default=8, help="states to plan from, in turn")
     parser.add_argument("--json")
-    options = parser.parse_args()
-    if bool(options.checkpoint) != bool(options.store):
-        parser.error("--checkpoint and --store go together")
+    options = parse(parser)
     if options.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.cores])
     results: dict[str, Any] = {}

@@ -22,12 +22,11 @@ import torch  # noqa: E402
 
 from cosmos_ray.config import ModelConfig, PlannerConfig  # noqa: E402
 from cosmos_ray.model.checkpoint import load_checkpoint  # noqa: E402
-from cosmos_ray.model.latents import current_latents  # noqa: E402
 from cosmos_ray.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_ray.model.spec import make_spec  # noqa: E402
 from cosmos_ray.model.speed.accelerate import accelerate  # noqa: E402
 from jobs.bench import serial_planner  # noqa: E402
-from jobs.bench.planning import Observed, batched, random_states, recorded_states, seconds, untrained  # noqa: E402
+from jobs.bench.planning import Observed, add_source, batched, observed, parse, random_states, recorded_states, seconds, untrained  # noqa: E402
 from jobs.bench.replay_timing import Report, progress  # noqa: E402
 
 ONE = PlannerConfig(candidates=8)
@@ -48,24 +47,20 @@ def compare(policy: CosmosPolicy, states: list[Observed], steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="a checkpoint folder; the default is an untrained network")
-    parser.add_argument("--store", help="the store whose states are planned from")
+    add_source(parser)
     parser.add_argument("--decisions", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="network evaluations of a proposed chunk")
     parser.add_argument("--accelerate", choices=("none", "compile"), default="none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json")
-    options = parser.parse_args()
-    if bool(options.checkpoint) != bool(options.store):
-        parser.error("--checkpoint and --store go together")
+    options = parse(parser)
     torch.set_num_threads(options.threads)
     spec = make_spec(ModelConfig(), ("wrist", "front"), action_dim=4, proprio_dim=9)
     policy = load_checkpoint(options.checkpoint)[0] if options.checkpoint else untrained(spec)
     images, proprio, instructions = recorded_states(options, policy.spec) if options.store else random_states(spec, options.decisions)
     policy.eval().serve()
-    states = [(current_latents(policy, images[i:i + 1], proprio[i:i + 1]), policy.embed(instructions[i:i + 1]), i)
-              for i in range(len(images))]
+    states = observed(policy, images, proprio, instructions)
     compare(policy, states, options.steps)
     accelerate(policy, options.accelerate)
     times: dict[str, list[float]] = {name: [] for name in PLANS}

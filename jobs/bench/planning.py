@@ -72,6 +72,26 @@ def recorded_states(options: argparse.Namespace, spec: PolicySpec) -> tuple[np.n
     return chains.images[:, 0], chains.proprio[:, 0], chains.instructions
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The flags that say whose plans are timed."""
+    parser.add_argument("--checkpoint", help="a checkpoint folder, as runs/demo/checkpoints/refined; the default is an untrained network")
+    parser.add_argument("--store", help="the store whose states are planned from, as runs/demo/store")
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags, where ``--checkpoint`` and ``--store`` go together."""
+    options = parser.parse_args()
+    if bool(options.checkpoint) != bool(options.store):
+        parser.error("--checkpoint and --store go together")
+    return options
+
+
+def observed(policy: CosmosPolicy, images: np.ndarray, proprio: np.ndarray, instructions: list[str]) -> list[Observed]:
+    """One decision for every state, with its number as seed."""
+    return [(current_latents(policy, images[i:i + 1], proprio[i:i + 1]), policy.embed(instructions[i:i + 1]), i)
+            for i in range(len(images))]
+
+
 def batched(policy: CosmosPolicy, seen: Observed, steps: int, config: PlannerConfig) -> Decision:
     known, text, seed = seen
     return best_of_n(policy, known, text, torch.tensor([seed]), steps, config)
@@ -118,15 +138,12 @@ def time_all(policy: CosmosPolicy, states: list[Observed], pruned: PlannerConfig
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="a checkpoint folder, as runs/demo/checkpoints/refined; the default is an untrained network")
-    parser.add_argument("--store", help="the store whose states are planned from, as runs/demo/store")
+    add_source(parser)
     parser.add_argument("--decisions", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json")
-    options = parser.parse_args()
-    if bool(options.checkpoint) != bool(options.store):
-        parser.error("--checkpoint and --store go together")
+    options = parse(parser)
     torch.set_num_threads(options.threads)
     given = load_checkpoint(options.checkpoint)[0] if options.checkpoint else None
     spec = given.spec if given else make_spec(ModelConfig(), ("wrist", "front"), action_dim=4, proprio_dim=9)
@@ -137,8 +154,7 @@ def main() -> None:
         policy = given if given and spec.transformer.one_way == one_way else untrained(
             replace(spec, transformer=replace(spec.transformer, one_way=one_way)))
         policy.eval().serve()
-        states = [(current_latents(policy, images[i:i + 1], proprio[i:i + 1]), policy.embed(instructions[i:i + 1]), i)
-                  for i in range(len(images))]
+        states = observed(policy, images, proprio, instructions)
         compare(policy, states, pruned)
         time_all(policy, states, pruned, "one-way " if one_way else "", options.rounds, times)
     report.add("exact_vs_serial", times["serial none"], times["exact none"], "eager on both sides")
