@@ -96,7 +96,7 @@ def load_policy(path: str | Path, *, suite: str = "", statistics: str | Path = "
     for network in networks:
         ready(network, config.inference, device)
     core = InferenceCore(policy, 0, judge, checkpoint=str(path) if (path / "policy.json").exists() else "")
-    core.prepare(planner)
+    core.prepare(planner, 1, config.inference.steps)
     return DeployedPolicy(core, planner, config.inference.steps, seed)
 
 

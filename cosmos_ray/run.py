@@ -109,7 +109,8 @@ class Run:
         """An inference pool, which starts from a checkpoint. ConfigError as for :meth:`check_policy`."""
         self.check_policy(checkpoint)
         self.folder.publish()  # actors on other machines read it
-        return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)), self.supervisor)
+        return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)), self.supervisor,
+                             dict.fromkeys(sim.instruction for sim in self.config.sim.each()))
 
 
 def validate(config: RunConfig) -> None:

@@ -21,6 +21,7 @@ SAY_EVERY_S = 30.0  #: and says so again
 WORKER_START_S = 240.0  #: a rollout worker's first answer: imports, model build, kernels
 SIMULATOR_START_S = 200.0  #: for a worker's simulators to start: imports, models, kernels, OpenGL
 POOL_START_S = 180.0  #: an inference actor's first answer: torch, checkpoint
+COMPILE_S = 1200.0  #: besides, where the actor compiles its network first
 LEARNER_START_S = 300.0  #: DeepSpeed, the other ranks, checkpoint
 PUSH_S = 60.0  #: for an inference actor to take new weights
 SILENT_S = 60.0  #: an inference actor's answer to a look at it

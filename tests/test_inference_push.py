@@ -184,7 +184,7 @@ def test_a_pool_whose_actors_do_not_come_back_is_one_clear_error(local_ray, tmp_
     pool = InferencePool(tmp_path / "policy", InferenceConfig(), [{"num_cpus": 0.5}]).start()
     try:
         os.rename(tmp_path / "policy", tmp_path / "elsewhere")
-        monkeypatch.setattr(pool_module, "POOL_START_S", 3.0)
+        monkeypatch.setattr(pool, "_start_s", 3.0)
         os.kill(pool.status()[0]["pid"], signal.SIGKILL)
         with pytest.raises(PoolUnavailable, match="no inference actor has come back for 3 s") as caught:
             poll_until(pool, lambda: False)

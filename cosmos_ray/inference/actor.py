@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import ray
 import torch
@@ -15,7 +17,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CosmosRayError
 from cosmos_ray.inference.batcher import Batcher
-from cosmos_ray.inference.core import InferenceCore, load_core
+from cosmos_ray.inference.core import load_core
 from cosmos_ray.inference.messages import ActReply, ActRequest
 from cosmos_ray.inference.metrics import ActorMetrics
 from cosmos_ray.supervision import PUSH_S
@@ -49,10 +51,12 @@ class InferenceActor:
     Calls are not retried by Ray: answering has no side effect, and the client retries against any actor of the pool.
     """
 
-    def __init__(self, checkpoint: str, config: InferenceConfig):
+    def __init__(self, checkpoint: str, config: InferenceConfig, instructions: Sequence[str] = ()):
         torch.set_num_threads(config.threads)
         self._load = partial(load_core, config=config, device="cuda" if ray.get_gpu_ids() else "cpu")
+        self._expects: dict[str, Any] = {"observations": config.max_batch, "steps": config.steps, "instructions": instructions}
         self._core = self._load(checkpoint)
+        self._core.prepare(None, **self._expects)
         self._batcher: Batcher[ActRequest, ActReply] = Batcher(lambda requests: self._core.answer(requests), config.max_batch,
                                                                config.wait_ms / 1000, self._told, QUEUE_ROWS)
         self._metrics = ActorMetrics(ray.get_runtime_context().get_node_id()[:8], config.max_batch)
@@ -81,13 +85,14 @@ class InferenceActor:
     async def load(self, checkpoint: str, planning_checkpoint: str = "", planner: PlannerConfig | None = None) -> int:
         """Replace the policy by that of a checkpoint, older or newer, and return its version. Arguments as in :func:`load_core`; ready for
         ``planner``, if one is given."""
-        self._core = await self._batcher.between(self._prepared, checkpoint, planning_checkpoint, planner)
-        return self._core.version
+        return await self._batcher.between(self._replace, checkpoint, planning_checkpoint, planner)
 
-    def _prepared(self, checkpoint: str, planning_checkpoint: str, planner: PlannerConfig | None) -> InferenceCore:
+    def _replace(self, checkpoint: str, planning_checkpoint: str, planner: PlannerConfig | None) -> int:
         core = self._load(checkpoint, planning_checkpoint=planning_checkpoint)
-        core.prepare(planner)
-        return core
+        core.take_over(self._core)
+        self._core = core  # already now: its networks may be those of the core before
+        core.prepare(planner, **self._expects)
+        return core.version
 
     async def status(self) -> dict:
         """{version, planning_checkpoint, batches, rows, pid, node}."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,11 +21,15 @@ from cosmos_ray.model.checkpoint import load_checkpoint
 from cosmos_ray.model.latents import current_latents, read_future_images
 from cosmos_ray.model.policy import CosmosPolicy
 from cosmos_ray.model.prompts import Prompts
-from cosmos_ray.model.speed.accelerate import accelerate
+from cosmos_ray.model.sample_types import SampleType
+from cosmos_ray.model.speed.accelerate import accelerate, take_over
 from cosmos_ray.planning.autopilot import Autopilot
 from cosmos_ray.planning.best_of_n import Decision, act_directly, best_of_n
 from cosmos_ray.planning.costs import kept_costs
+from cosmos_ray.planning.sizes import batches_of, sample_all
 from cosmos_ray.weights import Weights, check, write
+
+logger = logging.getLogger(__name__)
 
 
 class InferenceCore:
@@ -44,15 +49,44 @@ class InferenceCore:
         self.planning_network, self.planning_checkpoint = planning_network and planning_network.eval(), planning_checkpoint
         self._checkpoint = checkpoint
         self._pilot: Autopilot | None = None
-        policy.serve()
-        if planning_network is not None:
-            planning_network.serve()
+        self._instructions: list[str] = []
+        self._serve()
 
-    def prepare(self, planner: PlannerConfig | None) -> None:
-        """Measure how fast the network is, where ``planner`` has a deadline and this is not known yet: takes up to a minute, which else
-        the first request would take."""
+    def prepare(self, planner: PlannerConfig | None, observations: int = 0, steps: int = 1, instructions: Sequence[str] = ()) -> None:
+        """Do now what the first requests would wait for: measure how fast the network is, where ``planner`` has a deadline, and where the
+        network is compiled or captured, do that for every size of batch that ``planner`` makes of up to ``observations`` observations, and
+        for the policy alone; chunks have ``steps`` evaluations. The number of prompts is a size too: ``instructions`` are those that will
+        come, by default one that nobody knows yet."""
+        self._instructions = list(instructions)
+        if self.policy.accelerated is not None and observations:
+            planned = [] if planner is None else list(batches_of(planner, steps))
+            proposed = [*batches_of(None, steps), *(one for one in planned if one.kind == SampleType.POLICY)]
+            logger.info("the network is prepared for batches of up to %d observations; kept code makes this a matter of seconds",
+                        observations)
+            sample_all(self.policy, proposed, observations, self._text(self.policy))
+            judge = self.planning_network or self.policy
+            sample_all(judge, [one for one in planned if one.kind != SampleType.POLICY], observations, self._text(judge))
         if planner is not None and planner.deadline_ms:
-            self._autopilot(self.policy.embed([next(iter(getattr(self.policy.text, "embeddings", {})), "lift the cube")]))
+            self._autopilot(self._text(self.policy))
+        if not instructions:
+            self._serve()  # without the prompt that only stood in
+
+    def _text(self, policy: CosmosPolicy) -> Prompts:
+        """A row for each instruction that will come, or for one that ``policy`` knows."""
+        return policy.embed(self._instructions or [next(iter(getattr(policy.text, "embeddings", {})), "lift the cube")])
+
+    def _serve(self) -> None:
+        """Keep nothing of before but the number of prompts."""
+        for policy in filter(None, (self.policy, self.planning_network)):
+            policy.serve()
+            if self._instructions:
+                self._text(policy)
+
+    def take_over(self, before: InferenceCore) -> None:
+        """Use what was compiled for the networks of ``before``, which answers no more, where these networks are of the same kind."""
+        take_over(self.policy, before.policy)
+        if self.planning_network is not None and before.planning_network is not None:
+            take_over(self.planning_network, before.planning_network)
 
     def _autopilot(self, text: Prompts) -> Autopilot:
         if self._pilot is None:
@@ -74,7 +108,7 @@ class InferenceCore:
                 self.check_weights(weights)
             instants.passes("push")
             write(weights, self.policy.net)
-            self.policy.serve()
+            self._serve()
             self.version = weights.version
         return self.version
 

@@ -18,10 +18,12 @@ from cosmos_ray.errors import CheckpointError, PoolUnavailable
 from cosmos_ray.inference.actor import InferenceActor, WeightsLate, WeightsLost
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.remote import ACTOR_LOST, answers, first_line, own_error, why_lost
-from cosmos_ray.supervision import POOL_START_S, PROBE_S, PUSH_S, SILENT_S, Supervisor
+from cosmos_ray.supervision import COMPILE_S, POOL_START_S, PROBE_S, PUSH_S, SILENT_S, Supervisor
 from cosmos_ray.weights import Weights
 
 logger = logging.getLogger(__name__)
+
+POLL_S = 0.05  #: between two looks while the pool settles
 
 
 @dataclass(frozen=True)
@@ -90,26 +92,28 @@ class InferencePool:
     """
 
     def __init__(self, checkpoint: str | Path, config: InferenceConfig, options: Sequence[dict[str, Any]],
-                 supervisor: Supervisor | None = None):
-        """Have the actors start; ``options`` are Ray's options of each."""
+                 supervisor: Supervisor | None = None, instructions: Sequence[str] = ()):
+        """Have the actors start; ``options`` are Ray's options of each, ``instructions`` those that will come, if they are known."""
         environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
         actor_class: Any = InferenceActor  # ray.remote adds `options`, which its type stubs do not declare
-        self.actors: list[ActorHandle] = [
-            actor_class.options(**own, **environment).remote(str(Path(checkpoint).resolve()), config) for own in options]
+        given = str(Path(checkpoint).resolve()), config, tuple(instructions)
+        self.actors: list[ActorHandle] = [actor_class.options(**own, **environment).remote(*given) for own in options]
         self.restarts = 0
         self._supervisor = supervisor or Supervisor()
         self._wanted: PushedWeights | LoadedCheckpoint | None = None  #: None: what the actors hold, whatever it is
         self._seats: list[_Seat] = []
         self._first: list[ray.ObjectRef] = [actor.status.remote() for actor in self.actors]
-        self._awaited = f"torch and {Path(checkpoint).name}"
+        compiles = config.accelerate != "none"
+        self._start_s = POOL_START_S + (COMPILE_S if compiles else 0)
+        self._awaited = f"torch and {Path(checkpoint).name}" + (", compiled for every size of batch" if compiles else "")
 
     def start(self) -> InferencePool:
         """Wait until every actor has answered once, and return the pool. CheckpointError, PoolUnavailable."""
         try:
             statuses = answers(self._first, "inference pool", f"the first answer of its {len(self.actors)} actors ({self._awaited})",
-                               self._supervisor, POOL_START_S)
+                               self._supervisor, self._start_s)
         except GetTimeoutError as error:
-            raise PoolUnavailable(f"the inference actors did not start within {POOL_START_S:g} s: are their machines "
+            raise PoolUnavailable(f"the inference actors did not start within {self._start_s:g} s: are their machines "
                                   "busy?") from error
         except ACTOR_LOST as error:
             raise CheckpointError(f"an inference actor could not start: {why_lost(error)}") from error
@@ -127,10 +131,16 @@ class InferencePool:
         if acting.version is None:
             raise ValueError("a checkpoint is loaded with its version: requests insist on that version")
         self._wanted = LoadedCheckpoint(acting.version, str(Path(checkpoint).resolve()), acting.planning_checkpoint,
-                                        acting.planner)
+                                        acting.planner, self._start_s)
         for seat in self._seats:
             seat.held = None
         self._deliver()
+
+    def settle(self) -> None:
+        """Wait until an actor holds what was pushed or loaded last. Raises as :meth:`poll`."""
+        while self._wanted is not None and not self.holders:
+            self.poll()
+            time.sleep(POLL_S)
 
     @property
     def holders(self) -> int:
@@ -141,7 +151,7 @@ class InferencePool:
         """Look after the actors: what they hold, those that Ray restarted, those that are silent. Never waits; to be called often.
 
         Raises what an actor says about weights or a checkpoint that cannot be taken (CheckpointError), once; PoolUnavailable when all
-        actors have been gone for ``POOL_START_S`` seconds.
+        actors have been gone for as long as a start may take.
         """
         for seat in self._seats:
             self._look(seat)
@@ -205,9 +215,9 @@ class InferencePool:
         if not isinstance(error, ActorUnavailableError):
             self._died(seat, why_lost(error), "nobody can start it again")
         self._supervisor.waits(seat.who, f"its restart ({first_line(error)})")
-        if all(seat.lost is not None and now - seat.lost > POOL_START_S for seat in self._seats):
-            raise PoolUnavailable(f"no inference actor has come back for {POOL_START_S:g} s: {why_lost(error)}; see what the machines lack "
-                                  "(memory, GPUs), then run the same command again")
+        if all(seat.lost is not None and now - seat.lost > self._start_s for seat in self._seats):
+            raise PoolUnavailable(f"no inference actor has come back for {self._start_s:g} s: {why_lost(error)}; see what the machines "
+                                  "lack (memory, GPUs), then run the same command again")
 
     def _died(self, seat: _Seat, why: str, then: str) -> None:
         if not seat.mourned:

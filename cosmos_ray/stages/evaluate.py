@@ -143,6 +143,7 @@ def play(run: Run, todo: Mapping[Arm, list[EpisodeTicket]]) -> int:
         progress, done = run.progress("evaluate", total, unit="episodes"), 0
         for arm, tickets in todo.items():
             pool.load(arm.checkpoint, arm.acting)
+            pool.settle()  # which may take longer than a worker waits for an answer
             show = partial(_show, progress, done, arm.name)
             kept = [t for t in tickets if t.key not in run.quarantine]  # an arm before may have broken one
             done += run_episodes(run, pool, fleet, kept, show)[0]

@@ -29,6 +29,7 @@ def act(run: Run, what: str, checkpoint: Path, wanted: list[EpisodeTicket]) -> d
         with acting_fleet(run, checkpoint) as (pool, fleet):
             if tickets[0].acting.planner:
                 pool.load(checkpoint, tickets[0].acting)
+                pool.settle()
             progress = run.progress(what, total, done, "episodes")
             ran, wins = run_episodes(run, pool, fleet, tickets,
                                      lambda ran, wins: progress.update(done + ran, f"{wins}/{ran} succeeded"))

@@ -91,7 +91,9 @@ def _policy(run: Run, name: str, path: Path, plan: bool, number: int | None) -> 
     judge = planning_checkpoint(run, name, number) if plan else ""
     torch.set_num_threads(config.inference.threads)
     core = load_core(path, config.inference, "cuda" if config.inference.gpus else "cpu", judge)
-    core.prepare(planner)
+    if config.inference.accelerate != "none":
+        say(f"compiling for batches of up to {config.inference.max_batch} observations: minutes the first time, then seconds", run.quiet)
+    core.prepare(planner, config.inference.max_batch, config.inference.steps, [sim.instruction for sim in config.sim.each()])
     return DeployedPolicy(core, planner, config.inference.steps, config.seed)
 
 
