@@ -26,6 +26,11 @@ def pool_ask(config: RunConfig) -> Ask:
                least=1)
 
 
+def more_actors_ask(config: RunConfig) -> Ask:
+    """The inference actors beyond ``inference.actors``, none of them yet."""
+    return dataclasses.replace(pool_ask(config), who="more inference actors", count=0, least=0)
+
+
 def learner_ask(learner: LearnerConfig) -> Ask:
     """The learner ranks, all together. Without ``learner.gpus`` they share the GPUs that inference leaves."""
     return Ask("learner ranks", learner.world_size, "learner", learner.gpus, shares_gpus=not learner.gpus, together=True,

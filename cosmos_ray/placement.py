@@ -200,6 +200,13 @@ class PlacedCrew:
         self._placement.wants(self._ask, self._ask.count - len(self._places.placed(self._ask)))
         return None if place is None else self._make(index, _options(place, _on(place, soft=False)))
 
+    def resize(self, count: int) -> None:
+        """Have workers 0 to ``count`` - 1 from now on; the places of the others are given back, and they have ended."""
+        for index in range(count, self._ask.count):
+            self._places.empty(self._ask, index)
+        self._ask = dataclasses.replace(self._ask, count=count)
+        self._placement.wants(self._ask, count - len(self._places.placed(self._ask)))
+
     def should_move(self, index: int) -> bool:
         """Whether worker ``index`` would have clearly more CPU on another node."""
         self._placement.look()

@@ -192,6 +192,10 @@ class Places:
         """The processes of ``ask`` need their places no longer."""
         self._grants = {key: grant for key, grant in self._grants.items() if key[0] != ask.who}
 
+    def empty(self, ask: Ask, index: int) -> None:
+        """Process ``index`` of ``ask`` needs its place no longer."""
+        self._grants.pop((ask.who, index), None)
+
     def lack(self, ask: Ask) -> str:
         """What ``ask`` asks for and what there is, in one line; "" when every process has a place."""
         missing = ask.count - len(self.placed(ask))

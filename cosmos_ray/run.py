@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import ray
 
 from cosmos_ray import released
-from cosmos_ray.asks import check_cluster, check_own_gpu, pool_ask
+from cosmos_ray.asks import check_cluster, check_own_gpu, more_actors_ask, pool_ask
 from cosmos_ray.bucket_run import fetch_settings
 from cosmos_ray.config import RunConfig, SimConfig, check
 from cosmos_ray.config.run import check_plain
@@ -109,8 +110,10 @@ class Run:
         """An inference pool, which starts from a checkpoint. ConfigError as for :meth:`check_policy`."""
         self.check_policy(checkpoint)
         self.folder.publish()  # actors on other machines read it
-        return InferencePool(checkpoint, self.config.inference, self.placement.options(pool_ask(self.config)), self.supervisor,
-                             dict.fromkeys(sim.instruction for sim in self.config.sim.each()))
+        inference = self.config.inference
+        more = partial(self.placement.crew, more_actors_ask(self.config)) if inference.max_actors > inference.actors else None
+        return InferencePool(checkpoint, inference, self.placement.options(pool_ask(self.config)), self.supervisor,
+                             dict.fromkeys(sim.instruction for sim in self.config.sim.each()), more)
 
 
 def validate(config: RunConfig) -> None:

@@ -24,7 +24,7 @@ FILES = sorted((Path(__file__).parent / "data" / "config_before").glob("*.json")
 #: Settings that format 1 did not have: the preset or the suite fixed the model's, and a store kept every rollout.
 NEW = ("sim.instruction", "sim.suite", "sim.tasks", "sim.quality", "sim.expert", "model.fidelity", "model.resize",
        "model.augmentation", "learner.decay_all", "planner.ladder", "planner.early_rejection", "model.attention",
-       "planner.depth", "planner.branch", "planner.beam", "planner.deadline_ms",
+       "inference.max_actors", "planner.depth", "planner.branch", "planner.beam", "planner.deadline_ms",
        "model.image_size", "model.adaln_rank", "model.rope_scale", "model.text_width", "model.text_tokens",
        "model.loss_scale", "model.jpeg", "replay.keep_newest", "replay.keep_failures",
        "keep_rounds", "learner.deadline_s", "inference.nodes", "learner.nodes", "rollout.nodes",

@@ -12,7 +12,7 @@ import torch
 from cosmos_ray.config import PlannerConfig
 from cosmos_ray.errors import CheckpointError, ConfigError
 from cosmos_ray.inference.batcher import Batcher
-from cosmos_ray.inference.client import Loads
+from cosmos_ray.inference.client import LOST, Loads
 from cosmos_ray.inference.core import InferenceCore
 from cosmos_ray.inference.local import LocalClient
 from cosmos_ray.inference.messages import ActingPolicy, ActRequest, Busy, Expired, WrongVersion
@@ -113,7 +113,7 @@ def test_a_request_goes_to_the_actor_with_least_to_do():
     assert [loads.choose(1) for _ in range(4)] == [0, 1, 2, 0]  # in turn while they are equal
     loads.tell(1, 9)
     assert [loads.choose(2) for _ in range(3)] == [2, 0, 2]
-    loads.failed(0)
+    loads.tell(0, LOST)
     loads.tell(2, 20)
     assert loads.choose(1) == 1  # whatever it has to do, it is there
     now[0] = 5.1  # what they told is forgotten, and the actor that failed is asked again

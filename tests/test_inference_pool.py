@@ -249,7 +249,7 @@ def test_an_actor_killed_under_load_loses_no_request_and_changes_no_answer(local
         asked = [request(2, seed=i, planner=PlannerConfig(candidates=3) if i % 2 else None) for i in range(24)]
         pending = [client.submit(one) for one in asked]
         first = client.result(pending[0])
-        victim = pool.actors[pending[-1].actor]
+        victim = pending[-1].actor
         os.kill(ray.get(victim.status.remote())["pid"], signal.SIGKILL)
         replies = [first, *map(client.result, pending[1:])]
         for one, reply in zip(asked, replies, strict=True):

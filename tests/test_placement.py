@@ -10,7 +10,7 @@ import pytest
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.experimental.internal_kv import _internal_kv_get
 
-from cosmos_ray.asks import check_cluster, learner_ask, pool_ask, workers_ask
+from cosmos_ray.asks import check_cluster, learner_ask, more_actors_ask, pool_ask, workers_ask
 from cosmos_ray.config.selector import selector
 from cosmos_ray.config.settings import from_values
 from cosmos_ray.errors import ConfigError
@@ -238,3 +238,18 @@ def test_an_autoscaler_is_asked_for_what_is_in_use_and_what_is_missing_until_it_
     assert len(requested()) == 2
     placement.close()
     assert requested() == [], "the command's end withdraws it"
+
+
+def test_room_for_further_actors_is_taken_and_given_back_one_by_one(local_ray):
+    placement, ask = Placement(Supervisor()), more_actors_ask(from_values({"inference.max_actors": 3}))
+    crew = placement.crew(ask, lambda index, options: (index, options["num_cpus"]))
+    crew.resize(1)
+    index, cpus = crew.start(0)
+    assert index == 0 and cpus > 0
+    crew.resize(2)
+    assert crew.start(1)[0] == 1
+    taken = [placement.places.last_place_of(ask, index) is not None for index in range(2)]
+    crew.resize(1)
+    assert taken == [True, True] and placement.places.last_place_of(ask, 1) is None and placement.places.last_place_of(ask, 0)
+    placement.leave(ask)
+    assert placement.places.last_place_of(ask, 0) is None

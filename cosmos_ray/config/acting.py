@@ -20,6 +20,8 @@ class InferenceConfig:
     """The shared pool that answers every rollout worker."""
 
     actors: int = option(1, "inference actors", low=1)
+    max_actors: int = option(0, "most inference actors: more of them start while requests queue and there is room, and end when they are "
+                             "idle; 0 = inference.actors", low=0, rare=True)
     gpus: float = option(0.0, "GPUs per inference actor, 0 = run on the CPU", low=0)
     max_batch: int = option(16, "most observation rows per forward pass", low=1)
     wait_ms: float = option(2.0, "ms to wait for requests to fill a batch; longer, up to a quarter of a batch's time, where that "
@@ -37,6 +39,9 @@ class InferenceConfig:
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings of inference that do not go together."""
         selector("inference.nodes", self.nodes)
+        if 0 < self.max_actors < self.actors:
+            raise ConfigError(f"inference.max_actors = {self.max_actors} is less than inference.actors = {self.actors}: raise it, or set "
+                              "it to 0 for as many")
         if self.accelerate in ("graphs", "both") and not self.gpus:
             raise ConfigError(f"inference.accelerate = {self.accelerate!r} needs a GPU: give each inference actor one with inference.gpus, "
                               "or take 'compile'")

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from cosmos_ray.config import InferenceConfig, PlannerConfig
@@ -59,12 +60,21 @@ class InferenceActor:
         self._core.prepare(None, **self._expects)
         self._batcher: Batcher[ActRequest, ActReply] = Batcher(lambda requests: self._core.answer(requests), config.max_batch,
                                                                config.wait_ms / 1000, self._told, QUEUE_ROWS)
+        self._peers: tuple[int, list[ActorHandle]] = 0, []
         self._metrics = ActorMetrics(ray.get_runtime_context().get_node_id()[:8], config.max_batch)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Answer a request, batched with whatever else is waiting. WrongVersion, Busy, Expired: see the batcher."""
         reply = await self._batcher.submit(dataclasses.replace(request, arrived=time.monotonic()), request.within_s)
-        return dataclasses.replace(reply, load=self._batcher.load)
+        return dataclasses.replace(reply, load=self._batcher.load, pool=self._peers[0])
+
+    async def know(self, change: int, actors: list[ActorHandle]) -> None:
+        """Take in the pool's present actors, after its change number ``change``; clients ask for them."""
+        self._peers = max(self._peers, (change, actors), key=lambda known: known[0])
+
+    async def peers(self) -> tuple[int, list[ActorHandle]]:
+        """What :meth:`know` was told last."""
+        return self._peers
 
     def _told(self, rows: int, waiting: int, waits_s: list[float]) -> None:
         self._metrics.batch(rows, waiting, waits_s, self._core.version)
@@ -95,7 +105,8 @@ class InferenceActor:
         return core.version
 
     async def status(self) -> dict:
-        """{version, planning_checkpoint, batches, rows, pid, node}."""
+        """{version, planning_checkpoint, batches, rows, waiting, computing, pool, pid, node}; rows so far, and at the moment."""
         core, batcher = self._core, self._batcher
         return {"version": core.version, "planning_checkpoint": core.planning_checkpoint, "batches": batcher.batches, "rows": batcher.rows,
+                "waiting": batcher.waiting, "computing": batcher.computing, "pool": self._peers[0],
                 "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}

@@ -79,9 +79,14 @@ class Batcher(Generic[Request, Reply]):
             future.set_exception(Expired(f"the request waited for {within_s:g} s, and nobody awaits its answer any more"))
 
     @property
+    def waiting(self) -> int:
+        """Rows that wait."""
+        return _rows(self._waiting)
+
+    @property
     def load(self) -> int:
         """Rows that wait or are computed."""
-        return _rows(self._waiting) + self.computing
+        return self.waiting + self.computing
 
     async def between(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run ``function`` in a thread between two batches. It runs to its end, and no batch before that, also if the caller is

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 0.25  #: pause before a request is sent again
 STALE_S = 5.0  #: after which what an actor told of its load counts no more
-LOST = 10**6  #: load of an actor that failed a request
+LOST = 10**6  #: load of an actor that failed a request, so that the others are asked for a while
 ASK_ANOTHER = (WrongVersion, Busy, Expired)  #: what an actor says where another one may answer
 ACTOR_TRIES = 3  #: actors that one request can wait for: each gets this fraction of the timeout to answer
 
@@ -51,10 +51,6 @@ class Loads:
         """Take in the load of an actor."""
         self._loads[index], self._told[index] = load, self._clock()
 
-    def failed(self, index: int) -> None:
-        """Ask the others for a while."""
-        self.tell(index, LOST)
-
 
 @dataclass
 class Pending:
@@ -63,7 +59,7 @@ class Pending:
     request: ActRequest
     reference: ray.ObjectRef
     deadline: float
-    actor: int = 0  #: that it was sent to
+    actor: ActorHandle  #: that it was sent to
 
 
 class PoolClient:
@@ -72,7 +68,9 @@ class PoolClient:
     def __init__(self, actors: list[ActorHandle], timeout_s: float, start: int = 0):
         self.actors, self.timeout_s = actors, timeout_s
         self.retries = 0
-        self._loads = Loads(len(actors), start)
+        self._loads, self._start = Loads(len(actors), start), start
+        self._changes = 0  #: of the pool, that this client knows of
+        self._news: ray.ObjectRef | None = None  #: the pool's present actors, asked for
         self._supervisor, self._who = Supervisor(), f"client {start} of the inference pool"
 
     def submit(self, request: ActRequest) -> Pending:
@@ -89,7 +87,9 @@ class PoolClient:
         while True:
             try:
                 reply = self._await(pending.reference, min(time.monotonic() + patience, pending.deadline))
-                self._loads.tell(pending.actor, reply.load)
+                self._tell(pending.actor, reply.load)
+                if reply.pool > self._changes and self._news is None:
+                    self._news = pending.actor.peers.remote()
                 self._supervisor.goes_on(self._who)
                 return reply
             except (*ACTOR_LOST, GetTimeoutError, RayTaskError) as error:
@@ -107,13 +107,31 @@ class PoolClient:
                 logger.info("inference request goes to another actor: %s", type(error).__name__)
                 self.retries += 1
                 time.sleep(RETRY_S)
-                self._loads.failed(pending.actor)
+                self._tell(pending.actor, LOST)
                 pending.reference, pending.actor = self._send(pending.request, pending.deadline)
 
-    def _send(self, request: ActRequest, deadline: float) -> tuple[ray.ObjectRef, int]:
-        actor = self._loads.choose(len(request.seeds))
+    def _send(self, request: ActRequest, deadline: float) -> tuple[ray.ObjectRef, ActorHandle]:
+        self._hear()
+        actor = self.actors[self._loads.choose(len(request.seeds))]
         within = max(0.0, deadline - time.monotonic())
-        return self.actors[actor].act.remote(dataclasses.replace(request, within_s=within)), actor
+        return actor.act.remote(dataclasses.replace(request, within_s=within)), actor
+
+    def _tell(self, actor: ActorHandle, load: int) -> None:
+        if actor in self.actors:  # else it has left the pool
+            self._loads.tell(self.actors.index(actor), load)
+
+    def _hear(self) -> None:
+        """Take in the pool's present actors, if they were asked for and are known."""
+        if self._news is None or not ray.wait([self._news], timeout=0)[0]:
+            return
+        news, self._news = self._news, None
+        try:
+            change, actors = ray.get(news)
+        except ACTOR_LOST:
+            return  # the next reply tells of it again
+        if change > self._changes:
+            self._changes, self.actors = change, actors
+            self._loads = Loads(len(actors), self._start)
 
     def _await(self, reference: ray.ObjectRef, until: float) -> ActReply:
         """The answer, or GetTimeoutError at the time ``until``. A wait of more than ten seconds is said."""

@@ -65,3 +65,4 @@ class ActReply:
     futures: np.ndarray | None = None  #: (B, cameras, H, W, 3) uint8 predicted frames at the end of the chunk
     autopilot: dict[str, Any] | None = None  #: what the planner chose for ``planner.deadline_ms``: plain numbers and words
     load: int = 0  #: rows that waited at the actor, or were computed, when it sent the answer
+    pool: int = 0  #: how often the pool had changed, as far as the actor knew; a client that knows of fewer changes asks the actor

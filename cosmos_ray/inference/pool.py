@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
@@ -16,6 +16,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 from cosmos_ray.config import InferenceConfig, PlannerConfig
 from cosmos_ray.errors import CheckpointError, PoolUnavailable
 from cosmos_ray.inference.actor import InferenceActor, WeightsLate, WeightsLost
+from cosmos_ray.inference.demand import Demand
 from cosmos_ray.inference.messages import ActingPolicy
 from cosmos_ray.remote import ACTOR_LOST, answers, first_line, own_error, why_lost
 from cosmos_ray.supervision import COMPILE_S, POOL_START_S, PROBE_S, PUSH_S, SILENT_S, Supervisor
@@ -24,6 +25,7 @@ from cosmos_ray.weights import Weights
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05  #: between two looks while the pool settles
+LEAVE_S = 10.0  #: in which clients hear that an actor leaves the pool
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,16 @@ class LoadedCheckpoint:
         return (version, planning_checkpoint) == (self.version, self.planning_checkpoint)
 
 
+class MoreActors(Protocol):
+    """Room for inference actors beyond the first ones."""
+
+    def resize(self, count: int) -> None:
+        """Have actors 0 to ``count`` - 1 from now on; the room of the others is given back."""
+
+    def start(self, index: int) -> ActorHandle | None:
+        """Start actor ``index`` where there is room now; None where there is none."""
+
+
 @dataclass
 class _Seat:
     """One actor as the driver knows it. Times are of ``time.monotonic``."""
@@ -77,6 +89,9 @@ class _Seat:
     since: float = 0.0  #: when the delivery began
     lost: float | None = None  #: since when its process is gone and no new one has answered
     mourned: bool = False  #: whether that death was said
+    pool: int = 0  #: change of the pool that the actor knows of
+    waiting: int = 0  #: rows, when it was asked last
+    computing: int = 0
 
     def forget(self) -> None:
         """Drop the calls that are on their way."""
@@ -92,16 +107,25 @@ class InferencePool:
     """
 
     def __init__(self, checkpoint: str | Path, config: InferenceConfig, options: Sequence[dict[str, Any]],
-                 supervisor: Supervisor | None = None, instructions: Sequence[str] = ()):
-        """Have the actors start; ``options`` are Ray's options of each, ``instructions`` those that will come, if they are known."""
+                 supervisor: Supervisor | None = None, instructions: Sequence[str] = (),
+                 more: Callable[[Callable[[int, dict[str, Any]], ActorHandle]], MoreActors] | None = None):
+        """Have the actors start; ``options`` are Ray's options of each, ``instructions`` those that will come, if they are known.
+
+        ``more`` makes the room for further actors from what starts one of them, as :meth:`Placement.crew` does.
+        """
         environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}}}
         actor_class: Any = InferenceActor  # ray.remote adds `options`, which its type stubs do not declare
         given = str(Path(checkpoint).resolve()), config, tuple(instructions)
         self.actors: list[ActorHandle] = [actor_class.options(**own, **environment).remote(*given) for own in options]
-        self.restarts = 0
+        self.restarts = self.changes = 0
         self._supervisor = supervisor or Supervisor()
         self._wanted: PushedWeights | LoadedCheckpoint | None = None  #: None: what the actors hold, whatever it is
         self._seats: list[_Seat] = []
+        self._demand = Demand(len(options), config.max_actors, config.max_batch)
+        self._more = more and more(lambda index, own: actor_class.options(**own, **environment, max_restarts=0).remote(*given))
+        self._joining: tuple[ActorHandle, ray.ObjectRef] | None = None  #: a further actor, and its first status
+        self._tried = 0.0  #: when room for one was looked for
+        self._leaving: list[tuple[_Seat, float]] = []  #: since when nobody new is sent to it
         self._first: list[ray.ObjectRef] = [actor.status.remote() for actor in self.actors]
         compiles = config.accelerate != "none"
         self._start_s = POOL_START_S + (COMPILE_S if compiles else 0)
@@ -153,9 +177,11 @@ class InferencePool:
         Raises what an actor says about weights or a checkpoint that cannot be taken (CheckpointError), once; PoolUnavailable when all
         actors have been gone for as long as a start may take.
         """
-        for seat in self._seats:
+        for seat in [*self._seats, *(seat for seat, _ in self._leaving)]:
             self._look(seat)
         self._deliver()
+        if self._more is not None:
+            self._scale(self._more)
 
     def status(self) -> list[dict]:
         """Status of the actors that answer within five seconds."""
@@ -172,8 +198,59 @@ class InferencePool:
 
     def close(self) -> None:
         """Stop the actors."""
-        for actor in self.actors:
+        for actor in [*self.actors, *(seat.actor for seat, _ in self._leaving), *(self._joining or ())[:1]]:
             ray.kill(actor)
+
+    # ---------------------------------------------------------------- how many are there
+
+    def _scale(self, more: MoreActors) -> None:
+        """Start one more actor, or end one, as the requests ask for; tell the actors who there is."""
+        now, first, there = time.monotonic(), self._demand.least, len(self._seats)
+        lost = [seat for seat in self._seats[first:] if seat.lost is not None]  # nobody starts it again
+        if self._joining is not None:
+            self._join(*self._joining)
+        elif lost:
+            self._leave(lost[0])
+        elif not self._leaving:
+            wanted = self._demand.look([seat.waiting for seat in self._seats], [seat.computing for seat in self._seats])
+            more.resize(max(wanted, there) - first)
+            if wanted > there and now - self._tried >= PROBE_S:
+                self._tried = now
+                if (actor := more.start(there - first)) is not None:
+                    logger.info("requests queue: inference actor %d starts, of at most %d", there, self._demand.most)
+                    self._joining = actor, actor.status.remote()
+            elif wanted < there:
+                logger.info("%s has nothing to do and ends", self._seats[-1].who)
+                self._leave(self._seats[-1])
+        for seat, since in list(self._leaving):
+            if seat.lost is not None or now - since > LEAVE_S and not seat.waiting + seat.computing:
+                self._supervisor.goes_on(seat.who)
+                ray.kill(seat.actor)
+                self._leaving.remove((seat, since))
+                more.resize(len(self._seats) - first)
+        actors = [seat.actor for seat in self._seats if seat.actor in self.actors or not self._lacks(seat)]
+        if actors != self.actors:
+            self.actors, self.changes = actors, self.changes + 1
+        for seat in [*self._seats, *(seat for seat, _ in self._leaving)]:
+            if seat.pool < self.changes:
+                seat.actor.know.remote(self.changes, list(self.actors))
+                seat.pool = self.changes
+
+    def _join(self, actor: ActorHandle, first: ray.ObjectRef) -> None:
+        """Give a further actor its seat, once it has started. Clients hear of it once it holds what the others should hold."""
+        if not _done(first):
+            return
+        self._joining = None
+        try:
+            status = ray.get(first)
+        except ACTOR_LOST as error:
+            logger.warning("a further inference actor could not start: %s", why_lost(error))
+            return
+        self._seats.append(_Seat(actor, f"inference actor {len(self._seats)}", _process(status), _held(status)))
+
+    def _leave(self, seat: _Seat) -> None:
+        self._seats.remove(seat)
+        self._leaving.append((seat, time.monotonic()))
 
     # ---------------------------------------------------------------- are they there
 
@@ -204,6 +281,7 @@ class InferencePool:
             seat.process, seat.mourned, seat.delivery = process, False, None
             self.restarts += 1
         seat.lost = None
+        seat.waiting, seat.computing, seat.pool = status["waiting"], status["computing"], status["pool"]
         if seat.delivery is None:
             seat.held = _held(status)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cosmos_ray.asks import pool_ask, workers_ask
+from cosmos_ray.asks import more_actors_ask, pool_ask, workers_ask
 from cosmos_ray.config.acting import JUDGED
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.pool import InferencePool
@@ -48,7 +48,7 @@ def acting_fleet(run: Run, checkpoint: Path, *beside: Ask) -> Iterator[tuple[Inf
             fleet.close()
     finally:
         pool.close()
-        for ask in (actors, workers):
+        for ask in (actors, more_actors_ask(config), workers):
             run.placement.leave(ask)
 
 

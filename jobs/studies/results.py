@@ -19,7 +19,7 @@ from cosmos_ray.replay.files.durable import replace
 #: Settings that change no result except by rounding, or by which rollout ends first. They may differ between the runs of one study.
 NO_RESULT = (*PER_COMMAND, "learner.threads", "learner.loader_threads", "learner.gpus", "learner.zero_stage",
              "learner.accelerate", "inference.actors", "inference.gpus",
-             "inference.threads", "rollout.workers", "rollout.envs_per_worker")
+             "inference.threads", "inference.max_actors", "rollout.workers", "rollout.envs_per_worker")
 
 
 def differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[str, str]]:
