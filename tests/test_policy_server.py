@@ -26,10 +26,10 @@ from cosmos_ray.commands.cli import main
 from cosmos_ray.config import InferenceConfig, RunConfig
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.model.checkpoint import save_policy
+from cosmos_ray.port import bound
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.serving.core import PolicyServer
 from cosmos_ray.serving.wire import BadRequest
-from cosmos_ray.stages.serve import _bound
 from tests import test_command_line, test_deployment
 from tests.conftest import ROOT, environment
 from tests.test_planning import demo_policy
@@ -251,7 +251,7 @@ def test_a_wrong_flag_is_one_line(run, handlers, capsys, monkeypatch, flags, say
 
 def test_replies_are_sent_without_delay():
     """asyncio turns Nagle's algorithm off where a socket names its protocol; else a reply waits 40 ms for an acknowledgement."""
-    with _bound("127.0.0.1", 0) as listening:
+    with bound("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP
 
 

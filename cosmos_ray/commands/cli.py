@@ -133,6 +133,11 @@ def _run(options: argparse.Namespace) -> int:
         text, code = run_verb(options)
         sys.stdout.write(text + "\n")
         return code
+    if options.command == "watch":
+        from cosmos_ray.commands.watch import watch
+
+        sys.stdout.write(watch(options) + "\n")
+        return 0
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     if getattr(options, "recipe", None) == "list":
         sys.stdout.write(recipe_list() + "\n")

@@ -85,6 +85,12 @@ COMMANDS = {
         ("--queue", {"type": int, "default": 256, "metavar": "N", "help": "requests that may wait; one more gets status 429 [256]"}),
         ("--record", {"action": "store_true", "help": "keep episodes that requests name as rollouts in the run's store"}),
     )),
+    "watch": Command("show a run or store live on a page", use=replace(READS, beside=True), reads=(), options=(
+        ("--store", {"metavar": "PATH", "help": "a store instead of a run: a folder, or an s3:// or gs:// URI"}),
+        ("--host", {"default": "127.0.0.1", "metavar": "ADDRESS", "help": "address to listen on; one beyond this machine needs a secret in "
+                                                                          "$COSMOS_RAY_TOKEN [127.0.0.1]"}),
+        ("--port", {"type": int, "default": 8778, "metavar": "N", "help": "port, 0 = a free one [8778]"}),
+    )),
     "report": Command("write report.html and report.json", use=replace(READS, acts=True), reads=(
         "plan_seed", "learner.value_mode", "inference.gpus", "inference.threads"), options=TO),
     "import": Command("start a run from a released or exported policy", use=Use(needs_ray=False), reads=NEW_RUN, options=(

@@ -10,6 +10,7 @@ cache of what opening all of them would tell.
 
 from __future__ import annotations
 
+import math
 import resource
 import threading
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from cosmos_ray.replay.files.cache import LeastRecentlyUsed
 from cosmos_ray.replay.files.durable import explained
 from cosmos_ray.replay.files.marker import FILE, Marker
 from cosmos_ray.replay.files.quarantine import Quarantine
-from cosmos_ray.replay.files.storage import LocalStorage, Storage
+from cosmos_ray.replay.files.storage import LocalStorage, ReadOnly, Storage
 from cosmos_ray.replay.format import schema
 from cosmos_ray.replay.format.episode import Episode, EpisodeSummary
 from cosmos_ray.replay.format.schema import DamagedEpisode
@@ -39,15 +40,19 @@ class ReplayStore:
 
     Open it once per process and share it; one thread may commit and refresh, any may read. ``create`` makes the store if it
     is missing. ``stray_seconds`` is the age at which a temporary file counts as left behind by a killed writer,
-    ``open_limit`` bounds the episodes kept mapped (by default a quarter of the files this process may open). StoreError if
-    ``root`` is missing, is not a replay store, was made by a newer version or cannot be written.
+    ``open_limit`` bounds the episodes kept mapped (by default a quarter of the files this process may open). ``read_only``
+    writes and moves nothing there, not even a damaged file. StoreError if ``root`` is missing, is not a replay store, was made by
+    a newer version or cannot be written.
     """
 
     def __init__(
-        self, root: str | Path, create: bool = True, *, stray_seconds: float = 3600.0, open_limit: int | None = None
-    ) -> None:
+        self, root: str | Path, create: bool = True, *, stray_seconds: float = 3600.0, open_limit: int | None = None,
+        read_only: bool = False,
+    ) -> None:  # fmt: skip
         self.storage = open_storage(root)
         self.root = Path(root) if isinstance(self.storage, LocalStorage) else self.storage.name
+        if read_only:
+            self.storage, create, stray_seconds = ReadOnly(self.storage), False, math.inf
         self.stray_seconds = stray_seconds
         self.quarantine = Quarantine(self.storage)
         self.marker = Marker(self.storage, create)

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ipaddress
-import os
-import signal
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +10,12 @@ import torch
 from cosmos_ray.deployment import DeployedPolicy
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.inference.core import load_core
+from cosmos_ray.port import address, bound, serve_until_told, token_for
 from cosmos_ray.progress import say
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import Run
 from cosmos_ray.stages.acting import asked_policy, planning_checkpoint
 
-TOKEN = "COSMOS_RAY_TOKEN"
 EXTRA = "the policy server needs FastAPI and uvicorn: pip install 'cosmos-ray[serve]'"
 
 
@@ -35,20 +28,20 @@ def serve(run: Run, checkpoint: str | None, number: int | None, *, plan: bool, h
     token.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 - so that its lack is told before the policy is loaded
 
         from cosmos_ray.serving.app import MAX_BYTES, make_app
         from cosmos_ray.serving.core import PolicyServer
         from cosmos_ray.serving.recorder import Recorder
     except ModuleNotFoundError as error:
         raise ConfigError(f"{EXTRA} ({error})") from error
-    token = _token(host)
+    token = token_for(host, "`Authorization: Bearer SECRET`")
     if queue < 1:
         raise ConfigError(f"--queue {queue}: let at least 1 request wait")
-    with _bound(host, port) as listening:
+    with bound(host, port) as listening:
         name, path = asked_policy(run, checkpoint, number)
         policy = _policy(run, name, path, plan, number)
-        address = f"{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        where = address(host, listening)
         config = run.config
         server = PolicyServer(policy, config.inference.max_batch, config.inference.wait_ms, queue)
         info = _info(run, policy, name)
@@ -58,24 +51,10 @@ def serve(run: Run, checkpoint: str | None, number: int | None, *, plan: bool, h
             rate = {"control_freq": config.sim.control_freq} if config.sim.names else {}
             recorder = Recorder(ReplayStore(str(run.folder.replay)), policy, run.folder.identity.key, task, config.rollout.execute, rate)
         app = make_app(server, info, config.rollout.execute, token, recorder)
-        settings = uvicorn.Config(app, log_level="warning", ws_max_size=MAX_BYTES, ws="websockets-sansio", lifespan="off",
-                                  timeout_keep_alive=120, timeout_graceful_shutdown=10)
-
-        class Server(uvicorn.Server):
-            @contextlib.contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                """Ctrl-C and SIGTERM end the server and nothing else; an exception could be lost in whatever runs at the moment."""
-                before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-                try:
-                    yield
-                finally:
-                    for number, handler in before.items():
-                        signal.signal(number, handler)
-
-        say(f"serving {name} version {policy.core.version} on http://{address}/act, ws://{address}/ (openpi) and "
-            f"ws://{address}/vla-eval; Ctrl-C ends it", run.quiet)
-        with contextlib.suppress(KeyboardInterrupt):  # before the server had its handlers
-            asyncio.run(Server(settings).serve(sockets=[listening]))
+        say(f"serving {name} version {policy.core.version} on http://{where}/act, ws://{where}/ (openpi) and "
+            f"ws://{where}/vla-eval; Ctrl-C ends it", run.quiet)
+        serve_until_told(app, listening, ws_max_size=MAX_BYTES, ws="websockets-sansio", timeout_keep_alive=120,
+                         timeout_graceful_shutdown=10)
         if recorder is not None:
             recorder.close()
         return {"answered": server.answered, "refused": server.refused, "recorded": recorder.recorded if recorder else 0}
@@ -105,34 +84,3 @@ def _info(run: Run, policy: DeployedPolicy, checkpoint: str) -> dict[str, Any]:
             "action_dim": spec.action_dim, "chunk": spec.chunk, "execute": run.config.rollout.execute, "steps": policy.steps,
             "candidates": policy.planner.candidates if policy.planner else 1,
             "planning_checkpoint": Path(policy.core.planning_checkpoint).name}
-
-
-def _token(host: str) -> str:
-    """The token that requests must bring. ConfigError where an address beyond this machine has none."""
-    token = os.environ.get(TOKEN, "").strip()
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local and len(token) < 16:
-        raise ConfigError(f"--host {host} lets other machines in: set ${TOKEN} to a secret of at least 16 letters, which every request "
-                          "must bring as `Authorization: Bearer SECRET`, or serve on 127.0.0.1")
-    return token
-
-
-@contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that holds the port from now on. ConfigError."""
-    if not 0 <= port < 65536:
-        raise ConfigError(f"--port {port} is no port: give one from 1 to 65535, or 0 for a free one")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With the protocol named, asyncio sends without delay; else every reply waits 40 ms for the client's acknowledgement.
-        listening = socket.socket(found[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(found[4])
-        listening.listen(1024)  # whoever asks before the server runs waits
-    except OSError as error:
-        raise ConfigError(f"cannot serve on {host}:{port} ({error.strerror or error}): give another --host or --port") from error
-    with listening:
-        yield listening

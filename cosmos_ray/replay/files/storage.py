@@ -203,6 +203,27 @@ class LocalStorage:
         return listing, waiting
 
 
+class ReadOnly:
+    """A storage that this process leaves as it is, whoever might write there."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def replace(self, path: str, data: bytes | memoryview) -> None:
+        """Nothing: what a store replaces is its manifest, a cache."""
+
+    def tidy(self) -> None:
+        """Nothing."""
+
+    def _refuse(self, *arguments: Any, **named: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    publish = remove = move = append = _refuse
+
+
 def _remembered(entry: Any) -> tuple[int, list[str]] | None:
     """Stamp and subdirectories from the state of a scan; None where it has no such thing. A state comes from a file: a name
     that leads elsewhere must not be followed."""
