@@ -11,7 +11,8 @@ from cosmos_ray.commands import cli
 from tests.imports import ROOT
 
 README_LINES = 110
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")))
+PAGES = ("README.md", "CONTRIBUTING.md", "cluster/README.md",
+         *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")))
 PATH = re.compile(r"(?<![\w/.-])((?:cosmos_ray|jobs|tests|cluster|docs)/[\w./*-]*[\w*/])")  # from the repository's root, with stars or not
 GYM_ID = re.compile(r"cosmos_ray/[\w-]+-v\d+")  # no path: what gymnasium calls one of our environments
 OLD = ("docs/results/log.md",)  # a log may name what is gone

