@@ -9,6 +9,10 @@ class ConfigError(CosmosRayError):
     """A flag, config value, task, camera or preset that cannot work. The command line exits with code 2."""
 
 
+class RunInUse(ConfigError):
+    """Another command works on the run."""
+
+
 class StoreError(CosmosRayError):
     """The replay store cannot be read or written (disk full, wrong directory, incompatible schema)."""
 

@@ -20,7 +20,7 @@ from cosmos_ray.config import RunConfig
 from cosmos_ray.config.settings import SETTINGS, value_of
 from cosmos_ray.config.stored import config_tree, read_object
 from cosmos_ray.config.upgrade import BEFORE, is_before, read_config
-from cosmos_ray.errors import ConfigError
+from cosmos_ray.errors import ConfigError, RunInUse
 from cosmos_ray.identity import RunIdentity
 from cosmos_ray.replay.files.durable import append_line, replace
 from cosmos_ray.replay.store import ReplayStore
@@ -250,7 +250,7 @@ class RunFolder:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise ConfigError(f"the file system of {self.path} cannot lock files ({error.strerror}), so two commands could work on one "
                                   "run: mount it with locks (NFS without `nolock`, Lustre with `flock`), or give another --root") from error
-            raise ConfigError(f"run {self.path} is in use by process {owner}: wait for it, or give another --name") from error
+            raise RunInUse(f"run {self.path} is in use by process {owner}: wait for it, or give another --name") from error
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()

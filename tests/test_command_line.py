@@ -111,9 +111,9 @@ def test_without_a_command_the_commands_are_listed_a_line_each(capfd):
     assert main(["--help"]) == 0
     assert capfd.readouterr().out == listed
     lines = listed.splitlines()
-    for command in (*COMMANDS, "replay"):
+    for command in (*COMMANDS, "study", "replay"):
         assert sum(line.startswith(f"  {command} ") for line in lines) == 1
-    assert len(lines) <= len(COMMANDS) + 6 and max(map(len, lines)) <= 80
+    assert len(lines) <= len(COMMANDS) + 7 and max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("columns", [80, 140])

@@ -19,6 +19,9 @@ from cosmos_ray.caches import use_temporary_caches
 from cosmos_ray.commands.command import COMMANDS, REPLAY
 from cosmos_ray.commands.configure import configure
 from cosmos_ray.commands.help import ShortHelp, command_list, full_help, metavar, usage
+from cosmos_ray.commands.study import HELP as STUDY
+from cosmos_ray.commands.study import add_flags as add_study_flags
+from cosmos_ray.commands.study import study_command
 from cosmos_ray.commands.suggest import command_meant, flag_meant
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.recipes import recipe, recipe_list
@@ -78,6 +81,8 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
         if name == "demo":
             sub.add_argument("--quick", action="store_true", help="every stage at small counts, five minutes on two cores")
         _add_settings(sub, defaults, told, named=name == "demo")
+    study = commands.add_parser("study", description=STUDY[0].upper() + STUDY[1:] + ".", allow_abbrev=False)
+    add_study_flags(study)
     replay = commands.add_parser("replay", description=REPLAY.capitalize() + ".")
     if with_verbs:
         from cosmos_ray.commands.replay import add_verbs
@@ -140,6 +145,11 @@ def _run(options: argparse.Namespace) -> int:
         from cosmos_ray.commands.watch import watch
 
         sys.stdout.write(watch(options) + "\n")
+        return 0
+    if options.command == "study":
+        interrupts = _Interrupts()
+        interrupts.catch()
+        sys.stdout.write(study_command(options) + "\n")
         return 0
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     if getattr(options, "recipe", None) == "list":

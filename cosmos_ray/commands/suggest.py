@@ -33,7 +33,7 @@ def flag_meant(bad: str, known: Iterable[str]) -> str:
 
 def command_meant(bad: str) -> str:
     """What the unknown command ``bad`` may stand for: "; did you mean ...?", or where to look."""
-    word, commands = bad.lower(), [*COMMANDS, "replay"]
+    word, commands = bad.lower(), [*COMMANDS, "study", "replay"]
     close = difflib.get_close_matches(word, commands, n=1, cutoff=0.75) or difflib.get_close_matches(word, commands, n=1, cutoff=0.5)
     found = COMMANDS_MEANT.get(word.replace("-", "").replace("_", "")) or next(iter(close), "")
     return f"; did you mean `{found}`?" if found else ": `cosmos_ray --help` lists them"

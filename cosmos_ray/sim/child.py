@@ -272,9 +272,9 @@ def _build(config: SimConfig, count: int, memory_mb: float) -> Simulators:
     return Simulators(environments, each, count, memory_mb)
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, however that happens."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with(parent: int, by: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent dies, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it died before
         os._exit(1)
 
