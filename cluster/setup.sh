@@ -28,6 +28,8 @@ install() { # PACKAGE...: those that are missing, through apt when we may, else 
     run "${as_root[@]}" apt-get update -q
     run "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
+# A browser for the tests of the live page; Ubuntu's package of this name is none.
+if [ "$extra" = dev ] && grep -qx 'ID=debian' /etc/os-release 2>/dev/null; then packages+=(chromium); fi
 install "${packages[@]}"
 
 # --- Python

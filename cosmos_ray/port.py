@@ -57,10 +57,17 @@ def address(host: str, listening: socket.socket) -> str:
 
 
 def serve_until_told(app: Any, listening: socket.socket, **settings: Any) -> None:
-    """Run the application on a bound socket until Ctrl-C or SIGTERM. ``settings`` are uvicorn's."""
+    """Run the application on a bound socket until Ctrl-C or SIGTERM. ``settings`` are uvicorn's.
+
+    ``app.state.ending`` is True from then on: replies that last as long as their client wants end themselves.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            app.state.ending = True
+            super().handle_exit(sig, frame)
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             """Ctrl-C and SIGTERM end the server and nothing else; an exception could be lost in whatever runs at the moment."""

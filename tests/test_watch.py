@@ -245,14 +245,15 @@ def test_what_a_rendering_child_cannot_do_is_told_in_one_line(store):
 def serving(watch: Watch):
     """The page on a real port, in a thread."""
     with bound("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(make_app(watch), log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+        app = make_app(watch)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=10))
         thread = threading.Thread(target=server.run, args=([listening],))
         watch.begin()
         thread.start()
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            app.state.ending = server.should_exit = True
             thread.join()
             watch.close()
 

@@ -130,7 +130,7 @@ def make_app(watch: Watch, token: str = "", hosts: tuple[str, ...] = LOCAL) -> F
     async def events(request: Request) -> Response:
         async def lines() -> AsyncIterator[str]:
             seen = -1
-            while not await request.is_disconnected():
+            while not getattr(app.state, "ending", False) and not await request.is_disconnected():
                 if watch.revision != seen:
                     seen = watch.revision
                     yield f"event: state\ndata: {watch.text}\n\n"
