@@ -24,12 +24,16 @@ from cosmos_ray.errors import StoreError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.port import bound
 from cosmos_ray.replay.store import ReplayStore
+from cosmos_ray.run import open_run
+from cosmos_ray.stages.demo import live_page
+from cosmos_ray.use import Use
 from cosmos_ray.watch.app import Watch, make_app
 from cosmos_ray.watch.episodes import Episodes, Filter
 from cosmos_ray.watch.metrics import MAX_POINTS, Metrics
 from cosmos_ray.watch.values import compare, groups, value_panel
 from tests.conftest import ROOT, environment
 from tests.test_replay_episode import make_episode
+from tests.test_state_render import CONFIGS, record, stripped
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"> & lift"
 TOKEN = "a secret of sixteen letters"
@@ -241,6 +245,21 @@ def test_what_a_rendering_child_cannot_do_is_told_in_one_line(store):
         assert rendered["state"] == "failed" and "cannot be rendered" in rendered["error"] or "fingerprint" in rendered["error"], rendered
 
 
+def test_frames_that_are_not_stored_are_rendered_as_they_were(tmp_path):
+    episode = record(*CONFIGS["Lift"], seed=21, steps=3)
+    store = ReplayStore(tmp_path / "store")
+    store.commit(stripped(episode))
+    name = episode.key.name
+    with client(Watch(str(store.root))) as asked:
+        assert asked.get(f"/api/episodes/{name}/frames/0/2").status_code == 404
+        asked.post(f"/api/episodes/{name}/render", headers={"X-Watch": "1"}).raise_for_status()
+        while (rendered := asked.get(f"/api/episodes/{name}").json()["rendered"])["state"] == "running":
+            time.sleep(0.2)
+        assert rendered == {"state": "done", "frames": 4, "error": ""}
+        for step, images in episode.frames.items():
+            assert [asked.get(f"/api/episodes/{name}/frames/{camera}/{step}").content for camera in (0, 1)] == images
+
+
 @contextlib.contextmanager
 def serving(watch: Watch):
     """The page on a real port, in a thread."""
@@ -278,10 +297,21 @@ def test_the_command_serves_until_a_signal_and_needs_neither_torch_nor_ray(store
     child = subprocess.Popen([sys.executable, "-c", code, "watch", "--store", str(store.root), "--port", "0"], cwd=ROOT, env=environment(),
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     line = child.stdout.readline()
-    address = re.search(r"http://\S+/", line)[0].removesuffix(";")
+    address = re.search(r"http://\S+/", line)[0]
     assert httpx.get(f"{address}api/episodes", timeout=120).json()["total"] >= 0
     child.send_signal(signal.SIGTERM)
     assert "the page is closed" in child.communicate(timeout=120)[0] and child.returncode == 0
+
+
+def test_the_demo_shows_the_page_of_its_run_while_it_works(tmp_path, capfd):
+    with open_run(RunConfig(root=str(tmp_path), name="shown"), Use(needs_ray=False)) as run, live_page(run):
+        said = ""
+        while not (found := re.search(r"live page of shown: (http://\S+/)", said)):
+            said += capfd.readouterr().err
+            time.sleep(0.1)
+        assert httpx.get(f"{found[1]}api/state", timeout=120).json()["name"] == "shown"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(found[1], timeout=120)
 
 
 @pytest.mark.parametrize("flags, told", [

@@ -42,7 +42,7 @@ def watch(options: argparse.Namespace) -> str:
             page.begin()
             beyond = "" if is_local(options.host) or not token else "?token=$COSMOS_RAY_TOKEN"
             what, where = config.name if config else store, address(options.host, listening)
-            say(f"watch {what} on http://{where}/{beyond}; Ctrl-C ends it", options.quiet)
+            say(f"live page of {what}: http://{where}/{beyond}", options.quiet)
             serve_until_told(make_app(page, token), listening, timeout_graceful_shutdown=1)
         finally:
             page.close()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 
 import psutil
 
@@ -19,7 +24,12 @@ STAGES = (collect, pretrain, rollout, refine, evaluate)
 
 
 def demo(run: Run) -> dict:
-    """Run every stage and return the report. A stage that is already done takes no time."""
+    """Run every stage and return the report. A stage that is already done takes no time. The live page is there meanwhile."""
+    with live_page(run):
+        return _stages(run)
+
+
+def _stages(run: Run) -> dict:
     for stage in STAGES:
         began, memory, did_something = time.monotonic(), PeakMemory(), True
         try:
@@ -29,6 +39,27 @@ def demo(run: Run) -> dict:
             if did_something:
                 run.tracker.log("demo", name=stage.__name__, seconds=round(time.monotonic() - began, 1), peak_memory_mb=round(memory.peak))
     return report(run)
+
+
+@contextlib.contextmanager
+def live_page(run: Run) -> Iterator[None]:
+    """The run's live page beside the work, in a process of its own that says its address. None where the extra `serve` is not installed,
+    or the run is quiet."""
+    if run.quiet or find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        yield
+        return
+    run.folder.store()  # the page takes one that is there
+    child = subprocess.Popen([sys.executable, "-m", "cosmos_ray", "watch", "--root", run.config.root, "--name", run.config.name,
+                              "--port", "0"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 class PeakMemory:

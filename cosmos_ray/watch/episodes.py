@@ -186,8 +186,9 @@ class Episodes:
                 "replay": f"python -m cosmos_ray replay replay-episode --store {shlex.quote(str(self.store.root))} {name}"}
 
     def frame(self, name: str, camera: int, step: int) -> bytes | None:
-        """The JPEG stored of a step, None where there is none. StoreError."""
+        """The JPEG stored of a step, None where there is none; camera -1 is the last one, which looks at the whole scene. StoreError."""
         view = self.view(name)
+        camera += len(view.cameras) if camera == -1 else 0
         if not 0 <= camera < len(view.cameras) or not 0 <= step <= view.length:
             return None
         jpeg = view.frame(view.cameras[camera], step)

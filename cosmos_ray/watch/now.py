@@ -56,7 +56,6 @@ class Now:
                 "versions": self._versions(rows), "over_time": _over_time(created, index["success"][rows], index["source"][rows]),
                 "curves": {name: _thin(points) for name, points in metrics.curves.items()} if metrics else {},
                 "marks": list(metrics.marks) if metrics else [], "staleness": list(metrics.staleness) if metrics else [],
-                "loop": metrics.last.get("loop") if metrics else None,
                 "version": metrics.last.get("refine", {}).get("version") if metrics else None, "evaluation": self._evaluation()}
 
     def _stage(self, rows: np.ndarray, created: np.ndarray, now: float) -> dict[str, Any] | None:

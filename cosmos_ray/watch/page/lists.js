@@ -9,7 +9,7 @@ export function thumb(e, words) {
   const picture =
     e.frame === null
       ? el('span', { className: 'blank' }, 'no picture')
-      : el('img', { loading: 'lazy', alt: '', src: `/api/episodes/${encodeURIComponent(e.name)}/frames/0/${e.frame}` });
+      : el('img', { loading: 'lazy', alt: '', src: `/api/episodes/${encodeURIComponent(e.name)}/frames/-1/${e.frame}` });
   return el(
     'button',
     { className: 'thumb', onclick: () => play([e.name]) },
@@ -216,7 +216,7 @@ function histogram(counts, list) {
   return f.drawing;
 }
 
-const pair = { a: '', b: '', show: 'won' };
+const pair = { a: '', b: '', show: '' };
 
 export async function drawCompare(place) {
   const held = await get('/api/groups');
@@ -247,6 +247,7 @@ export async function drawCompare(place) {
     return el('label', {}, words, box);
   };
   const c = await get(`/api/compare?${new URLSearchParams({ a: pair.a, b: pair.b })}`);
+  if (!c[pair.show]?.length) pair.show = ['won', 'lost', 'neither', 'both'].find((key) => c[key].length) ?? 'won';
   const words = {
     won: 'only the first succeeded',
     lost: 'only the second succeeded',
@@ -285,7 +286,8 @@ export async function drawCompare(place) {
     el(
       'p',
       {},
-      `${c.counts.pairs} initial states that both played: ${c.counts.a} against ${c.counts.b}, ${c.counts.gain_points.toFixed(1)} points, p = ${c.counts.p.toPrecision(2)}`,
+      `${c.counts.pairs} initial states that both played: ${c.counts.a} against ${c.counts.b}, `,
+      `${c.counts.gain_points.toFixed(1)} points, p = ${c.counts.p.toPrecision(2)}`,
     ),
     tabs,
     el('h2', {}, `${words[pair.show]}`),

@@ -74,8 +74,6 @@ function facts(state) {
   const newest = state.versions.at(-1);
   if (newest) add('newest version that acted', String(newest.version));
   if (state.staleness.length) add('staleness, last 20', short(mean(state.staleness.slice(-20).map((s) => s.versions))));
-  for (const [name, value] of Object.entries(state.loop || {}))
-    if (typeof value === 'number' && !['time', 'round'].includes(name)) add(name.replaceAll('_', ' '), short(value));
   const deaths = state.marks.filter((mark) => mark.kind === 'death').length;
   if (deaths) add('deaths', String(deaths));
   if (state.quarantined) add('quarantined files', String(state.quarantined));
