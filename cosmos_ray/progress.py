@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def clock(seconds: float) -> str:
@@ -30,19 +30,26 @@ class Progress:
         self.what, self.total, self.unit, self.every, self.quiet = what, max(1, total), unit, every, quiet
         self.stream = stream or sys.stderr
         self._start, self._began_at = done, time.monotonic()
+        self._done, self._note = done, ""
         self._written = 0.0
         self._live = self.stream.isatty()
 
     def update(self, done: int, note: str = "") -> None:
         """Show that ``done`` of the ``total`` units are done."""
-        now = time.monotonic()
+        now, self._done, self._note = time.monotonic(), done, note
         if self.quiet or now - self._written < (0.2 if self._live else self.every):
             return
         self._written = now
         self._write(self._line(done, note), end="" if self._live else "\n")
 
+    def state(self) -> dict[str, Any]:
+        """{what, done, total, unit, note, seconds} so far."""
+        return {"what": self.what, "done": self._done, "total": self.total, "unit": self.unit, "note": self._note,
+                "seconds": round(time.monotonic() - self._began_at, 1)}
+
     def finish(self, done: int, note: str = "") -> None:
         """Write the last line, with the time that the work took."""
+        self._done, self._note = done, note
         if not self.quiet:
             took = time.monotonic() - self._began_at
             self._write(f"{self.what:<9} {done}/{self.total} {self.unit}  {note}  took {clock(took)}", end="\n")

@@ -22,6 +22,7 @@ from cosmos_ray.config import RunConfig, SimConfig, check
 from cosmos_ray.config.run import check_plain
 from cosmos_ray.config.stored import stored_config
 from cosmos_ray.connection import connect
+from cosmos_ray.diagnosis.pulse import Pulse, pulse_file
 from cosmos_ray.errors import ConfigError, CosmosRayError
 from cosmos_ray.fit import check_acts, check_chunk, check_fits, check_simulates, check_suite
 from cosmos_ray.folder import RunFolder
@@ -66,7 +67,9 @@ class Run:
 
     def progress(self, what: str, total: int, done: int = 0, unit: str = "") -> Progress:
         """A progress line, silent when the run is quiet."""
-        return Progress(what, total, done, unit, quiet=self.quiet)
+        progress = Progress(what, total, done, unit, quiet=self.quiet)
+        self.supervisor.shows("progress", lambda: [progress.state()])
+        return progress
 
     def counter(self, what: str, unit: str) -> Callable[[int, int], None]:
         """A progress line for functions that report (done, total); none where all is done before the line is due."""
@@ -182,7 +185,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
         check_own_gpu(config)
     folder = RunFolder(config, fresh=fresh, create=use.creates, only_reads=use.only_reads, beside=use.beside,
                        check=check_store)
-    tracker, connected, made = None, False, use.creates and before is None
+    tracker, pulse, connected, made = None, None, False, use.creates and before is None
     try:
         if folder.writable:
             for place in ("checkpoints", "checkpoints/rounds"):
@@ -197,6 +200,7 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
         tracker = Tracker(config, folder)
         run = Run(config, folder, tracker, quiet)
         if use.needs_ray:
+            pulse = Pulse(pulse_file(folder.path), run.supervisor, "" if private else ray.get_runtime_context().gcs_address)
             reach = Reach(None if folder.uri else folder.path, folder.replay, run.supervisor)
             reach.check()
             run.placement.takes = reach.takes
@@ -205,10 +209,14 @@ def open_run(config: RunConfig, use: Use = Use(), *, fresh: bool = False, quiet:
         finally:
             run.placement.close()
     except CosmosRayError:
+        if pulse is not None:
+            pulse.close()
         if made:
             folder.unmake()
         raise
     finally:
+        if pulse is not None:
+            pulse.close()
         if tracker is not None:
             tracker.close()
         if connected:

@@ -27,6 +27,8 @@ PUSH_S = 60.0  #: for an inference actor to take new weights
 SILENT_S = 60.0  #: an inference actor's answer to a look at it
 PROBE_S = 2.0  #: between two looks at an inference actor, or at the cluster's nodes
 
+DEATHS = 5  #: that are kept to be shown
+
 # Budgets.
 TICKET_ATTEMPTS = 3  #: workers that one initial state may break before it is quarantined
 SIMULATOR_STARTS = 3  #: starts in a row of a worker's simulators that may fail
@@ -62,11 +64,14 @@ class Supervisor:
     def __init__(self, record: Callable[..., None] = lambda kind, **values: None, clock: Callable[[], float] = time.monotonic):
         self._record, self._clock = record, clock
         self._waits: dict[str, list[Any]] = {}  #: who -> [on what, since, said last or None]
+        self._views: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+        self._deaths: deque[dict[str, Any]] = deque(maxlen=DEATHS)
 
     def died(self, who: str, why: str, then: str) -> None:
         """Say and record that ``who`` ("rollout worker 2 on node ...") is gone: ``why``, and what is done about it (``then``)."""
         logger.warning("%s died (%s): %s", who, why, then)
         self._record("death", who=who, why=why, then=then)
+        self._deaths.append({"who": who, "why": why, "then": then, "time": time.time()})
 
     def waits(self, who: str, on: str) -> None:
         """``who`` waits for ``on``. To be called as long as the wait lasts; the first call begins it.
@@ -87,6 +92,18 @@ class Supervisor:
             seconds = self._clock() - since
             logger.warning("%s: goes on after %.0f s of waiting for %s", who, seconds, on)
             self._record("wait", who=who, on=on, seconds=round(seconds, 1))
+
+    def shows(self, what: str, view: Callable[[], list[dict[str, Any]]] | None) -> None:
+        """``view()`` tells how ``what`` ("rollout workers") are, for :meth:`state`; None: they have ended. Another thread calls it."""
+        self._views.pop(what, None)
+        if view is not None:
+            self._views[what] = view
+
+    def state(self) -> dict[str, Any]:
+        """{"waiting": [{who, on, seconds}], "deaths": the last ones, "views": {what: rows}}, as JSON takes them. May be called by any
+        thread; RuntimeError where something changed meanwhile."""
+        return {"waiting": [{"who": who, "on": on, "seconds": round(seconds, 1)} for who, (on, seconds) in self.waiting.items()],
+                "deaths": list(self._deaths), "views": {what: view() for what, view in list(self._views.items())}}
 
     @property
     def waiting(self) -> dict[str, tuple[str, float]]:

@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.diagnosis import nodes as nodes_module
+from cosmos_ray.diagnosis.nodes import examine
 from cosmos_ray.errors import ConfigError
 from cosmos_ray.reach import Reach
 from cosmos_ray.replay.store import ReplayStore
@@ -86,6 +89,34 @@ def test_a_node_that_joins_is_used_once_it_reaches_the_run_and_else_left_alone(h
     assert not taken(reach(folder, folder / "replay"))
     assert [r.getMessage() for r in caplog.records] == [
         f"node {second_node()[1]} has joined and does not see {folder}: the run does without it"]
+
+
+def test_doctor_names_what_a_node_does_not_see_and_finds_the_rest_of_it_well(hidden, tmp_path):
+    folder, _ = hidden
+    for root, seen in ((tmp_path, True), (folder, False)):
+        found = examine(str(root), Supervisor())
+        own, other = found.values()
+        assert len(found) == 2 and second_node()[0][:6] in list(found)[1]
+        by_check = [{finding.check: finding for finding in findings} for findings in (own, other)]
+        for findings in by_check:
+            assert {"python", "packages", "rendering", "disk of Ray", "/dev/shm", "GPU", "runs", "clock", "ports"} <= set(findings)
+            assert findings["packages"].good and findings["clock"].good and findings["ports"].said == "reaches 2 nodes"
+        assert by_check[0]["shared runs"].good and by_check[1]["shared runs"].good is seen
+        assert seen or by_check[1]["shared runs"].todo == "mount the same storage there, or give a bucket as --root (s3://, gs://)"
+        assert not list(root.glob(".doctor*"))
+
+
+def test_doctor_says_which_node_does_not_answer(hidden, tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes_module, "ANSWER_S", 8.0)
+    raylets = [p for p in psutil.process_iter() if p.name() == "raylet" and second_node()[0] in " ".join(p.cmdline())]
+    assert len(raylets) == 1
+    raylets[0].suspend()
+    try:
+        own, other = examine(str(tmp_path), Supervisor()).values()
+    finally:
+        raylets[0].resume()
+    assert [(f.check, f.good, f.said) for f in other] == [("answer", False, "no answer within 8 s")] and "ray status" in other[0].todo
+    assert own[0].good and "ports" not in {f.check for f in own}
 
 
 def test_another_folder_at_the_same_path_is_not_the_run(hidden, tmp_path):

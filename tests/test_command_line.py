@@ -12,6 +12,7 @@ import ray
 from cosmos_ray.commands.cli import main, make_parser
 from cosmos_ray.commands.command import COMMANDS
 from cosmos_ray.commands.configure import configure
+from cosmos_ray.commands.tools import TOOLS
 from cosmos_ray.config import RunConfig, check
 from cosmos_ray.config.recipes import recipe
 from cosmos_ray.config.settings import SETTINGS, new_config
@@ -111,9 +112,9 @@ def test_without_a_command_the_commands_are_listed_a_line_each(capfd):
     assert main(["--help"]) == 0
     assert capfd.readouterr().out == listed
     lines = listed.splitlines()
-    for command in (*COMMANDS, "study", "replay"):
+    for command in (*COMMANDS, *TOOLS, "replay"):
         assert sum(line.startswith(f"  {command} ") for line in lines) == 1
-    assert len(lines) <= len(COMMANDS) + 7 and max(map(len, lines)) <= 80
+    assert len(lines) <= len(COMMANDS) + len(TOOLS) + 6 and max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("columns", [80, 140])

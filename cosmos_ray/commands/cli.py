@@ -19,10 +19,8 @@ from cosmos_ray.caches import use_temporary_caches
 from cosmos_ray.commands.command import COMMANDS, REPLAY
 from cosmos_ray.commands.configure import configure
 from cosmos_ray.commands.help import ShortHelp, command_list, full_help, metavar, usage
-from cosmos_ray.commands.study import HELP as STUDY
-from cosmos_ray.commands.study import add_flags as add_study_flags
-from cosmos_ray.commands.study import study_command
 from cosmos_ray.commands.suggest import command_meant, flag_meant
+from cosmos_ray.commands.tools import TOOLS
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.recipes import recipe, recipe_list
 from cosmos_ray.config.settings import SETTINGS, given, new_config, with_absolute_paths
@@ -81,8 +79,8 @@ def make_parser(with_verbs: bool = True) -> argparse.ArgumentParser:
         if name == "demo":
             sub.add_argument("--quick", action="store_true", help="every stage at small counts, five minutes on two cores")
         _add_settings(sub, defaults, told, named=name == "demo")
-    study = commands.add_parser("study", description=STUDY[0].upper() + STUDY[1:] + ".", allow_abbrev=False)
-    add_study_flags(study)
+    for name, tool in TOOLS.items():
+        tool.add_flags(commands.add_parser(name, description=tool.help[0].upper() + tool.help[1:] + ".", allow_abbrev=False))
     replay = commands.add_parser("replay", description=REPLAY.capitalize() + ".")
     if with_verbs:
         from cosmos_ray.commands.replay import add_verbs
@@ -135,6 +133,11 @@ def _run(options: argparse.Namespace) -> int:
         # Without --help the command was forgotten: a script that lost it must not go on as if all was well.
         (sys.stdout if options.help else sys.stderr).write(command_list())
         return 0 if options.help else 2
+    if options.command in TOOLS:
+        _Interrupts().catch()
+        text, code = TOOLS[options.command].run(options)
+        sys.stdout.write(text + "\n")
+        return code
     if options.command == "replay":
         from cosmos_ray.commands.replay import run_verb
 
@@ -145,11 +148,6 @@ def _run(options: argparse.Namespace) -> int:
         from cosmos_ray.commands.watch import watch
 
         sys.stdout.write(watch(options) + "\n")
-        return 0
-    if options.command == "study":
-        interrupts = _Interrupts()
-        interrupts.catch()
-        sys.stdout.write(study_command(options) + "\n")
         return 0
     command, fresh = COMMANDS[options.command], getattr(options, "fresh", False)
     if getattr(options, "recipe", None) == "list":

@@ -9,7 +9,7 @@ import textwrap
 from typing import Any
 
 from cosmos_ray.commands.command import COMMANDS, REPLAY, Command
-from cosmos_ray.commands.study import HELP as STUDY
+from cosmos_ray.commands.tools import TOOLS
 from cosmos_ray.config import RunConfig
 from cosmos_ray.config.presets import PRESETS
 from cosmos_ray.config.settings import SETTINGS, Setting, format_value, given, value_of
@@ -20,7 +20,7 @@ CHOOSERS = {"sim.task": "the task's", "model.preset": "", "model.suite": ""}
 
 def command_list() -> str:
     """Every command with what it does, a line each."""
-    commands = {**{name: command.help for name, command in COMMANDS.items()}, "study": STUDY, "replay": REPLAY}
+    commands = {**{name: one.help for group in (COMMANDS, TOOLS) for name, one in group.items()}, "replay": REPLAY}
     return "\n".join(["usage: cosmos_ray COMMAND --name RUN [--SETTING VALUE ...]", "",
                       *(f"  {name:<9} {text}" for name, text in commands.items()), "",
                       "`cosmos_ray COMMAND --help` shows the settings that a command reads."]) + "\n"

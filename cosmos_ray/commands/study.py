@@ -22,8 +22,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print no progress lines")
 
 
-def study_command(options: argparse.Namespace) -> str:
-    """Run a study to its end; returns its tables. ConfigError names the key of the file and its line."""
+def study_command(options: argparse.Namespace) -> tuple[str, int]:
+    """Run a study to its end; returns its tables and the exit code. ConfigError names the key of the file and its line."""
     study = read_study(options.file, options.root)
     if options.at_once is not None and options.at_once < 1:
         raise ConfigError(f"--at-once {options.at_once} must be at least 1")
@@ -33,8 +33,9 @@ def study_command(options: argparse.Namespace) -> str:
     results = StudyResults(study, to)
     results.check()
     if options.list:
-        return "\n".join(f"{cell.config.name}: {', '.join(arm.name for arm in cell.arms) or 'for other cells'}"
+        lines = (f"{cell.config.name}: {', '.join(arm.name for arm in cell.arms) or 'for other cells'}"
                          f"{'' if cell.arms and results.missing(cell) else ' (there)' if cell.arms else ''}" for cell in study.cells())
+        return "\n".join(lines), 0
     import ray
 
     from cosmos_ray.connection import connect
@@ -45,4 +46,4 @@ def study_command(options: argparse.Namespace) -> str:
         run_study(study, to, options.at_once, options.quiet)
     finally:
         ray.shutdown()
-    return f"{results.text()}\nthe same in {results.page}, numbers and outcomes in {results.file}"
+    return f"{results.text()}\nthe same in {results.page}, numbers and outcomes in {results.file}", 0

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from cosmos_ray.commands.command import COMMANDS
+from cosmos_ray.commands.tools import TOOLS
 from cosmos_ray.config.meaning import meant
 from cosmos_ray.config.settings import SETTINGS
 
@@ -33,7 +34,7 @@ def flag_meant(bad: str, known: Iterable[str]) -> str:
 
 def command_meant(bad: str) -> str:
     """What the unknown command ``bad`` may stand for: "; did you mean ...?", or where to look."""
-    word, commands = bad.lower(), [*COMMANDS, "study", "replay"]
+    word, commands = bad.lower(), [*COMMANDS, *TOOLS, "replay"]
     close = difflib.get_close_matches(word, commands, n=1, cutoff=0.75) or difflib.get_close_matches(word, commands, n=1, cutoff=0.5)
     found = COMMANDS_MEANT.get(word.replace("-", "").replace("_", "")) or next(iter(close), "")
     return f"; did you mean `{found}`?" if found else ": `cosmos_ray --help` lists them"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +84,7 @@ class _Seat:
     held: tuple[int, str] | None  #: version and planning checkpoint; None when it has to be given anew
     probe: ray.ObjectRef | None = None  #: its status, asked for
     probed: float = 0.0
+    answered: float = field(default_factory=time.monotonic)
     delivery: ray.ObjectRef | None = None  #: its answer to ``given``
     given: PushedWeights | LoadedCheckpoint | None = None
     since: float = 0.0  #: when the delivery began
@@ -129,6 +130,7 @@ class InferencePool:
         self._first: list[ray.ObjectRef] = [actor.status.remote() for actor in self.actors]
         compiles = config.accelerate != "none"
         self._start_s = POOL_START_S + (COMPILE_S if compiles else 0)
+        self._supervisor.shows("inference actors", self.view)
         self._awaited = f"torch and {Path(checkpoint).name}" + (", compiled for every size of batch" if compiles else "")
 
     def start(self) -> InferencePool:
@@ -196,8 +198,18 @@ class InferencePool:
                 continue
         return out
 
+    def view(self) -> list[dict[str, Any]]:
+        """How every actor is: {who, version, wanted, answered_s, waiting, computing, lost, taking_s}; versions of the policy, rows, and
+        seconds ago."""
+        now, wanted = time.monotonic(), self._wanted
+        return [{"who": seat.who, "version": seat.held and seat.held[0], "wanted": wanted and wanted.version,
+                 "answered_s": round(now - seat.answered, 1), "waiting": seat.waiting, "computing": seat.computing,
+                 "lost": seat.lost is not None, "taking_s": None if seat.delivery is None else round(now - seat.since, 1)}
+                for seat in list(self._seats)]
+
     def close(self) -> None:
         """Stop the actors."""
+        self._supervisor.shows("inference actors", None)
         for actor in [*self.actors, *(seat.actor for seat, _ in self._leaving), *(self._joining or ())[:1]]:
             ray.kill(actor)
 
@@ -280,7 +292,7 @@ class InferencePool:
             self._died(seat, "its process ended", "Ray has started it again")
             seat.process, seat.mourned, seat.delivery = process, False, None
             self.restarts += 1
-        seat.lost = None
+        seat.lost, seat.answered = None, time.monotonic()
         seat.waiting, seat.computing, seat.pool = status["waiting"], status["computing"], status["pool"]
         if seat.delivery is None:
             seat.held = _held(status)

@@ -89,10 +89,17 @@ class LearnerGroup:
         self._in_vain = 0  #: deaths since the learner was last further than ever
         self._furthest = self._saved = 0
         self._ranks: Ranks | None = None
+        supervisor.shows(WHO, self.view)
         self._calls: deque[_Call] = deque()
         self._since = clock()  #: when the first of the calls became that
         self._usual_s: dict[str, float] = {}  #: kind of call -> seconds it took last
         self.started = False
+
+    def view(self) -> list[dict[str, Any]]:
+        """How the learner is: {who, step, does, since_s, restarts}."""
+        call = next(iter(list(self._calls)), None)
+        does = "starts" if not self.started else call.what if call is not None else "nothing: it waits for what is to be trained next"
+        return [{"who": WHO, "step": self.step, "does": does, "since_s": round(self._clock() - self._since, 1), "restarts": self.restarts}]
 
     # ---------------------------------------------------------------- calls
 
@@ -182,6 +189,7 @@ class LearnerGroup:
         self._ranks, self.started = None, False
         self._calls.clear()
         self._supervisor.goes_on(WHO)
+        self._supervisor.shows(WHO, None)
 
     # ---------------------------------------------------------------- inside
 

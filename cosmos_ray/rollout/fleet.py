@@ -57,6 +57,7 @@ class _Seat:
     called: float = 0.0
     answered: bool = False  #: whether the worker ever answered; it gets no ticket before
     tickets: dict[str, Any] = field(default_factory=dict)  #: name -> ticket, given out and not finished
+    given: dict[str, float] = field(default_factory=dict)  #: name -> when that ticket was given out
     kinds: set[str] = field(default_factory=set)  #: of the tickets that it was given
     moving: bool = False  #: gets no more tickets, and starts elsewhere once it holds none
     waits_for: str = ""  #: in the worker's own words
@@ -87,6 +88,7 @@ class Fleet:
         self._line = Line(kind_of)
         self._starts = RestartBudget(WORKER_STARTS * count, WORKER_STARTS_S, clock)  #: workers that died before their first answer
         self._ledger = Ledger()
+        supervisor.shows(f"{who}s", self.view)
         self.quarantined = self._ledger.quarantined  #: name -> reason, of tickets that broke too many workers
         self.replaced = 0  #: workers that died, hung or lost their node
         self._probe()
@@ -105,6 +107,17 @@ class Fleet:
         """Add tickets at the end of the line."""
         for ticket in tickets:
             self._line.append(ticket)
+
+    def view(self) -> list[dict[str, Any]]:
+        """How every worker is: {who, where, waits_for, tickets, asked_s, oldest, oldest_s}; times in seconds ago."""
+        now, rows = self._clock(), []
+        for seat in self._seats:
+            oldest = min(((since, name) for name, since in seat.given.items() if name in seat.tickets), default=None)
+            rows.append({"who": f"{self._who} {seat.index}", "where": self._crew.where(seat.index), "tickets": len(seat.tickets),
+                         "waits_for": seat.waits_for or ("a place" if seat.handle is None else "" if seat.answered else "its start"),
+                         "asked_s": None if seat.call is None else round(now - seat.called, 1), "oldest": oldest and oldest[1],
+                         "oldest_s": oldest and round(now - oldest[0], 1)})
+        return rows
 
     def poll(self, timeout: float) -> list[Any]:
         """Hand out work, wait up to ``timeout`` seconds for a worker to answer, and return the results. Does not wait when idle.
@@ -134,6 +147,7 @@ class Fleet:
                 self._calls.stop(seat.handle)
                 self._vacate(seat)
         self._line.clear()
+        self._supervisor.shows(f"{self._who}s", None)
         self._say_waits()  # which have ended
 
     def _probe(self) -> None:
@@ -170,7 +184,8 @@ class Fleet:
             self._line.take(ticket)
             fresh.append(ticket)
             seat.kinds.add(self._kind(ticket))
-        seat.tickets.update({self._names(ticket)[0]: ticket for ticket in fresh})
+        for ticket in fresh:
+            seat.tickets[self._names(ticket)[0]], seat.given[self._names(ticket)[0]] = ticket, self._clock()
         if seat.tickets:
             seat.call, seat.called = self._calls.advance(seat.handle, fresh, self._turn), self._clock()
 
