@@ -88,11 +88,13 @@ class TwoNodes:
         folder: gets the logs.
         cpus: of each node.
         redis: host:port of a Redis that keeps what the cluster knows, so that another head goes on from there.
+        dashboard: port at which the head takes jobs; 0 for a head that takes none.
         variables: for every process of the cluster.
     """
 
-    def __init__(self, folder: Path, cpus: int = 2, redis: str = "", **variables: str):
+    def __init__(self, folder: Path, cpus: int = 2, redis: str = "", dashboard: int = 0, **variables: str):
         self.folder, self.cpus, self.redis, self.port, self._number = folder, cpus, redis, free_port(), 0
+        self.dashboard = dashboard
         self.temporary = Path(f"/tmp/chaos{os.getpid()}")  # short: Ray's sockets lie below it
         token = folder / "token"  # of our own: else `ray start` writes one into the user's home
         self.variables = environment(RAY_TMPDIR=str(self.temporary), RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), **variables)
@@ -129,8 +131,8 @@ class TwoNodes:
         # Another head would start on another machine, where nothing says that the cluster runs already.
         (self.temporary / "ray_current_cluster").unlink(missing_ok=True)
         variables = {"RAY_REDIS_ADDRESS": self.redis} if self.redis else {}
-        self.head = self._node(["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.temporary}"],
-                               variables).wait()
+        dashboard = ["--include-dashboard=true", f"--dashboard-port={self.dashboard}"] if self.dashboard else ["--include-dashboard=false"]
+        self.head = self._node(["--head", f"--port={self.port}", *dashboard, f"--temp-dir={self.temporary}"], variables).wait()
 
     def add_second(self) -> None:
         """Have a second node join."""
