@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cosmos_ray.commands import doctor, study, why
+from cosmos_ray.commands import doctor, size, study, why
 
 
 @dataclass(frozen=True)
@@ -18,5 +18,6 @@ class Tool:
     run: Callable[[argparse.Namespace], tuple[str, int]]  #: what to print, and the exit code
 
 
-TOOLS = {"study": Tool(study.HELP, study.add_flags, study.study_command), "doctor": Tool(doctor.HELP, doctor.add_flags, doctor.doctor),
+TOOLS = {"study": Tool(study.HELP, study.add_flags, study.study_command), "size": Tool(size.HELP, size.add_flags, size.size_command),
+         "doctor": Tool(doctor.HELP, doctor.add_flags, doctor.doctor),
          "why": Tool(why.HELP, why.add_flags, why.why)}
