@@ -198,6 +198,7 @@ def test_a_file_that_nothing_can_be_joined_with_is_kept(tmp_path, content, compl
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_study_killed_four_times_has_the_table_of_an_undisturbed_one(tmp_path):
     """SIGKILL of the study's own process, four times, at moments spread over its work."""
     file = written(tmp_path, episodes=6)
