@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-HELP = "say what a command that runs is waiting for, and what its processes do"
+HELP = "say what a command that runs waits for, and what its processes do"
 NODE_S = 60.0  #: for another node to look at its processes
 
 
