@@ -43,9 +43,11 @@ class Progress:
         self._write(self._line(done, note), end="" if self._live else "\n")
 
     def state(self) -> dict[str, Any]:
-        """{what, done, total, unit, note, seconds} so far."""
+        """{what, done, total, unit, note, seconds, left_s} so far; ``left_s`` is None while the rate is not known."""
+        seconds, here = time.monotonic() - self._began_at, self._done - self._start
+        left = (self.total - self._done) * seconds / here if here > 0 else None
         return {"what": self.what, "done": self._done, "total": self.total, "unit": self.unit, "note": self._note,
-                "seconds": round(time.monotonic() - self._began_at, 1)}
+                "seconds": round(seconds, 1), "left_s": None if left is None else round(left, 1)}
 
     def finish(self, done: int, note: str = "") -> None:
         """Write the last line, with the time that the work took."""

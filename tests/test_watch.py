@@ -20,12 +20,14 @@ from fastapi.testclient import TestClient
 
 from cosmos_ray.commands.cli import main
 from cosmos_ray.config import RunConfig
+from cosmos_ray.diagnosis.pulse import Pulse, pulse_file
 from cosmos_ray.errors import StoreError
 from cosmos_ray.folder import RunFolder
 from cosmos_ray.port import bound
 from cosmos_ray.replay.store import ReplayStore
 from cosmos_ray.run import open_run
 from cosmos_ray.stages.demo import live_page
+from cosmos_ray.supervision import Supervisor
 from cosmos_ray.use import Use
 from cosmos_ray.watch.app import Watch, make_app
 from cosmos_ray.watch.episodes import Episodes, Filter
@@ -215,6 +217,34 @@ def test_a_run_tells_its_stage_versions_and_deaths_while_another_command_holds_i
         assert watch.revision == before + 1
         state = asked.get("/api/state").json()
         assert state["stage"]["done"] == 20 and state["episodes"] == 17
+    folder.close()
+
+
+def test_a_running_command_tells_of_its_processes_waits_and_of_the_time_left(tmp_path):
+    config, supervisor = RunConfig(root=str(tmp_path), name="small"), Supervisor(clock=lambda: clock[0])
+    clock, folder = [0.0], RunFolder(config)
+    watch = Watch(str(filled(folder.replay).root), folder.path, config)
+    supervisor.shows("progress", lambda: [{"what": "evaluate", "done": 12, "total": 300, "unit": "episodes", "note": "",
+                                           "seconds": 60.0, "left_s": 1440.0}])
+    supervisor.shows("inference actors", lambda: [{"who": "inference actor 0", "version": 3, "wanted": 4, "answered_s": 1.0, "waiting": 5,
+                                                   "computing": 16, "lost": False, "taking_s": None}])
+    supervisor.waits("rollout worker 1", "an answer on 6 tickets")
+    clock[0] = 30.0
+    pulse = Pulse(pulse_file(folder.path), supervisor, every_s=0.05)
+    until = time.monotonic() + 60
+    with client(watch) as asked:
+        while (state := asked.get("/api/state").json())["command"] is None:
+            assert time.monotonic() < until
+            watch.update()
+        assert state["command"]["processes"] == [
+            "inference actor 0: policy version 3, should hold 4, answered 1 s ago; 16 rows computed, 5 wait"]
+        assert state["command"]["waiting"] == ["rollout worker 1: an answer on 6 tickets, 30 s"]
+        assert {k: state["stage"][k] for k in ("name", "done", "total", "left", "ended")} == {
+            "name": "evaluate", "done": 12, "total": 300, "left": 1440.0, "ended": False}
+        pulse.close()
+        watch._told = 0.0
+        watch.update()
+        assert asked.get("/api/state").json()["command"] is None  # it has ended
     folder.close()
 
 

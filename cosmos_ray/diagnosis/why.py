@@ -39,7 +39,7 @@ def explain(run: str, pulse: Mapping[str, Any], lives: bool | None, doing: Mappi
                                 sorted(pulse.get("waiting", ()), key=lambda row: -row["seconds"])], "nobody has waited for long")
     for what, rows in views.items():
         if what != "progress":
-            lines += _section(what, [_row(row) for row in rows], "none")
+            lines += _section(what, [row_text(row) for row in rows], "none")
     oldest = [(row["oldest_s"], row["oldest"], row["who"]) for rows in views.values() for row in rows if row.get("oldest")]
     if oldest:
         seconds, name, holder = max(oldest)
@@ -58,8 +58,8 @@ def _section(title: str, rows: Sequence[str], none: str) -> list[str]:
     return [title, *(f"  {row}" for row in rows or [none])] if rows or none else []
 
 
-def _row(row: Mapping[str, Any]) -> str:
-    """One row of a view."""
+def row_text(row: Mapping[str, Any]) -> str:
+    """One row of a view of workers, inference actors or the learner, as a line."""
     if "tickets" in row:  # of a fleet
         asked = "" if row["asked_s"] is None else f", asked {row['asked_s']:.0f} s ago"
         waits = f"; waits for {row['waits_for']}" if row["waits_for"] else ""

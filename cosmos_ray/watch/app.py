@@ -49,6 +49,7 @@ class Watch:
         self.now = Now(self.episodes, folder, config)
         self.rendering = Rendering(store, config.sim.task if config else "")
         self.lock = threading.Lock()  #: around rendering, which is not thread-safe
+        self._changed = False  #: since the last snapshot
         self.revision, self.text = 0, json.dumps(self.now.snapshot() | {"trouble": ""})  #: the snapshot and its number
         self._told = 0.0
         self.trouble = ""  #: why the files cannot be read at the moment
@@ -62,15 +63,15 @@ class Watch:
     def update(self) -> None:
         """One look at the files. What cannot be read now is told on the page and tried again."""
         try:
-            changed = self.now.update() | self.episodes.update()
+            self._changed |= self.now.update() | self.episodes.update()
             trouble = ""
         except (CosmosRayError, OSError) as error:
-            changed, trouble = False, str(error)
+            trouble = str(error)
         told = time.monotonic() - self._told
-        if changed and told >= EVERY_S or trouble != self.trouble or told >= ALIVE_S:
+        if self._changed and told >= EVERY_S or trouble != self.trouble or told >= ALIVE_S:
             if trouble and trouble != self.trouble:
                 logger.warning("the page waits: %s", trouble)
-            self.trouble, self._told = trouble, time.monotonic()
+            self.trouble, self._told, self._changed = trouble, time.monotonic(), False
             self.text = json.dumps({**self.now.snapshot(), "trouble": trouble})
             self.revision += 1
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from cosmos_ray.config import RunConfig
+from cosmos_ray.diagnosis.pulse import PULSE_S, lives, read_pulse
+from cosmos_ray.diagnosis.why import row_text
 from cosmos_ray.evidence import wilson
 from cosmos_ray.replay.format.episode import SOURCES
 from cosmos_ray.watch.episodes import Episodes
@@ -32,10 +34,14 @@ class Now:
         self.metrics = Metrics(folder / "metrics.jsonl") if folder else None
         self._wilson: dict[tuple[int, int], tuple[float, float]] = {}
         self._report: tuple[float, dict[str, Any] | None] = (0.0, None)
+        self._pulse: dict[str, Any] | None = None
 
     def update(self) -> bool:
-        """Read what was added to the run's metrics; whether anything was. OSError."""
-        return self.metrics.update() if self.metrics else False
+        """Read what was added to the run's metrics, and the pulse of the command that works on it; whether anything was new. OSError."""
+        if self.folder is None or self.metrics is None:
+            return False
+        before, self._pulse = self._pulse, read_pulse(self.folder)
+        return self.metrics.update() or self._pulse != before
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the panel shows, as plain JSON."""
@@ -45,7 +51,8 @@ class Now:
         created = index["created"][rows]
         recent = rows[created > now - RECENT_S]
         rates = {"episodes_per_min": len(recent) * 60 / RECENT_S, "env_steps_per_s": float(index["length"][recent].sum()) / RECENT_S}
-        stage = self._stage(rows, created, now)
+        command = self._command(now)
+        stage = self._stage(rows, created, now) if command is None else command.pop("stage") or self._stage(rows, created, now)
         if metrics and stage and stage["name"] in CURVES:
             rates["learner_steps_per_s"] = metrics.rate(stage["name"]) or 0.0
         return {"time": now, "name": self.config.name if self.config else "", "store": str(self.episodes.store.root),
@@ -56,7 +63,22 @@ class Now:
                 "versions": self._versions(rows), "over_time": _over_time(created, index["success"][rows], index["source"][rows]),
                 "curves": {name: _thin(points) for name, points in metrics.curves.items()} if metrics else {},
                 "marks": list(metrics.marks) if metrics else [], "staleness": list(metrics.staleness) if metrics else [],
-                "version": metrics.last.get("refine", {}).get("version") if metrics else None, "evaluation": self._evaluation()}
+                "version": metrics.last.get("refine", {}).get("version") if metrics else None, "evaluation": self._evaluation(),
+                "command": command}
+
+    def _command(self, now: float) -> dict[str, Any] | None:
+        """{words, age, waiting, processes, stage} of the command that works on the run, as it says itself; None where none does, or where
+        its last sign is old. ``stage`` as of :meth:`_stage`, None between two stages."""
+        pulse = self._pulse
+        if pulse is None or lives(pulse) is False or now - pulse["time"] > 10 * PULSE_S:
+            return None
+        views = dict(pulse["views"])
+        row = next(iter(views.pop("progress", ())), None)
+        stage = row and {"name": row["what"].split()[0], "done": row["done"], "total": row["total"], "left": row["left_s"],
+                         "since": pulse["time"], "ended": False}
+        return {"words": pulse["command"], "age": max(0.0, now - pulse["time"]), "stage": stage,
+                "waiting": [f"{wait['who']}: {wait['on']}, {wait['seconds']:.0f} s" for wait in pulse["waiting"] if wait["seconds"] > 2.0],
+                "processes": [row_text(row) for rows in views.values() for row in rows]}
 
     def _stage(self, rows: np.ndarray, created: np.ndarray, now: float) -> dict[str, Any] | None:
         """{name, done, total, left, since, ended} of what happened last: ``left`` in seconds, ``since`` when anything last happened."""

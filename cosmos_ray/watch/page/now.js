@@ -3,6 +3,7 @@ import { clock, duration, el, frame, legend, line, percent, short, svg, text, ti
 
 export function drawNow(place, state) {
   const parts = [stageCard(state), facts(state)];
+  if (state.command) parts.push(working(state.command));
   if (state.versions.length)
     parts.push(card('Success by policy version', versions(state), legend([['blue', 'rollouts, with 95 % interval']])));
   if (state.over_time)
@@ -59,6 +60,15 @@ function stageCard(state) {
       state.stages.length ? `; done: ${state.stages.map((d) => `${d.name} (${duration(d.seconds || 0)})`).join(', ')}` : '',
     ),
   );
+  return made;
+}
+
+// The processes of the command that works on the run, as it tells of them every two seconds.
+function working(command) {
+  const lines = (rows, name) => el('ul', { className: 'plain', 'aria-label': name }, ...rows.map((row) => el('li', {}, row)));
+  const made = el('div', { className: 'card wide' }, el('h2', {}, 'At work'), lines(command.processes, 'processes'));
+  if (command.waiting.length) made.append(el('h2', {}, 'Waits'), lines(command.waiting, 'waits'));
+  made.append(el('p', { className: 'muted' }, `${command.words}; said ${Math.round(command.age)} s ago`));
   return made;
 }
 
