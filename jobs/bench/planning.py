@@ -9,6 +9,8 @@ to 5 for each future, as in the paper. Choices and scores are compared before an
 ``exact_vs_serial``: all candidates together, eager on both sides. ``exact_vs_serial_compiled``: the same, compiled on both sides.
 ``pruned_vs_serial``: compiled and with early rejection, against serial and eager. ``one_way_vs_serial``: a network of
 ``model.attention one-way``, which reads a state once, compiled, against a serial and eager network of the same size with full attention.
+``fast_vs_serial``: another plan, compiled: two evaluations for a candidate, one for its future and one for the value of that;
+``one_way_fast_vs_serial`` is the same with one-way attention. `jobs/studies/fast_planning.toml` is the study of what that costs in success.
 Time does not depend on the weights, except with early rejection: what a checkpoint does not give is untrained.
 
 A figure is the median over rounds with the smallest and the largest.
@@ -42,6 +44,7 @@ from jobs.bench import serial_planner  # noqa: E402
 from jobs.bench.replay_timing import Report, progress  # noqa: E402
 
 PAPER = PlannerConfig(candidates=8, futures=3, future_steps=5, value_samples=5, value_steps=5, aggregate="majority_mean")
+FAST, FAST_STEPS = PlannerConfig(candidates=8), 2
 ACT_STEPS = 10  #: network evaluations of a proposed chunk, as in the paper's planning
 
 Observed = tuple[torch.Tensor, Prompts, int]  #: latents (1, C, T, h, w), one prompt, seed
@@ -124,7 +127,8 @@ def time_all(policy: CosmosPolicy, states: list[Observed], pruned: PlannerConfig
     calls: dict[str, Callable[[Observed], object]] = {
         "serial": lambda seen: serial_planner.plan(policy, *seen, ACT_STEPS, PAPER),
         "exact": lambda seen: batched(policy, seen, ACT_STEPS, PAPER),
-        "rejecting": lambda seen: batched(policy, seen, ACT_STEPS, pruned)}
+        "rejecting": lambda seen: batched(policy, seen, ACT_STEPS, pruned),
+        "fast": lambda seen: batched(policy, seen, FAST_STEPS, FAST)}
     for how in ("none", "compile"):
         accelerate(policy, how)
         for call in calls.values():
@@ -161,6 +165,8 @@ def main() -> None:
     report.add("exact_vs_serial_compiled", times["serial compile"], times["exact compile"], "compiled on both sides")
     report.add("pruned_vs_serial", times["serial none"], times["rejecting compile"], "early rejection and compilation")
     report.add("one_way_vs_serial", times["serial none"], times["one-way exact compile"], "one-way attention and compilation")
+    report.add("fast_vs_serial", times["serial none"], times["fast compile"], "few evaluations and compilation: other choices")
+    report.add("one_way_fast_vs_serial", times["serial none"], times["one-way fast compile"], "and one-way attention")
     report.add("one_way_pruned_vs_serial", times["serial none"], times["one-way rejecting compile"], "and early rejection")
 
 
