@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON_BIN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo libero test test-slow bench-gpu chaos-replay chaos-loop lint setup setup-dev setup-libero clean
+.PHONY: demo libero test test-slow bench-gpu chaos chaos-replay chaos-loop lint setup setup-dev setup-libero clean
 
 demo: setup
 	$(PYTHON_BIN) -m cosmos_ray demo $(ARGS)
@@ -24,6 +24,9 @@ bench-gpu: setup-dev
 chaos-replay: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos/replay.py $(ARGS)
 
+chaos: setup-dev
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos/schedule.py $(ARGS)
+
 chaos-loop: setup-dev
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) jobs/chaos/loop.py $(ARGS)
 
@@ -32,7 +35,7 @@ lint: setup-dev
 	$(PYTHON_BIN) -m mypy
 
 setup:
-	@cluster/setup.sh $(VENV)
+	@cluster/setup.sh $(VENV) serve
 
 setup-libero:
 	@cluster/setup.sh $(VENV) libero
