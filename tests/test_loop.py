@@ -258,14 +258,6 @@ def test_ray_job_submit_refine_against_a_local_head(finished_run, tmp_path, head
     assert (folder / "checkpoints" / "refined" / "policy.json").exists()
 
 
-def test_cluster_file_is_valid_for_ray_up():
-    import yaml
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    for file in (ROOT / "cluster").glob("*.yaml"):
-        validate_config(prepare_config(yaml.safe_load(file.read_text())))
-    assert list((ROOT / "cluster").glob("*.yaml"))
-
 
 def test_episode_files_are_plain_arrow(finished_run):
     """The store is readable without this package."""

@@ -1,6 +1,5 @@
 """`why`: the pulse of a running command, what it says of waits, deaths and silence, and the stacks of real processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,14 +11,12 @@ import psutil
 import pytest
 
 from cosmos_ray.commands.cli import main
-from cosmos_ray.config import RunConfig
 from cosmos_ray.diagnosis import stacks
 from cosmos_ray.diagnosis.pulse import Pulse, lives, pulse_file, read_pulse
 from cosmos_ray.diagnosis.stacks import Doing
 from cosmos_ray.diagnosis.why import explain
-from cosmos_ray.run import open_run
 from cosmos_ray.supervision import Supervisor
-from cosmos_ray.use import Use
+from tests.conftest import environment
 from tests.scripted_cluster import Cluster
 from tests.test_fleet_core import make, poll_until
 
@@ -148,18 +145,30 @@ def test_a_fleet_tells_how_its_workers_are():
 
 
 def test_an_open_run_has_a_pulse_and_leaves_none(tmp_path, capsys):
-    config = RunConfig(root=str(tmp_path), name="x")
-    with open_run(config, Use(), quiet=True):
-        end = time.monotonic() + LONG
+    program = """
+        import sys
+        from cosmos_ray.config import RunConfig
+        from cosmos_ray.run import open_run
+        from cosmos_ray.use import Use
+        with open_run(RunConfig(root=sys.argv[1], name="x"), Use(), quiet=True):
+            sys.stdin.readline()
+    """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], stdin=subprocess.PIPE, env=environment())
+    try:
+        end = time.monotonic() + 3 * LONG
         while read_pulse(tmp_path / "x") is None:
-            assert time.monotonic() < end
+            assert time.monotonic() < end and child.poll() is None
             time.sleep(0.05)
         assert main(["why", "--root", str(tmp_path), "--name", "x"]) == 0
         text = capsys.readouterr().out
-        assert text.startswith("run x: `cosmos_ray") and "nobody has waited for long" in text
+        assert text.startswith(f"run x: `cosmos_ray {tmp_path}`, process {child.pid} ") and "nobody has waited for long" in text
+        child.communicate(b"\n", timeout=3 * LONG)
+        assert child.returncode == 0
+    finally:
+        child.kill()
+        child.wait()
     assert not pulse_file(tmp_path / "x").exists()
     assert main(["why", "--root", str(tmp_path), "--name", "x"]) == 1
     assert "no command works on run x now" in capsys.readouterr().out
     assert main(["why", "--root", str(tmp_path), "--name", "y"]) == 2
     assert "there is no run 'y'" in capsys.readouterr().err
-    assert json.loads((tmp_path / "x" / "config.json").read_text())

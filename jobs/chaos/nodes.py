@@ -158,7 +158,7 @@ class TwoNodes:
         """SIGKILL the cluster's control store and start it again as it was. It knows the cluster only with ``redis``."""
         # `ray start` would end the head when one of its processes dies.
         self.head.process.send_signal(signal.SIGSTOP)
-        own = [p for p in self.head.processes() if p.name() == "gcs_server"]
+        own = [p for p in self.head.processes() if p.name() == "gcs_server" and p.status() != psutil.STATUS_ZOMBIE]
         store = own[0] if own else psutil.Process(self._gcs[-1].pid)  # it was restarted before
         arguments, variables = store.cmdline(), store.environ()
         store.kill()

@@ -41,7 +41,7 @@ STALL_S = 10.0  #: after which the command must say what it waits for
 DISK_MB = 1500  #: of the disk that becomes full
 STOPPED = ("rollout worker", "simulator child", "inference actor", "learner rank", "driver")
 KILLED = ("rollout worker", "simulator child", "inference actor", "learner rank", "driver")
-SAYS = ("waiting for", "goes on after", " died (", "run the same command again", "is not whole")
+SAYS = ("waiting for", "goes on after", " died (", "run the same command again", "is not whole", "No space left")
 
 
 @dataclass
